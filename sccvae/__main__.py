@@ -1,0 +1,115 @@
+"""The command line: `sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch`."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `sccvae`."""
+    top = argparse.ArgumentParser(
+        prog="sccvae", description="Integrate and denoise single-cell counts with a variational autoencoder."
+    )
+    top.add_argument("--version", action="version", version=f"sccvae {version('sccvae')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "integrate",
+        help="train on the counts of an .h5ad file and write embedding and expression back",
+        description="Train a model on raw counts and write an .h5ad with obsm['X_sccvae'] (embedding), "
+        "layers['sccvae'] and layers['sccvae_corrected'] (denoised expression, in each cell's batch and averaged over "
+        "all batches), obs['sccvae_library'] and uns['sccvae'].",
+        epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("input", type=Path, help=".h5ad file with raw counts")
+    command.add_argument("-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".h5ad file to write")
+    command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
+    command.add_argument("--layer", help="layer with the counts, where they are not in X")
+    command.add_argument(
+        "--mask-var", metavar="COLUMN", help="boolean column of var: genes to model; 'all' for all of them; "
+        "without it, var['highly_variable'] if there is one",
+    )  # fmt: skip
+    command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of what is written")
+    command.add_argument(
+        "--likelihood", choices=("zinb", "nb", "poisson"), default=argparse.SUPPRESS, help="distribution of the counts"
+    )
+    command.add_argument("--n-latent", type=int, default=argparse.SUPPRESS, help="dimensions of the embedding")
+    command.add_argument("--max-epochs", type=int, default=argparse.SUPPRESS, help="passes over the training cells")
+    command.add_argument("--no-expression", action="store_true", help="leave the two expression matrices out")
+    command.add_argument("--save-model", type=Path, metavar="FOLDER", help="also save the trained model there")
+    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    return top
+
+
+def integrate(arguments: argparse.Namespace) -> None:
+    """Run `sccvae integrate`."""
+    import anndata
+
+    from sccvae import SCCVAE, tl
+
+    _check_paths(arguments)
+    adata = anndata.read_h5ad(arguments.input)
+    mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
+    given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
+    options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
+    model = SCCVAE(
+        adata,
+        batch_key=arguments.batch_key,
+        layer=arguments.layer,
+        mask_var=None if mask == "all" else mask,
+        seed=arguments.seed,
+        device=arguments.device,
+        **options,
+    )
+    model.train(getattr(arguments, "max_epochs", None))
+    tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
+    _write(adata, arguments.output)
+    if arguments.save_model:
+        model.save(arguments.save_model, overwrite=True)
+    print(f"{model}\nwritten: {arguments.output}")
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Find out before the training, not after it."""
+    if not arguments.input.is_file():
+        raise FileNotFoundError(f"There is no file {arguments.input}.")
+    folder = arguments.output.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of the output does not exist: {folder}.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The folder of the output cannot be written to: {folder}.")
+
+
+def _write(adata, path: Path) -> None:
+    """Write beside the target and rename, so that a killed run leaves no half file under the target's name."""
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+    os.close(handle)
+    try:
+        adata.write_h5ad(part, compression="gzip")
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        integrate(arguments)
+    except KeyboardInterrupt:
+        print("sccvae: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"sccvae: error: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Counts in memory and the minibatches that training reads from them.
+
+`Counts` knows no AnnData (see `inputs`): it is an immutable sparse matrix with what goes along each cell.
+A `Minibatch` stays sparse; nothing here ever builds a dense (cells, genes) array of more than one minibatch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.special import gammaln
+
+
+class Minibatch(NamedTuple):
+    """The cells of one step: stored values in CSR form, and what goes along each cell."""
+
+    indptr: torch.Tensor  # (cells + 1,) int64, where each cell's values begin
+    genes: torch.Tensor  # (stored,) int64
+    values: torch.Tensor  # (stored,) float32
+    n_genes: int
+    log_total: torch.Tensor  # (cells,) log of the cell's total count
+    log_size: torch.Tensor  # (cells,) log of the observed library size: total count or scaled size factor
+    log_factorial: torch.Tensor  # (cells,) sum over genes of log(x!), a constant of the data
+    codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
+    continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
+
+    @classmethod
+    def of_covariates(cls, codes: np.ndarray, n_continuous: int, n_genes: int) -> "Minibatch":
+        """Cells without counts: only their covariates, the continuous ones at their means (0)."""
+        n, none = len(codes), torch.zeros(0)
+        return cls(
+            indptr=torch.zeros(n + 1, dtype=torch.int64),
+            genes=none.long(),
+            values=none,
+            n_genes=n_genes,
+            log_total=torch.zeros(n),
+            log_size=torch.zeros(n),
+            log_factorial=torch.zeros(n),
+            codes=torch.from_numpy(codes),
+            continuous=torch.zeros(n, n_continuous),
+        )
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.indptr) - 1
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Row of every stored value, (stored,)."""
+        return torch.repeat_interleave(torch.arange(self.n_cells, device=self.indptr.device), self.indptr.diff())
+
+    def dense(self) -> torch.Tensor:
+        """The minibatch as a dense array, (cells, genes)."""
+        x = self.values.new_zeros(self.n_cells, self.n_genes)
+        x[self.rows, self.genes] = self.values
+        return x
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Minibatch":
+        """The minibatch on `device`, its real numbers as `dtype`."""
+        move = lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=True)  # noqa: E731
+        return self._make(move(f) if isinstance(f, torch.Tensor) else f for f in self)
+
+    def with_batch(self, code: int) -> "Minibatch":
+        """The same cells as if they had been measured in batch number `code`."""
+        codes = self.codes.clone()
+        codes[:, 0] = code
+        return self._replace(codes=codes)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Checked values of all cells, sparse, with library sizes and covariates; its arrays are read-only.
+
+    Attributes
+    ----------
+    matrix
+        (cells, genes) CSR, float32, int32 indices: no explicit zeros, no duplicates.
+    codes
+        (cells, 1 + categorical covariates) int64; column 0 is the batch.
+    n_levels
+        Number of categories of each column of `codes`.
+    continuous
+        (cells, continuous covariates) float32, standardised.
+    log_size
+        (cells,) float32, log of the library size the model takes as observed: the total count unless size factors
+        are given.
+    log_total, log_factorial
+        (cells,) float32: log total count; sum over genes of log(x!).
+    """
+
+    matrix: sp.csr_matrix
+    codes: np.ndarray
+    n_levels: tuple[int, ...]
+    continuous: np.ndarray
+    log_size: np.ndarray
+    log_total: np.ndarray
+    log_factorial: np.ndarray
+
+    @classmethod
+    def from_csr(
+        cls,
+        matrix: sp.csr_matrix,
+        *,
+        codes: np.ndarray | None = None,
+        n_levels: tuple[int, ...] = (1,),
+        continuous: np.ndarray | None = None,
+        log_size: np.ndarray | None = None,
+        nonnegative: bool = True,
+    ) -> "Counts":
+        """Counts of a canonical float32 CSR matrix, which is taken over, not copied.
+
+        `nonnegative=False` is for real-valued data, which have no totals and no factorials.
+        """
+        n = matrix.shape[0]
+        log_total, log_factorial = np.zeros((2, n), dtype=np.float32)
+        if nonnegative:
+            log_total = np.log(np.maximum(np.asarray(matrix.sum(1, dtype=np.float64)).ravel(), 1e-8)).astype(np.float32)
+            log_factorial = _row_sums_of_log_factorials(matrix)
+        counts = cls(
+            matrix=matrix,
+            codes=np.zeros((n, 1), dtype=np.int64) if codes is None else codes,
+            n_levels=n_levels,
+            continuous=np.zeros((n, 0), dtype=np.float32) if continuous is None else continuous,
+            log_size=log_total if log_size is None else log_size,
+            log_total=log_total,
+            log_factorial=log_factorial,
+        )
+        arrays = [getattr(counts, f.name) for f in fields(counts)] + [matrix.data, matrix.indices, matrix.indptr]
+        for array in arrays:
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
+        return counts
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.matrix.shape[1]
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return self.n_levels[0]
+
+    def __getitem__(self, cells: np.ndarray) -> "Counts":
+        """The cells numbered `cells`, in that order."""
+        per_cell = ("matrix", "codes", "continuous", "log_size", "log_total", "log_factorial")
+        return replace(self, **{name: getattr(self, name)[cells] for name in per_cell})
+
+    def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
+        """The cells numbered `cells` as tensors on the CPU, in that order."""
+        part = self.matrix[cells]
+        return Minibatch(
+            indptr=torch.from_numpy(part.indptr.astype(np.int64)),
+            genes=torch.from_numpy(part.indices.astype(np.int64)),
+            values=torch.from_numpy(part.data.copy()),
+            n_genes=self.n_genes,
+            **{
+                name: torch.from_numpy(getattr(self, name)[cells].copy())
+                for name in ("log_total", "log_size", "log_factorial", "codes", "continuous")
+            },
+        )
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Minibatch]]:
+        """All cells in order, `size` at a time: (rows, minibatch)."""
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            yield rows, self.minibatch(rows)
+
+    def library_prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the log total counts within each batch, 2 x (batches,) float32.
+
+        A batch without two different totals takes the variance over all cells.
+        """
+        batch, log_size = self.codes[:, 0], self.log_size.astype(np.float64)
+        n = np.maximum(np.bincount(batch, minlength=self.n_batches), 1)
+        mean = np.bincount(batch, log_size, minlength=self.n_batches) / n
+        variance = np.bincount(batch, (log_size - mean[batch]) ** 2, minlength=self.n_batches) / n
+        overall = max(float(log_size.var()), 1e-2)
+        return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
+
+
+def _row_sums_of_log_factorials(matrix: sp.csr_matrix) -> np.ndarray:
+    """(cells,) sum of log(x!), through a table of the small counts, which are nearly all there are."""
+    data = matrix.data
+    table = gammaln(np.arange(1, 258, dtype=np.float64))
+    small = np.minimum(data, 256).astype(np.int64)
+    terms = table[small]
+    big = data > 256
+    terms[big] = gammaln(data[big].astype(np.float64) + 1)
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.bincount(rows, terms, minlength=matrix.shape[0]).astype(np.float32)
+
+
+def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cells for training and for validation: 2 arrays of sorted cell numbers.
+
+    Every batch gives the same share; a batch too small to spare a cell goes to training whole.
+
+    Parameters
+    ----------
+    batch
+        (cells,) batch code of every cell.
+    train_size
+        Share of the cells to train on, in (0, 1].
+    """
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size is {train_size}; expected a share of the cells in (0, 1], such as 0.9.")
+    held = []
+    for code in np.unique(batch):
+        cells = np.flatnonzero(batch == code)
+        n_held = min(int(round(len(cells) * (1 - train_size))), len(cells) - 1)
+        held.append(rng.permutation(cells)[:n_held])
+    validation = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(batch)), validation), validation
+
+
+def shuffled(cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One epoch: `cells` in random order, cut into minibatches of nearly equal size, none above `batch_size`.
+
+    Equal sizes, because a short last minibatch would weigh its cells more than the others.
+    """
+    return np.array_split(rng.permutation(cells), -(-len(cells) // batch_size))

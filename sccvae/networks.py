@@ -1,0 +1,228 @@
+"""The two networks, and the only weights of the model: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads.
+
+Weights are drawn from, and dropout uses, a generator handed in: torch's global random state is never touched.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sccvae.data import Minibatch
+from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
+
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+Library = Literal["lognormal", "observed"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the shape of the model; the defaults are written in `SCCVAE`, where users see them."""
+
+    n_genes: int
+    n_levels: tuple[int, ...]  # categories of the batch and of each further categorical covariate
+    n_continuous: int
+    n_hidden: int
+    n_latent: int
+    n_layers: int
+    dropout_rate: float
+    dispersion: Dispersion
+    gene_likelihood: LikelihoodName
+    library: Library
+    encode_covariates: bool
+    dropout_cost: float  # nats charged for each expected drop-out
+
+    def __post_init__(self) -> None:
+        for name in ("n_hidden", "n_latent", "n_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
+        if self.dropout_cost < 0:
+            raise ValueError(f"dropout_cost is {self.dropout_cost}; expected nats per drop-out, 0 or more.")
+
+    @property
+    def infers_library(self) -> bool:
+        """Whether q(log l|x) exists."""
+        return LIKELIHOODS[self.gene_likelihood].has_library and self.library == "lognormal"
+
+
+def check_choices(**choices: str) -> None:
+    """Raise ValueError unless every choice is one that an `Architecture` knows."""
+    known = {"gene_likelihood": LIKELIHOODS, "dispersion": get_args(Dispersion), "library": get_args(Library)}
+    for name, value in choices.items():
+        if value not in known[name]:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known[name]))}.")
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions, one per entry."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """A reparameterised draw: mean + sd * noise."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.variance.sqrt() * noise
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        """Log density of every entry."""
+        return -0.5 * ((x - self.mean).square() / self.variance + self.variance.log() + 1.8378770664093453)
+
+    def kl(self, prior: "Gaussian") -> torch.Tensor:
+        """KL(self || prior) of every entry: (v/v0 + (mu - mu0)^2/v0 - 1 - log v/v0) / 2."""
+        ratio = self.variance / prior.variance
+        return 0.5 * (ratio + (self.mean - prior.mean).square() / prior.variance - 1 - ratio.log())
+
+
+def linear(n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = False) -> nn.Linear:
+    """A linear layer with Xavier weights from `generator` (or zeros) and zero bias."""
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    nn.init.zeros_(layer.bias)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+    return layer
+
+
+class SparseLinear(nn.Module):
+    """A linear layer over stored values only: zeros add nothing, so each cell sums a few rows of the weights."""
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        nn.init.xavier_uniform_(self.weight, generator=generator)
+
+    def forward(self, x: Minibatch, values: torch.Tensor) -> torch.Tensor:
+        """(cells, n_out), with `values` (stored,) in place of the minibatch's own."""
+        summed = F.embedding_bag(
+            x.genes, self.weight, x.indptr, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
+        return summed + self.bias
+
+
+class CovariateOffset(nn.Module):
+    """What batch and covariates add to a layer: the one-hot columns of its input, as a gather."""
+
+    def __init__(self, n_levels: tuple[int, ...], n_continuous: int, n_out: int):
+        super().__init__()
+        # A covariate with one level would only repeat the bias.
+        self.used = [column for column, n in enumerate(n_levels) if n > 1]
+        self.levels = nn.ParameterList(torch.zeros(n_levels[column], n_out) for column in self.used)
+        if n_continuous:
+            self.slopes = nn.Parameter(torch.zeros(n_continuous, n_out))
+
+    def forward(self, h: torch.Tensor, x: Minibatch) -> torch.Tensor:
+        """`h` plus the offset, (cells, n_out)."""
+        for column, levels in zip(self.used, self.levels, strict=True):
+            h = h + F.embedding(x.codes[:, column], levels)
+        return h + x.continuous @ self.slopes if hasattr(self, "slopes") else h
+
+
+class Dropout(nn.Module):
+    """Dropout whose noise comes from the generator handed in."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, h: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """`h` as it is in evaluation; in training, entries zeroed with probability `rate`, the rest scaled up."""
+        if not self.training or self.rate == 0:
+            return h
+        keep = torch.empty_like(h).bernoulli_(1 - self.rate, generator=generator)
+        return h * keep.div_(1 - self.rate)
+
+
+class Block(nn.Module):
+    """What follows a layer's linear map: covariate offset, layer norm, ReLU, dropout.
+
+    Layer norm, not batch norm: a cell's code does not depend on its neighbours in the minibatch, and one cell will do.
+    """
+
+    def __init__(self, n_hidden: int, n_levels: tuple[int, ...], n_continuous: int, dropout_rate: float):
+        super().__init__()
+        self.offset = CovariateOffset(n_levels, n_continuous, n_hidden)
+        self.norm = nn.LayerNorm(n_hidden)
+        self.dropout = Dropout(dropout_rate)
+
+    def forward(self, h: torch.Tensor, x: Minibatch, generator: torch.Generator | None) -> torch.Tensor:
+        """(cells, n_hidden) -> (cells, n_hidden)."""
+        return self.dropout(F.relu(self.norm(self.offset(h, x))), generator)
+
+
+class Encoder(nn.Module):
+    """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total."""
+
+    def __init__(self, a: Architecture, generator: torch.Generator):
+        super().__init__()
+        covariates = (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
+        self.takes_counts = LIKELIHOODS[a.gene_likelihood].support == "counts"
+        self.first = SparseLinear(a.n_genes, a.n_hidden, generator)
+        self.linears = nn.ModuleList(linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
+        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
+        self.z_mean = linear(a.n_hidden, a.n_latent, generator)
+        self.z_log_variance = linear(a.n_hidden, a.n_latent, generator, zero=True)
+        self.register_buffer("log_target", torch.zeros(()))  # log of the common total, set from the data
+        self.library = linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
+        if self.library is not None:
+            nn.init.constant_(self.library.bias[1:], -4.0)  # the observed total is a good guess: start sure of it
+
+    def forward(self, x: Minibatch, generator: torch.Generator | None = None) -> tuple[Gaussian, Gaussian | None]:
+        """q(z|x), (cells, n_latent), and q(log l|x), (cells,), None where the library is observed or absent."""
+        values = x.values
+        if self.takes_counts:
+            values = torch.log1p(values * torch.exp(self.log_target - x.log_total)[x.rows])
+        h = self.blocks[0](self.first(x, values), x, generator)
+        for layer, block in zip(self.linears, self.blocks[1:], strict=True):
+            h = block(layer(h), x, generator)
+        q_z = Gaussian(self.z_mean(h), self.z_log_variance(h).clamp(-12, 8).exp() + 1e-6)
+        if self.library is None:
+            return q_z, None
+        residual, log_variance = self.library(h).unbind(1)
+        return q_z, Gaussian(x.log_size + residual, log_variance.clamp(-12, 4).exp())
+
+
+class Decoder(nn.Module):
+    """z and covariates -> the heads that a likelihood needs: logits, dispersion, drop-out logits."""
+
+    def __init__(self, a: Architecture, generator: torch.Generator):
+        super().__init__()
+        likelihood, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
+        sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
+        self.linears = nn.ModuleList(linear(m, n, generator) for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
+        self.logits = linear(a.n_hidden, a.n_genes, generator)
+        self.offset = CovariateOffset(*covariates, a.n_genes)
+        self.dispersion = a.dispersion if likelihood.has_dispersion else None
+        if self.dispersion == "gene-cell":
+            self.dispersion_head = linear(a.n_hidden, a.n_genes, generator, zero=True)
+        elif self.dispersion is not None:
+            n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
+            self.log_dispersion = nn.Parameter(torch.zeros(n_rows, a.n_genes))
+        self.dropout = linear(a.n_hidden, a.n_genes, generator, zero=True) if likelihood.has_dropout else None
+        if self.dropout is not None:
+            nn.init.constant_(self.dropout.bias, -3.0)  # zero inflation must be earned: start near none
+
+    def forward(self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None) -> Decoded:
+        """(cells, n_latent) -> heads, (cells, n_genes) each; of `x` only the covariates are read."""
+        h = z
+        for layer, block in zip(self.linears, self.blocks, strict=True):
+            h = block(layer(h), x, generator)
+        dropout = None if self.dropout is None else self.dropout(h)
+        return Decoded(self.offset(self.logits(h), x), self._log_dispersion(h, x), dropout)
+
+    def _log_dispersion(self, h: torch.Tensor, x: Minibatch) -> torch.Tensor | None:
+        match self.dispersion:
+            case "gene":
+                return self.log_dispersion[0]
+            case "gene-batch":
+                return F.embedding(x.codes[:, 0], self.log_dispersion)
+            case "gene-cell":
+                return self.dispersion_head(h)
+        return None

@@ -1,0 +1,196 @@
+"""What a trained `VAE` says of cells: arrays in, arrays out, a chunk of cells at a time.
+
+Every function is deterministic: posterior means, or draws from a generator seeded by the caller.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sccvae.data import Counts, Minibatch
+from sccvae.likelihoods import Decoded
+from sccvae.networks import Gaussian
+from sccvae.vae import VAE
+
+
+class Draw(NamedTuple):
+    """One decoding of a chunk of cells."""
+
+    rows: slice
+    x: Minibatch
+    decoded: Decoded
+    log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
+
+
+def device_of(vae: VAE) -> torch.device:
+    """Where the model's weights are."""
+    return vae.library_mean.device
+
+
+def chunk_of(counts: Counts) -> int:
+    """Cells to decode at once: about a million values, enough for the arithmetic and little memory."""
+    return max(16, 2**20 // counts.n_genes)
+
+
+@torch.no_grad()
+def encode(
+    vae: VAE, counts: Counts, chunk_size: int | None = None
+) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
+    """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
+    vae.eval()
+    for rows, x in counts.chunks(chunk_size or chunk_of(counts)):
+        x = x.to(device_of(vae))
+        yield rows, x, *vae.encoder(x)
+
+
+@torch.no_grad()
+def decode(
+    vae: VAE,
+    counts: Counts,
+    chunk_size: int | None = None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+) -> Iterator[Draw]:
+    """Decode all cells in order: for each chunk, for each sample, for each batch.
+
+    Parameters
+    ----------
+    batches
+        Codes of the batches to decode in; None stands for each cell's own.
+    n_samples
+        Draws of z and l per cell; None decodes the posterior means once.
+    """
+    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
+        for _ in range(n_samples or 1):
+            z = q_z.mean if n_samples is None else q_z.sample(noise)
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.mean if n_samples is None else q_l.sample(noise)
+            for batch in batches:
+                there = x if batch is None else x.with_batch(batch)
+                yield Draw(rows, there, vae.decoder(z, there), log_l)
+
+
+@torch.no_grad()
+def expression(
+    vae: VAE,
+    counts: Counts,
+    library_size: float | Literal["latent", "observed"],
+    genes: np.ndarray | None,
+    chunk_size: int | None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows, normalised expression of the genes asked, averaged over samples and batches), chunk by chunk."""
+    columns = None if genes is None else torch.from_numpy(genes).to(device_of(vae))
+    per_chunk, total, done = (n_samples or 1) * len(batches), None, 0
+    for draw in decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        rho = vae.likelihood.expression(draw.decoded)
+        rho = rho if columns is None else rho[:, columns]
+        if library_size == "latent" and draw.log_library is not None:
+            rho = rho * draw.log_library.exp()[:, None]
+        elif library_size == "observed":
+            rho = rho * draw.x.log_size.exp()[:, None]
+        elif library_size != 1:
+            rho = rho * library_size
+        total, done = rho if total is None else total.add_(rho), done + 1
+        if done == per_chunk:
+            yield draw.rows, (total / per_chunk).cpu().numpy()
+            total, done = None, 0
+
+
+@torch.no_grad()
+def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
+    """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
+    shape = (len(counts), counts.n_genes)
+    spread = "scale" if vae.likelihood.support == "real" else "dispersions"
+    result: dict[str, np.ndarray] = {"mean": np.empty(shape, dtype=np.float32)}
+    for draw in decode(vae, counts, batches=[None], n_samples=None, seed=0):
+        result["mean"][draw.rows] = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
+        if (log_dispersion := draw.decoded.log_dispersion) is not None:
+            values = log_dispersion.exp().cpu().numpy()
+            if values.ndim == 1:
+                result[spread] = np.broadcast_to(values, shape)
+            else:
+                result.setdefault(spread, np.empty(shape, dtype=np.float32))[draw.rows] = values
+        if draw.decoded.dropout is not None:
+            probability = torch.sigmoid(draw.decoded.dropout).cpu().numpy()
+            result.setdefault("dropout", np.empty(shape, dtype=np.float32))[draw.rows] = probability
+    return result
+
+
+@torch.no_grad()
+def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
+    """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
+    rng = np.random.default_rng(seed)
+    noise_seed = int(rng.integers(2**62))
+    draws = decode(vae, counts, batches=[None], n_samples=1, seed=noise_seed)
+    parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng)) for d in draws]
+    return sp.vstack(parts, format="csr")
+
+
+@torch.no_grad()
+def generate(
+    vae: VAE, codes: np.ndarray, rng: np.random.Generator
+) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
+    """Cells from the prior under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None."""
+    vae.eval()
+    a, device, parts, library = vae.architecture, device_of(vae), [], []
+    z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
+    chunk = max(16, 2**20 // a.n_genes)
+    for start in range(0, len(codes), chunk):
+        rows = slice(start, start + chunk)
+        x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
+        log_l = None
+        if vae.likelihood.has_library:
+            prior = vae.library_prior(x)
+            noise = torch.from_numpy(rng.standard_normal(x.n_cells).astype(np.float32)).to(device)
+            log_l = prior.mean + prior.variance.sqrt() * noise
+            library.append(log_l.exp().cpu().numpy())
+        decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
+        parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng)))
+    return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
+
+
+@torch.no_grad()
+def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
+    """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
+    terms = np.zeros((3, len(counts)))
+    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    vae.eval()
+    for rows, x in counts.chunks(chunk_of(counts)):
+        elbo = vae(x.to(device_of(vae)), noise)
+        terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
+    return terms
+
+
+@torch.no_grad()
+def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
+    """(cells,) importance-sampled log p(x): log of the mean of p(x|z,l) p(z) p(l) / (q(z|x) q(l|x)), z, l ~ q.
+
+    Burda, Grosse & Salakhutdinov 2016, equation 8; a lower bound that tightens with `n_samples`.
+    """
+    result = np.zeros(len(counts))
+    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    for rows, x, q_z, q_l in encode(vae, counts):
+        log_weights = []
+        for _ in range(n_samples):
+            z = q_z.sample(noise)
+            standard = Gaussian(torch.zeros_like(z), torch.ones_like(z))
+            log_w = (standard.log_prob(z) - q_z.log_prob(z)).sum(1)
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.sample(noise)
+                log_w = log_w + vae.library_prior(x).log_prob(log_l) - q_l.log_prob(log_l)
+            log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
+            log_weights.append((log_w + log_p).double())
+        result[rows] = (torch.logsumexp(torch.stack(log_weights), dim=0) - np.log(n_samples)).cpu().numpy()
+    return result

@@ -1,0 +1,372 @@
+"""Synthetic AnnData drawn from the generative model, with the truth kept beside the counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import log, sqrt
+from numbers import Integral
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.optimize import brentq
+from scipy.sparse import csr_matrix, vstack
+from scipy.special import expit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["simulate"]
+
+# Cells are drawn in blocks of this many, each block from its own random stream. So memory is bounded, and cell n is
+# the same cell however many follow it. Changing this number changes every simulated data set.
+_BLOCK = 256
+
+
+def simulate(
+    n_cells: int = 3000,
+    n_genes: int = 1000,
+    *,
+    n_batches: int = 3,
+    n_types: int = 6,
+    n_latent: int = 10,
+    batch_strength: float = 0.5,
+    dropout: float = 0.1,
+    mean_library: float = 300.0,
+    keep_truth: bool = True,
+    seed: int = 0,
+) -> AnnData:
+    r"""Draw cells from the model that sccvae fits, along a branching gradient of cell types.
+
+    Cell types are the segments of a binary tree in latent space: type :math:`k` begins where type
+    :math:`\lfloor (k-1)/2 \rfloor` ends, and its cells lie continuously along it, so neighbouring types blend into
+    one another as they do in differentiating tissue. For cell :math:`n` in batch :math:`s_n` and gene :math:`g`:
+
+    .. math::
+
+        z_n &= \text{point on the tree} + \text{Gaussian noise} \\
+        l_n &\sim \mathrm{LogNormal}(\mu_{s_n}, \sigma_{s_n}^2) \\
+        \rho_n &= \mathrm{softmax}(f(z_n, s_n)) \\
+        w_{ng} &\sim \mathrm{Gamma}(\theta_g, \text{mean } l_n \rho_{ng}) \\
+        x_{ng} &\sim \mathrm{Poisson}(w_{ng}) \text{ with probability } 1 - \pi_{ng}, \text{ else } 0
+
+    which is the zero-inflated negative binomial of Lopez et al. [1]_ in its gamma-Poisson form. :math:`f` is linear
+    in :math:`z` plus 16 tanh units; a batch moves each gene by its own amount and the tanh units as well, so that the
+    batch effect depends a little on the state of the cell. Types are spread alike over the batches: in the true
+    ``z``, batches are perfectly mixed.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Size of the data. Cells ``0 .. n`` are the same whatever ``n_cells`` is; the genes' parameters depend on
+        ``n_genes``.
+    n_batches, n_types, n_latent
+        Number of batches, of cell types (segments of the tree), of latent dimensions.
+    batch_strength
+        Standard deviation over genes of the batch effect on the log of the expression; 0 means none.
+    dropout
+        Mean probability of drop-out over all entries, in ``[0, 1)``. Genes of low expression drop out more often
+        than genes of high expression. 0 gives negative binomial counts.
+    mean_library
+        Mean of the latent library size :math:`l` over all cells, in molecules. Cells hold slightly fewer counts than
+        that, because drop-out comes after it.
+    keep_truth
+        Keep the three dense layers below: 12 bytes per cell and gene. Everything else is always kept.
+    seed
+        Seed of the private random generators, not negative. The same arguments give the same data.
+
+    Returns
+    -------
+    AnnData
+        Counts in ``X`` (CSR, float32), cells x genes, at least one count in every cell, and the truth:
+
+        - ``obsm["z"]`` (cells, n_latent), mean 0 and mean variance 1 over dimensions; ``obs["cell_type"]``,
+          ``obs["batch"]``; ``obs["gradient"]``, the distance from the root along the tree, 0 to 1;
+          ``obs["library"]``, the latent :math:`l` in molecules;
+        - ``layers["rho"]``, expression of the cell in its own batch, rows sum to 1; ``layers["rho_corrected"]``, the
+          mean over all batches of the expression the same cell would have there; ``layers["dropout"]``, the
+          probability :math:`\pi`;
+        - ``var["theta"]``, the inverse dispersion; ``varm["batch_effect"]`` (genes, n_batches), in log units;
+        - ``uns["simulate"]``: the arguments, ``log_library_mean`` and ``log_library_sd`` (n_batches,),
+          ``type_proportions`` (n_types,), ``tree_parent`` (n_types,; -1 for the root), ``tree_start`` and
+          ``tree_end`` (n_types, n_latent).
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
+
+    References
+    ----------
+    .. [1] Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018), Methods.
+
+    Examples
+    --------
+    >>> from sccvae import simulate
+    >>> adata = simulate.simulate(200, 100, seed=1)
+    >>> adata.shape, adata.layers["rho"].shape
+    ((200, 100), (200, 100))
+    """
+    arguments = {
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "n_batches": n_batches,
+        "n_types": n_types,
+        "n_latent": n_latent,
+        "batch_strength": batch_strength,
+        "dropout": dropout,
+        "mean_library": mean_library,
+        "seed": seed,
+    }
+    _check(arguments)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+    tree = _Tree.draw(rng, n_types, n_latent)
+    libraries = _Libraries.draw(rng, n_batches, mean_library)
+    genes = _Genes.draw(rng, tree, n_genes, n_batches, batch_strength, dropout)
+
+    names = ("rho", "rho_corrected", "dropout") if keep_truth else ()
+    layers = {name: np.empty((n_cells, n_genes), dtype=np.float32) for name in names}
+    blocks = []
+    for start in range(0, n_cells, _BLOCK):
+        block = _draw_block(seed, start // _BLOCK, tree, libraries, genes)
+        n = min(_BLOCK, n_cells - start)
+        if keep_truth:  # from whole blocks, as a product of matrices may round otherwise for fewer rows
+            rows = slice(start, start + n)
+            layers["rho"][rows] = block.rho[:n]
+            layers["rho_corrected"][rows] = genes.corrected_expression(block.z)[:n]
+            layers["dropout"][rows] = genes.dropout_probability(block.rho)[:n]
+        block.rho = None
+        blocks.append(block.first(n))
+    return _assemble(blocks, layers, tree, libraries, genes, arguments)
+
+
+def _check(arguments: dict[str, int | float]) -> None:
+    """Raise where an argument of `simulate` is out of its range."""
+    for name in ("n_cells", "n_genes", "n_batches", "n_types", "n_latent", "seed"):
+        value, least = arguments[name], {"n_genes": 2, "seed": 0}.get(name, 1)
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}.")
+    if not 0 <= arguments["dropout"] < 1:
+        raise ValueError(f"dropout={arguments['dropout']!r}: expected a probability in [0, 1), such as 0.1.")
+    if not 0 <= arguments["batch_strength"] < np.inf:
+        raise ValueError(f"batch_strength={arguments['batch_strength']!r}: expected a number >= 0, such as 0.5.")
+    if not 0 < arguments["mean_library"] < np.inf:
+        raise ValueError(f"mean_library={arguments['mean_library']!r}: expected molecules per cell > 0, such as 300.")
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Cell types as segments of a binary tree in latent space."""
+
+    proportions: NDArray  # (types,)
+    parent: NDArray  # (types,), -1 for the root
+    start: NDArray  # (types, latent)
+    end: NDArray  # (types, latent)
+    depth: NDArray  # (types,), number of segments above
+    noise: float  # sd of z around its segment, in every dimension
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, n_types: int, n_latent: int) -> _Tree:
+        parent = (np.arange(n_types) - 1) // 2  # -1 for the root
+        proportions = rng.dirichlet(np.full(n_types, 10.0))
+        steps = rng.standard_normal((max(n_types, n_latent), n_latent))
+        if n_types <= n_latent:
+            steps = np.linalg.qr(steps.T)[0].T  # at right angles: no two branches meet again
+        steps = steps[:n_types] / np.linalg.norm(steps[:n_types], axis=1, keepdims=True)
+        start, depth = np.zeros_like(steps), np.zeros(n_types, dtype=int)
+        for child in range(1, n_types):
+            start[child] = start[parent[child]] + steps[parent[child]]
+            depth[child] = depth[parent[child]] + 1
+        noise = 0.15  # in lengths of a segment
+
+        # Mean 0 and mean variance 1, from the moments of the tree and not of the sample.
+        middle = start + steps / 2
+        mean = proportions @ middle
+        variance = proportions @ (((middle - mean) ** 2).sum(1) + 1 / 12) / n_latent + noise**2
+        scale = 1 / sqrt(variance)
+        start = (start - mean) * scale
+        return cls(proportions, parent, start, start + steps * scale, depth, noise * scale)
+
+
+@dataclass(frozen=True)
+class _Libraries:
+    """Log-normal library size of each batch."""
+
+    log_mean: NDArray  # (batches,)
+    log_sd: NDArray  # (batches,)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, n_batches: int, mean_library: float) -> _Libraries:
+        log_sd = rng.uniform(0.25, 0.45, n_batches)
+        depth = np.exp(0.3 * rng.standard_normal(n_batches))  # batches are sequenced to different depths
+        return cls(np.log(mean_library * depth / depth.mean()) - log_sd**2 / 2, log_sd)
+
+
+@dataclass(frozen=True)
+class _Genes:
+    """The decoder, and what else belongs to genes. Arrays are float32."""
+
+    theta: NDArray  # (genes,)
+    base: NDArray  # (genes,), log expression where z and the hidden units are 0
+    linear: NDArray  # (latent, genes)
+    hidden_in: NDArray  # (latent, hidden)
+    hidden_bias: NDArray  # (batches, hidden)
+    hidden_out: NDArray  # (hidden, genes)
+    batch_effect: NDArray  # (batches, genes)
+    dropout_logit: NDArray  # (genes,), -inf where nothing drops out
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, tree: _Tree, n_genes: int, n_batches: int, batch_strength: float, dropout: float
+    ) -> _Genes:
+        n_latent, n_hidden = tree.start.shape[1], 16
+
+        def normal(*shape: int) -> NDArray:
+            return rng.standard_normal(shape, dtype=np.float32)
+
+        # Few genes tell cell types apart, most hardly change. The bound keeps one gene from taking a whole cell over.
+        response = (2 * rng.beta(1, 3, n_genes)).astype(np.float32)
+        per_batch = normal(n_batches, n_genes), normal(n_batches, n_hidden)
+        gene_shift, hidden_shift = (x - x.mean(0) for x in per_batch)  # relative to the mean: one batch has no effect
+        rescale = sqrt(n_batches / max(n_batches - 1, 1)) * batch_strength
+        genes = cls(
+            theta=np.exp(log(2.0) + np.float32(0.5) * normal(n_genes)),
+            base=np.float32(1.7) * normal(n_genes),
+            linear=response * normal(n_latent, n_genes) / np.float32(sqrt(n_latent)),
+            hidden_in=normal(n_latent, n_hidden) / np.float32(sqrt(n_latent)),
+            hidden_bias=normal(n_hidden) + np.float32(0.5 * rescale) * hidden_shift,
+            hidden_out=response * normal(n_hidden, n_genes) / np.float32(sqrt(n_hidden)),
+            batch_effect=np.float32(rescale) * gene_shift,
+            dropout_logit=np.float32(0.5) * normal(n_genes),
+        )
+        return genes._with_mean_dropout(rng, tree, dropout)
+
+    def expression(self, z: NDArray, batch: NDArray | int) -> NDArray:
+        """Softmax of the decoder: (cells, latent) and (cells,) -> (cells, genes), float32, rows sum to 1."""
+        hidden = np.tanh(z @ self.hidden_in + self.hidden_bias[batch])
+        logits = z @ self.linear
+        logits += hidden @ self.hidden_out
+        logits += self.base
+        logits += self.batch_effect[batch]
+        logits -= logits.max(1, keepdims=True)
+        rho = np.exp(logits, out=logits)
+        rho /= rho.sum(1, keepdims=True)
+        return rho
+
+    def corrected_expression(self, z: NDArray) -> NDArray:
+        """Mean over batches of the expression the same cells would have there: (cells, genes)."""
+        n_batches = len(self.batch_effect)
+        total = self.expression(z, 0)
+        for batch in range(1, n_batches):
+            total += self.expression(z, batch)
+        return total / np.float32(n_batches)
+
+    def dropout_probability(self, rho: NDArray) -> NDArray:
+        """Probability of drop-out, whose odds fall with the square root of the expression: (cells, genes)."""
+        logit = np.log(np.maximum(rho, np.float32(1e-30)) * np.float32(rho.shape[1]))
+        logit *= np.float32(-0.5)
+        logit += self.dropout_logit
+        return expit(logit, out=logit)
+
+    def _with_mean_dropout(self, rng: np.random.Generator, tree: _Tree, dropout: float) -> _Genes:
+        """The same genes with `dropout_logit` moved until the mean probability of drop-out is `dropout`."""
+        if dropout == 0:
+            return replace(self, dropout_logit=np.full_like(self.dropout_logit, -np.inf))
+        z, _, _ = _draw_latent(rng, tree)
+        rho = self.expression(z, rng.integers(len(self.batch_effect), size=len(z)))
+
+        def excess(shift: float) -> float:
+            moved = replace(self, dropout_logit=self.dropout_logit + np.float32(shift))
+            return float(moved.dropout_probability(rho).mean(dtype=np.float64)) - dropout
+
+        shift = brentq(excess, -50, 50, xtol=1e-4)
+        return replace(self, dropout_logit=self.dropout_logit + np.float32(shift))
+
+
+@dataclass
+class _Block:
+    """Cells drawn together. `rho` is given up once it has been used."""
+
+    z: NDArray  # (cells, latent)
+    cell_type: NDArray  # (cells,)
+    gradient: NDArray  # (cells,)
+    batch: NDArray  # (cells,)
+    library: NDArray  # (cells,)
+    rho: NDArray | None  # (cells, genes)
+    counts: csr_matrix  # (cells, genes)
+
+    def first(self, n: int) -> _Block:
+        kept = {name: array[:n] for name, array in vars(self).items() if array is not None}
+        return replace(self, **kept)
+
+
+def _draw_latent(rng: np.random.Generator, tree: _Tree) -> tuple[NDArray, NDArray, NDArray]:
+    """One block of cells on the tree: z (cells, latent), their types and positions along them (cells,)."""
+    cell_type = rng.choice(len(tree.parent), size=_BLOCK, p=tree.proportions)
+    position = rng.uniform(size=_BLOCK)
+    z = tree.start[cell_type] + position[:, None] * (tree.end - tree.start)[cell_type]
+    z += tree.noise * rng.standard_normal(z.shape)
+    return z.astype(np.float32), cell_type, position
+
+
+def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, genes: _Genes) -> _Block:
+    """Draw block `number` of the data; blocks do not depend on one another."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, number)))
+    z, cell_type, position = _draw_latent(rng, tree)
+    batch = rng.integers(len(libraries.log_mean), size=_BLOCK)
+    library = rng.lognormal(libraries.log_mean[batch], libraries.log_sd[batch])
+    rho = genes.expression(z, batch)
+    kept = rng.random(rho.shape, dtype=np.float32) >= genes.dropout_probability(rho)
+    rate = rng.standard_gamma(genes.theta, size=rho.shape, dtype=np.float32)
+    rate *= rho
+    rate *= (library[:, None] / genes.theta).astype(np.float32)
+    rate *= kept
+    counts = rng.poisson(rate).astype(np.float32)
+    for cell in np.flatnonzero(counts.sum(1) == 0):
+        # A cell without molecules is no cell. Where none was expected either, one molecule is the likeliest number.
+        chance = rho[cell] * (1 - genes.dropout_probability(rho[[cell]])[0])
+        counts[cell, rng.choice(len(chance), p=chance.astype(np.float64) / chance.sum(dtype=np.float64))] = 1
+    gradient = (tree.depth[cell_type] + position) / (tree.depth.max() + 1)
+    return _Block(z, cell_type, gradient, batch, library, rho, csr_matrix(counts))
+
+
+def _assemble(
+    blocks: list[_Block], layers: dict[str, NDArray], tree: _Tree, libraries: _Libraries, genes: _Genes, arguments: dict
+) -> AnnData:
+    """Put blocks and parameters into an AnnData."""
+    joined = {
+        name: np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("z", "cell_type", "gradient", "batch", "library")
+    }
+    counts = vstack([block.counts for block in blocks], format="csr")
+    n_cells, n_genes = counts.shape
+    categorical = {
+        name: pd.Categorical.from_codes(joined[name], [f"{prefix}_{i}" for i in range(n)])
+        for name, prefix, n in (
+            ("batch", "batch", len(libraries.log_mean)),
+            ("cell_type", "type", len(tree.parent)),
+        )
+    }
+    obs = pd.DataFrame(
+        {**categorical, "gradient": joined["gradient"], "library": joined["library"]},
+        index=[f"cell_{i}" for i in range(n_cells)],
+    )
+    var = pd.DataFrame({"theta": genes.theta}, index=[f"gene_{i}" for i in range(n_genes)])
+    parameters = {
+        "log_library_mean": libraries.log_mean,
+        "log_library_sd": libraries.log_sd,
+        "type_proportions": tree.proportions,
+        "tree_parent": tree.parent,
+        "tree_start": tree.start,
+        "tree_end": tree.end,
+    }
+    return AnnData(
+        X=counts,
+        obs=obs,
+        var=var,
+        obsm={"z": joined["z"]},
+        varm={"batch_effect": genes.batch_effect.T.copy()},
+        layers=layers,
+        uns={"simulate": {**arguments, **parameters}},
+    )

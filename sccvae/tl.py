@@ -1,0 +1,121 @@
+"""Scanpy-style functions: they run a model on an AnnData and write the results back into it."""
+
+import warnings
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sccvae.model import SCCVAE
+
+MAX_LAYER_BYTES = 2 * 2**30
+
+
+def integrate(
+    adata: AnnData,
+    *,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    mask_var: str | np.ndarray | None | EllipsisType = ...,
+    key_added: str = "sccvae",
+    copy: bool = False,
+    expression: bool | None = None,
+    model_options: dict[str, Any] | None = None,
+    train_options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> AnnData | None:
+    """Integrate the batches of `adata`: train an `SCCVAE` and store what it says of the cells.
+
+    Parameters
+    ----------
+    adata
+        (cells, genes) raw counts in `X` or in `layer`.
+    batch_key
+        Column of `obs` with the experiment of each cell; None models one batch.
+    layer
+        Layer with the counts.
+    mask_var
+        Genes to model: a column of `var`, a (genes,) boolean array, or None for all. As in `scanpy.pp.pca`, the
+        default takes `var["highly_variable"]` when it is there.
+    key_added
+        Prefix of everything written.
+    copy
+        Write to a copy and return it.
+    expression
+        Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
+    model_options, train_options
+        Further arguments of `SCCVAE` and of `SCCVAE.train`.
+    seed
+        Of the model.
+
+    Returns
+    -------
+    None, or the copy. Written, with `key_added="sccvae"`:
+
+    - `obsm["X_sccvae"]`: embedding, (cells, n_latent);
+    - `layers["sccvae"]`: normalised expression in each cell's own batch, scaled to the median library size;
+    - `layers["sccvae_corrected"]`: the same averaged over all batches, which removes their effect;
+    - `obs["sccvae_library"]`: inferred library size;
+    - `uns["sccvae"]`: parameters, history, versions.
+
+    With a mask the two matrices go to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, as DataFrames with gene names.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> sccvae.tl.integrate(adata, batch_key="batch", train_options={"max_epochs": 2})
+    >>> adata.obsm["X_sccvae"].shape
+    (300, 20)
+    """
+    if mask_var is ...:
+        mask_var = "highly_variable" if "highly_variable" in adata.var else None
+    options = {"seed": seed, **(model_options or {})}
+    model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
+    model.train(**(train_options or {}))
+    adata = adata.copy() if copy else adata
+    store(adata, model, key_added=key_added, expression=expression)
+    return adata if copy else None
+
+
+def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expression: bool | None = None) -> None:
+    """Write to `adata` what a trained model says of its cells; keys as in `integrate`.
+
+    Parameters
+    ----------
+    adata
+        The data the model was trained on, or new data of the same kind.
+    expression
+        Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
+    """
+    if adata.is_view:
+        warnings.warn("adata is a view and becomes a copy of its own now.", stacklevel=3)
+    adata.obsm[f"X_{key_added}"] = model.get_latent_representation(adata)
+    counts = model.likelihood.support == "counts"
+    scale = 1.0
+    if counts:
+        library = model.get_latent_library_size(adata)
+        adata.obs[f"{key_added}_library"] = library
+        scale = float(np.median(library))
+    adata.uns[key_added] = {**model.describe(), "expression_library_size": scale}
+    if expression is None and 2 * 4 * adata.n_obs * len(model.gene_names) > MAX_LAYER_BYTES:
+        expression = False
+        warnings.warn(
+            "Expression was left out, since it would take more than 2 GiB; model.get_normalized_expression(out=...) "
+            "streams it into a memmap or zarr array, and expression=True stores it all the same.",
+            stacklevel=3,
+        )
+    if expression is False:
+        return
+    whole = len(model.gene_names) == adata.n_vars
+    genes = adata.var_names if whole else None
+    for key, batch in ((key_added, None), (f"{key_added}_corrected", "all")):
+        frame = model.get_normalized_expression(
+            adata, transform_batch=batch, library_size=scale, gene_list=genes, return_numpy=whole
+        )
+        if whole:
+            adata.layers[key] = frame
+        else:
+            adata.obsm[key] = frame

@@ -1,0 +1,171 @@
+"""Training: one visible loop over epochs and minibatches, with everything that a run decides beside it."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sccvae.data import Counts, shuffled
+from sccvae.vae import VAE, Elbo
+
+
+class TrainingError(RuntimeError):
+    """The loss was not finite; the model holds the weights of the last good epoch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train; the defaults are written in `SCCVAE.train`, where users see them."""
+
+    max_epochs: int
+    batch_size: int
+    learning_rate: float
+    kl_warmup: float  # share of the run over which the KL weight of z rises to 1
+    early_stopping: bool
+    patience: int  # epochs without a better held-out ELBO before the run stops
+    gradient_clip: float
+    weight_decay: float
+
+    def kl_weight(self, step: int, n_steps: int) -> float:
+        """Weight of KL(q(z|x) || p(z)) at a step: rises linearly to 1 within the run, whatever its length."""
+        warmup = self.kl_warmup * n_steps
+        return 1.0 if step >= warmup else (step + 1) / (warmup + 1)
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Learning rate at a step: one cycle, a short linear rise and a cosine fall to a hundredth."""
+        rise = max(0.1 * n_steps, 1.0)
+        if step < rise:
+            return self.learning_rate * (step + 1) / (rise + 1)
+        fallen = (step - rise) / max(n_steps - rise, 1.0)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
+
+
+@dataclass
+class Progress:
+    """What a run leaves behind: the rows of the history, and the best epoch."""
+
+    rows: list[dict[str, float | int | str]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_elbo: float = -math.inf
+    stopped: Literal["finished", "early", "interrupted"] = "finished"
+
+    def record(
+        self, epoch: int, split: Literal["training", "validation"], terms: torch.Tensor, schedule: dict, seconds: float
+    ) -> None:
+        """Add a row of means per cell, in nats."""
+        reconstruction, kl_z, kl_l = terms.tolist()
+        elbo = reconstruction - kl_z - kl_l
+        row = {"epoch": epoch, "split": split, "elbo": elbo, "reconstruction": reconstruction, "kl_z": kl_z}
+        self.rows.append({**row, "kl_l": kl_l, **schedule, "seconds": seconds})
+
+
+def fit(
+    vae: VAE,
+    counts: Counts,
+    train: np.ndarray,
+    validation: np.ndarray,
+    plan: Plan,
+    *,
+    seed: int,
+    first_epoch: int = 1,
+    progress_bar: bool = True,
+) -> Progress:
+    """Maximise the ELBO of the cells `train`; leave the weights of the best epoch in `vae`.
+
+    The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
+    Ctrl-C ends the run early in the same way.
+
+    Raises
+    ------
+    TrainingError
+        The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
+    """
+    device = vae.library_mean.device
+    rng = np.random.default_rng([seed, first_epoch])
+    noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    optimizer = torch.optim.Adam(vae.parameters(), eps=1e-4, weight_decay=plan.weight_decay, fused=True)
+    n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
+    progress, step, best = Progress(), 0, _weights(vae)
+    last_good = best
+    try:
+        for epoch in (bar := _bar(first_epoch, plan.max_epochs, progress_bar)):
+            started, losses, sums = time.perf_counter(), [], torch.zeros(3, device=device)
+            vae.train()
+            minibatches = shuffled(train, plan.batch_size, rng)
+            for cells in minibatches:
+                kl_weight = plan.kl_weight(step, n_steps)
+                optimizer.param_groups[0]["lr"] = rate = plan.rate(step, n_steps)
+                elbo = vae(counts.minibatch(cells).to(device), noise)
+                loss = elbo.loss(kl_weight)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(vae.parameters(), plan.gradient_clip)
+                optimizer.step()
+                losses.append(loss.detach())
+                sums += _sums(elbo)
+                step += 1
+            _check_finite(losses, minibatches, epoch, rate)
+            last_good, now = _weights(vae), time.perf_counter()
+            schedule = {"kl_weight": kl_weight, "learning_rate": rate}
+            progress.record(epoch, "training", sums / len(train), schedule, now - started)
+            if len(validation):
+                held_out = mean_terms(vae, counts[validation], plan.batch_size, seed)
+                progress.record(epoch, "validation", held_out, schedule, time.perf_counter() - now)
+            elbo_per_cell = progress.rows[-1]["elbo"]
+            if elbo_per_cell > progress.best_elbo or not len(validation):
+                best, progress.best_epoch, progress.best_elbo = last_good, epoch, elbo_per_cell
+            bar.set_postfix_str(f"ELBO {elbo_per_cell:.1f} nats per cell", refresh=False)
+            if plan.early_stopping and epoch - progress.best_epoch >= plan.patience:
+                progress.stopped = "early"
+                break
+    except KeyboardInterrupt:
+        progress.stopped = "interrupted"
+    except TrainingError:
+        best = last_good
+        raise
+    finally:
+        vae.load_state_dict(best)
+        vae.eval()
+    return progress
+
+
+@torch.no_grad()
+def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Tensor:
+    """Mean over cells of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
+    vae.eval()
+    device = vae.library_mean.device
+    noise = torch.Generator(device).manual_seed(seed)
+    return sum(_sums(vae(x.to(device), noise)) for _, x in counts.chunks(chunk_size)) / len(counts)
+
+
+def _sums(elbo: Elbo) -> torch.Tensor:
+    return torch.stack([elbo.reconstruction.detach().sum(), elbo.kl_z.detach().sum(), elbo.kl_l.detach().sum()])
+
+
+def _weights(vae: VAE) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+
+
+def _bar(first_epoch: int, max_epochs: int, wanted: bool) -> tqdm:
+    epochs = range(first_epoch, first_epoch + max_epochs)
+    return tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=None if wanted else True)
+
+
+def _check_finite(losses: list[torch.Tensor], minibatches: list[np.ndarray], epoch: int, rate: float) -> None:
+    """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
+    values = torch.stack(losses).cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad) == 0:
+        return
+    cells = np.sort(minibatches[bad[0]])
+    raise TrainingError(
+        f"The loss became {values[bad[0]]} in epoch {epoch}, step {bad[0] + 1} of {len(values)}, on the "
+        f"{len(cells)} cells numbered {', '.join(map(str, cells[:5]))}{', ...' if len(cells) > 5 else ''}. The model "
+        "holds the weights of the last good epoch. Usual causes: a learning rate that is too high (it was "
+        f"{rate:.2g}; pass a smaller learning_rate), a few cells with extreme counts (look at "
+        "adata.obs['total_counts'] after sc.pp.calculate_qc_metrics), or continuous covariates with outliers."
+    )

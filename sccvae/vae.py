@@ -1,0 +1,104 @@
+"""The generative model and its evidence lower bound.
+
+For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2):
+
+    z ~ Normal(0, I)                       cell embedding
+    log l ~ Normal(mu_s, sigma_s^2)        library size; moments of the log total counts of the cell's batch
+    rho = softmax(f(z, s))                 normalised expression
+    x_g ~ ZINB(l rho_g, theta_g, pi_g)     counts (or another likelihood)
+
+    ELBO = E_q[log p(x | z, l, s)] - KL(q(z|x) || p(z)) - KL(q(log l|x) || p(log l|s))
+
+Zero inflation must be earned: a prior charges `dropout_cost` nats for each drop-out that the model expects, because a
+free drop-out head also explains zeros that the counts' own dispersion explains better.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sccvae.data import Counts, Minibatch
+from sccvae.likelihoods import LIKELIHOODS
+from sccvae.networks import Architecture, Decoder, Encoder, Gaussian
+
+
+class Elbo(NamedTuple):
+    """The terms of the bound, (cells,) each, in nats."""
+
+    reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
+    kl_z: torch.Tensor
+    kl_l: torch.Tensor
+    penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The evidence lower bound of each cell, (cells,)."""
+        return self.reconstruction - self.kl_z - self.kl_l
+
+    def loss(self, kl_weight: float = 1.0) -> torch.Tensor:
+        """What training minimises, a scalar."""
+        return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l).mean()
+
+
+class VAE(nn.Module):
+    """The model of this module's heading.
+
+    Parameters
+    ----------
+    architecture
+        Shapes and choices.
+    generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, architecture: Architecture, generator: torch.Generator):
+        super().__init__()
+        self.architecture = architecture
+        self.likelihood = LIKELIHOODS[architecture.gene_likelihood]
+        self.encoder = Encoder(architecture, generator)
+        self.decoder = Decoder(architecture, generator)
+        self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
+        self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
+
+    @torch.no_grad()
+    def start_from(self, counts: Counts) -> None:
+        """Set what the data tell before the first step: the library prior, the decoder's bias, the dispersion."""
+        mean = np.asarray(counts.matrix.mean(0), dtype=np.float64).ravel()
+        n_cells = len(counts)
+        if self.likelihood.support == "counts":
+            library_mean, library_variance = counts.library_prior()
+            self.library_mean.copy_(torch.from_numpy(library_mean))
+            self.library_variance.copy_(torch.from_numpy(library_variance))
+            self.encoder.log_target.fill_(float(counts.log_total.mean()))
+            start = np.log((mean * n_cells + 0.5) / (mean * n_cells + 0.5).sum())
+        elif self.likelihood.support == "binary":
+            ones = np.clip(mean, 0.5 / n_cells, 1 - 0.5 / n_cells)
+            start = np.log(ones / (1 - ones))
+        else:
+            start = mean
+            square = np.asarray(counts.matrix.power(2).mean(0), dtype=np.float64).ravel()
+            sigma = np.sqrt(np.maximum(square - mean**2, 1e-4))
+            if self.decoder.dispersion != "gene-cell":
+                self.decoder.log_dispersion.copy_(torch.from_numpy(np.log(sigma)))
+        self.decoder.logits.bias.copy_(torch.from_numpy(start))
+
+    def library_prior(self, x: Minibatch) -> Gaussian:
+        """p(log l | s), (cells,)."""
+        batch = x.codes[:, 0]
+        return Gaussian(self.library_mean[batch], self.library_variance[batch])
+
+    def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
+        """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
+        q_z, q_l = self.encoder(x, generator)
+        z = q_z.sample(generator)
+        log_l = x.log_size if q_l is None else q_l.sample(generator)
+        decoded = self.decoder(z, x, generator)
+        cost = self.architecture.dropout_cost
+        value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
+        penalty = cost * dropouts
+        kl_z = q_z.kl(Gaussian(torch.zeros_like(z), torch.ones_like(z))).sum(1)
+        kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
+        # value already carries the penalty's gradient, so both terms below add up to value exactly.
+        return Elbo(value + penalty, kl_z, kl_l, penalty)
