@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("input", type=Path, help=".h5ad file with raw counts")
-    command.add_argument("-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".h5ad file to write")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".h5ad file to write"
+    )
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
     command.add_argument("--layer", help="layer with the counts, where they are not in X")
     command.add_argument(
@@ -43,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--save-model", type=Path, metavar="FOLDER", help="also save the trained model there")
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    command.set_defaults(run=integrate)
+    command = commands.add_parser("demo", help="integrate a simulated set and show the result")
+    command.add_argument("folder", type=Path, help="where integrated.h5ad and integration.png go")
+    command.set_defaults(run=demo)
     return top
 
 
@@ -74,6 +80,13 @@ def integrate(arguments: argparse.Namespace) -> None:
     print(f"{model}\nwritten: {arguments.output}")
 
 
+def demo(arguments: argparse.Namespace) -> None:
+    """Run `sccvae demo`."""
+    from sccvae.demo import run
+
+    print(run(arguments.folder))
+
+
 def _check_paths(arguments: argparse.Namespace) -> None:
     """Find out before the training, not after it."""
     if not arguments.input.is_file():
@@ -100,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for bad input (one sentence on stderr), 130 for Ctrl-C."""
     arguments = parser().parse_args(argv)
     try:
-        integrate(arguments)
+        arguments.run(arguments)
     except KeyboardInterrupt:
         print("sccvae: interrupted", file=sys.stderr)
         return 130

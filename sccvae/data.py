@@ -61,8 +61,12 @@ class Minibatch(NamedTuple):
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Minibatch":
         """The minibatch on `device`, its real numbers as `dtype`."""
-        move = lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=True)  # noqa: E731
-        return self._make(move(f) if isinstance(f, torch.Tensor) else f for f in self)
+        moved = {
+            name: field.to(device, dtype if field.is_floating_point() else None, non_blocking=True)
+            for name, field in self._asdict().items()
+            if isinstance(field, torch.Tensor)
+        }
+        return self._replace(**moved)  # type: ignore[arg-type]
 
     def with_batch(self, code: int) -> "Minibatch":
         """The same cells as if they had been measured in batch number `code`."""
@@ -215,7 +219,7 @@ def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tup
     held = []
     for code in np.unique(batch):
         cells = np.flatnonzero(batch == code)
-        n_held = min(int(round(len(cells) * (1 - train_size))), len(cells) - 1)
+        n_held = min(round(len(cells) * (1 - train_size)), len(cells) - 1)
         held.append(rng.permutation(cells)[:n_held])
     validation = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(batch)), validation), validation

@@ -7,7 +7,7 @@ reads new data, so genes are matched by name, batches by category, and nothing b
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -77,12 +77,10 @@ class Schema:
         _check_shape(adata)
         names = adata.var_names.astype(str) if genes is None else adata.var_names[genes].astype(str)
         _check_unique(names, "var_names", "adata.var_names_make_unique()")
-        for keys in (categorical_covariate_keys, continuous_covariate_keys):
-            if isinstance(keys, str):
-                raise TypeError(
-                    f"Covariate keys are a list of columns of adata.obs; found the text {keys!r}: [{keys!r}]."
-                )
-        keys = [batch_key, *categorical_covariate_keys]
+        for given in (categorical_covariate_keys, continuous_covariate_keys):
+            if isinstance(given, str):
+                raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")
+        keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         categories = tuple(("all",) if key is None else _categories(adata, key) for key in keys)
         numbers = [_numbers(adata, key) for key in continuous_covariate_keys]
         matrix = _read_matrix(adata, layer, support, names)
@@ -173,7 +171,7 @@ def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray) -> np.ndarray:
     mask = np.asarray(mask_var)
     if mask.dtype != bool or mask.shape != (adata.n_vars,):
         raise ValueError(
-            f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected one boolean for each of {adata.n_vars} genes."
+            f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected {adata.n_vars} booleans, one a gene."
         )
     if not mask.any():
         raise ValueError(f"{what} selects none of {adata.n_vars} genes; at least one is needed.")
@@ -283,7 +281,9 @@ def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
         return None
     _check_unique(names, "var_names", "adata.var_names_make_unique()")
     at = names.get_indexer(pd.Index(genes))
-    _check_known_genes([genes[i] for i in np.flatnonzero(at < 0)], names, "The model needs genes that adata lacks:")
+    _check_known_genes(
+        [g for g, i in zip(genes, at, strict=True) if i < 0], names, "The model needs genes that adata lacks:"
+    )
     return at
 
 
@@ -292,7 +292,7 @@ def _blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_mat
     if layer is not None and layer not in adata.layers:
         raise KeyError(_Text(f"adata.layers has no {layer!r}.{_did_you_mean(layer, adata.layers)}"))
     backed = adata.isbacked and layer is None
-    matrix = None if backed else (adata.X if layer is None else adata.layers[layer])
+    matrix: Any = None if backed else (adata.X if layer is None else adata.layers[layer])
     if matrix is None and not backed:
         raise ValueError(f"adata.X is None; pass layer= one of {_names(list(adata.layers))}.")
     if sp.issparse(matrix):

@@ -71,6 +71,7 @@ class _CountLogLikelihood(torch.autograd.Function):
             probability = torch.sigmoid(dropout)
             dropouts = probability.sum(1)
             value = value - dropout_cost * dropouts
+            assert grads.dropout is not None
             grads.dropout.sub_(probability * (1 - probability), alpha=dropout_cost)
         if with_gradients:
             total = grads.log_mean.sum(1)

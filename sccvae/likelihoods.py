@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
 class Likelihood:
     """Contract of all likelihoods. `log_library`, (cells,), is None where there is no library."""
 
-    name: ClassVar[LikelihoodName]
+    name: ClassVar[str]
     support: ClassVar[Literal["counts", "real", "binary"]] = "counts"
     has_library: ClassVar[bool] = False
     has_dispersion: ClassVar[bool] = False

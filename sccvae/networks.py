@@ -3,6 +3,7 @@
 Weights are drawn from, and dropout uses, a generator handed in: torch's global random state is never touched.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -159,6 +160,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total."""
 
+    log_target: torch.Tensor  # () log of that total
+
     def __init__(self, a: Architecture, generator: torch.Generator):
         super().__init__()
         covariates = (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
@@ -168,7 +171,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
         self.z_mean = linear(a.n_hidden, a.n_latent, generator)
         self.z_log_variance = linear(a.n_hidden, a.n_latent, generator, zero=True)
-        self.register_buffer("log_target", torch.zeros(()))  # log of the common total, set from the data
+        self.register_buffer("log_target", torch.zeros(()))
         self.library = linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
         if self.library is not None:
             nn.init.constant_(self.library.bias[1:], -4.0)  # the observed total is a good guess: start sure of it
@@ -195,7 +198,7 @@ class Decoder(nn.Module):
         super().__init__()
         likelihood, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
         sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
-        self.linears = nn.ModuleList(linear(m, n, generator) for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+        self.linears = nn.ModuleList(linear(m, n, generator) for m, n in itertools.pairwise(sizes))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
         self.logits = linear(a.n_hidden, a.n_genes, generator)
         self.offset = CovariateOffset(*covariates, a.n_genes)

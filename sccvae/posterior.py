@@ -25,11 +25,6 @@ class Draw(NamedTuple):
     log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
 
 
-def device_of(vae: VAE) -> torch.device:
-    """Where the model's weights are."""
-    return vae.library_mean.device
-
-
 def chunk_of(counts: Counts) -> int:
     """Cells to decode at once: about a million values, enough for the arithmetic and little memory."""
     return max(16, 2**20 // counts.n_genes)
@@ -42,7 +37,7 @@ def encode(
     """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
     vae.eval()
     for rows, x in counts.chunks(chunk_size or chunk_of(counts)):
-        x = x.to(device_of(vae))
+        x = x.to(vae.device)
         yield rows, x, *vae.encoder(x)
 
 
@@ -65,7 +60,7 @@ def decode(
     n_samples
         Draws of z and l per cell; None decodes the posterior means once.
     """
-    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    noise = torch.Generator(vae.device).manual_seed(seed)
     for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
         for _ in range(n_samples or 1):
             z = q_z.mean if n_samples is None else q_z.sample(noise)
@@ -90,15 +85,14 @@ def expression(
     seed: int,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, normalised expression of the genes asked, averaged over samples and batches), chunk by chunk."""
-    columns = None if genes is None else torch.from_numpy(genes).to(device_of(vae))
+    columns = None if genes is None else torch.from_numpy(genes).to(vae.device)
     per_chunk, total, done = (n_samples or 1) * len(batches), None, 0
     for draw in decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
         rho = vae.likelihood.expression(draw.decoded)
         rho = rho if columns is None else rho[:, columns]
-        if library_size == "latent" and draw.log_library is not None:
-            rho = rho * draw.log_library.exp()[:, None]
-        elif library_size == "observed":
-            rho = rho * draw.x.log_size.exp()[:, None]
+        if isinstance(library_size, str):
+            log_l = draw.x.log_size if library_size == "observed" or draw.log_library is None else draw.log_library
+            rho = rho * log_l.exp()[:, None]
         elif library_size != 1:
             rho = rho * library_size
         total, done = rho if total is None else total.add_(rho), done + 1
@@ -143,7 +137,7 @@ def generate(
 ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
     """Cells from the prior under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None."""
     vae.eval()
-    a, device, parts, library = vae.architecture, device_of(vae), [], []
+    a, device, parts, library = vae.architecture, vae.device, [], []
     z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
     chunk = max(16, 2**20 // a.n_genes)
     for start in range(0, len(codes), chunk):
@@ -164,10 +158,10 @@ def generate(
 def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
     terms = np.zeros((3, len(counts)))
-    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    noise = torch.Generator(vae.device).manual_seed(seed)
     vae.eval()
     for rows, x in counts.chunks(chunk_of(counts)):
-        elbo = vae(x.to(device_of(vae)), noise)
+        elbo = vae(x.to(vae.device), noise)
         terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
     return terms
 
@@ -179,7 +173,7 @@ def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: i
     Burda, Grosse & Salakhutdinov 2016, equation 8; a lower bound that tightens with `n_samples`.
     """
     result = np.zeros(len(counts))
-    noise = torch.Generator(device_of(vae)).manual_seed(seed)
+    noise = torch.Generator(vae.device).manual_seed(seed)
     for rows, x, q_z, q_l in encode(vae, counts):
         log_weights = []
         for _ in range(n_samples):

@@ -5,7 +5,6 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from sccvae.model import SCCVAE
@@ -18,7 +17,7 @@ def integrate(
     *,
     batch_key: str | None = None,
     layer: str | None = None,
-    mask_var: str | np.ndarray | None | EllipsisType = ...,
+    mask_var: str | np.ndarray | EllipsisType | None = ...,
     key_added: str = "sccvae",
     copy: bool = False,
     expression: bool | None = None,
@@ -76,7 +75,7 @@ def integrate(
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     model.train(**(train_options or {}))
     adata = adata.copy() if copy else adata
-    store(adata, model, key_added=key_added, expression=expression)
+    _store(adata, None, model, key_added, expression)
     return adata if copy else None
 
 
@@ -90,16 +89,12 @@ def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expressio
     expression
         Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
     """
-    if adata.is_view:
-        warnings.warn("adata is a view and becomes a copy of its own now.", stacklevel=3)
-    adata.obsm[f"X_{key_added}"] = model.get_latent_representation(adata)
-    counts = model.likelihood.support == "counts"
-    scale = 1.0
-    if counts:
-        library = model.get_latent_library_size(adata)
-        adata.obs[f"{key_added}_library"] = library
-        scale = float(np.median(library))
-    adata.uns[key_added] = {**model.describe(), "expression_library_size": scale}
+    _store(adata, adata, model, key_added, expression)
+
+
+def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
+    """Write to `adata` the outputs for the cells of `source`; None stands for the training data."""
+    embedding = model.get_latent_representation(source)
     if expression is None and 2 * 4 * adata.n_obs * len(model.gene_names) > MAX_LAYER_BYTES:
         expression = False
         warnings.warn(
@@ -107,15 +102,18 @@ def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expressio
             "streams it into a memmap or zarr array, and expression=True stores it all the same.",
             stacklevel=3,
         )
+    scale = 1.0
+    if model.likelihood.has_library:
+        library = model.get_latent_library_size(source)
+        scale = float(np.median(library))
+        adata.obs[f"{key_added}_library"] = library
+    adata.obsm[f"X_{key_added}"] = embedding
+    adata.uns[key_added] = {**model.describe(), "expression_library_size": scale}
     if expression is False:
         return
     whole = len(model.gene_names) == adata.n_vars
-    genes = adata.var_names if whole else None
+    options = {"library_size": scale, "gene_list": adata.var_names if whole else None, "return_numpy": whole}
     for key, batch in ((key_added, None), (f"{key_added}_corrected", "all")):
-        frame = model.get_normalized_expression(
-            adata, transform_batch=batch, library_size=scale, gene_list=genes, return_numpy=whole
+        (adata.layers if whole else adata.obsm)[key] = model.get_normalized_expression(
+            source, transform_batch=batch, **options
         )
-        if whole:
-            adata.layers[key] = frame
-        else:
-            adata.obsm[key] = frame

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Plan:
 class Progress:
     """What a run leaves behind: the rows of the history, and the best epoch."""
 
-    rows: list[dict[str, float | int | str]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_elbo: float = -math.inf
     stopped: Literal["finished", "early", "interrupted"] = "finished"
@@ -84,7 +84,7 @@ def fit(
     TrainingError
         The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
     """
-    device = vae.library_mean.device
+    device = vae.device
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     optimizer = torch.optim.Adam(vae.parameters(), eps=1e-4, weight_decay=plan.weight_decay, fused=True)
@@ -137,9 +137,9 @@ def fit(
 def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Tensor:
     """Mean over cells of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
-    device = vae.library_mean.device
-    noise = torch.Generator(device).manual_seed(seed)
-    return sum(_sums(vae(x.to(device), noise)) for _, x in counts.chunks(chunk_size)) / len(counts)
+    noise = torch.Generator(vae.device).manual_seed(seed)
+    sums = [_sums(vae(x.to(vae.device), noise)) for _, x in counts.chunks(chunk_size)]
+    return torch.stack(sums).sum(0) / len(counts)
 
 
 def _sums(elbo: Elbo) -> torch.Tensor:

@@ -53,6 +53,9 @@ class VAE(nn.Module):
         Source of the initial weights.
     """
 
+    library_mean: torch.Tensor  # (batches,)
+    library_variance: torch.Tensor  # (batches,)
+
     def __init__(self, architecture: Architecture, generator: torch.Generator):
         super().__init__()
         self.architecture = architecture
@@ -61,6 +64,11 @@ class VAE(nn.Module):
         self.decoder = Decoder(architecture, generator)
         self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
         self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.library_mean.device
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:

@@ -37,7 +37,9 @@ def test_disjoint_batches(apart):
     z, labels, batches = apart
     torn = z + 1000 * (batches == "10x")[:, None]
     assert metrics.batch_entropy(torn, batches) == 0
-    larger = [max(np.mean(batches[labels == label] == batch) for batch in ("10x", "plates")) for label in "B T NK".split()]
+    larger = [
+        max(np.mean(batches[labels == label] == batch) for batch in ("10x", "plates")) for label in ["B", "T", "NK"]
+    ]
     assert metrics.graph_connectivity(torn, labels) == pytest.approx(np.mean(larger))
     assert metrics.silhouette_batch(torn, labels, batches) < 0.01
     assert metrics.knn_accuracy(torn, labels) == 1
@@ -143,9 +145,9 @@ def test_sampling():
 
 
 def test_random_state_is_left_alone(apart):
-    before = np.random.get_state()
+    before = np.random.get_state()  # noqa: NPY002
     metrics.embedding_scores(apart[0], labels=apart[1], batches=apart[2], max_cells=300)
-    assert all(np.array_equal(a, b) for a, b in zip(before, np.random.get_state(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, np.random.get_state(), strict=True))  # noqa: NPY002
 
 
 def test_embedding_scores_are_those_of_the_functions(apart):

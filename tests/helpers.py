@@ -1,0 +1,121 @@
+"""Small data and small models that several test files share."""
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.special import gammaln
+
+from sccvae.data import Counts, Minibatch
+from sccvae.networks import Architecture
+from sccvae.vae import VAE
+
+LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
+COUNT_LIKELIHOODS = ("zinb", "nb", "poisson")
+
+
+def minibatch_of(dense, dtype=torch.float64) -> Minibatch:
+    """A minibatch of one batch holding `dense`, (cells, genes); its constants are exact in float64, then rounded."""
+    dense = np.asarray(dense, dtype=np.float64)
+    matrix, n_cells = sp.csr_matrix(dense), len(dense)
+    log_total = np.log(np.maximum(np.abs(dense).sum(1), 1e-8))
+    log_factorial = np.where(dense > 0, gammaln(np.maximum(dense, 0) + 1), 0).sum(1)
+    return Minibatch(
+        indptr=torch.from_numpy(matrix.indptr.astype(np.int64)),
+        genes=torch.from_numpy(matrix.indices.astype(np.int64)),
+        values=torch.from_numpy(matrix.data).to(dtype),
+        n_genes=dense.shape[1],
+        log_total=torch.from_numpy(log_total).to(dtype),
+        log_size=torch.from_numpy(log_total).to(dtype),
+        log_factorial=torch.from_numpy(log_factorial).to(dtype),
+        codes=torch.zeros(n_cells, 1, dtype=torch.int64),
+        continuous=torch.zeros(n_cells, 0, dtype=dtype),
+    )
+
+
+def small_values(n_cells: int, n_genes: int, support: str, seed: int = 0) -> np.ndarray:
+    """(cells, genes) of two kinds of cells that differ in half of the genes; no cell is empty."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(2, size=n_cells)
+    profiles = rng.gamma(0.7, size=n_genes) * np.where(
+        rng.random((2, n_genes)) < 0.5, rng.lognormal(0, 1.5, (2, n_genes)), 1
+    )
+    rate = profiles[kind] / profiles[kind].sum(1, keepdims=True)
+    if support == "real":
+        return rng.normal(np.log1p(n_genes * rate), 0.3)
+    counts = rng.poisson(rate * rng.lognormal(np.log(1.5 * n_genes), 0.4, (n_cells, 1)) * rng.gamma(2, 0.5, rate.shape))
+    counts[counts.sum(1) == 0, 0] = 1
+    return np.minimum(counts, 1) if support == "binary" else counts
+
+
+def small_counts(
+    n_cells: int = 90,
+    n_genes: int = 24,
+    *,
+    support: str = "counts",
+    n_batches: int = 1,
+    covariates: bool = False,
+    seed: int = 0,
+) -> Counts:
+    """`small_values` with batches in turn and, if asked, a categorical (3 levels) and 2 continuous covariates."""
+    values = small_values(n_cells, n_genes, support, seed)
+    rng = np.random.default_rng([seed, 1])
+    codes, n_levels, continuous = (np.arange(n_cells) % n_batches)[:, None], (n_batches,), None
+    if covariates:
+        codes = np.column_stack([codes, rng.integers(3, size=n_cells)])
+        n_levels, continuous = (n_batches, 3), rng.standard_normal((n_cells, 2)).astype(np.float32)
+    matrix = sp.csr_matrix(values.astype(np.float32))
+    return Counts.from_csr(
+        matrix, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=support != "real"
+    )
+
+
+def small_architecture(counts: Counts, **choices) -> Architecture:
+    """A narrow network that fits `counts`."""
+    defaults = {
+        "n_hidden": 16,
+        "n_latent": 3,
+        "n_layers": 1,
+        "dropout_rate": 0.1,
+        "dispersion": "gene",
+        "gene_likelihood": "zinb",
+        "library": "lognormal",
+        "encode_covariates": False,
+        "dropout_cost": 0.05,
+    }
+    shapes = {"n_genes": counts.n_genes, "n_levels": counts.n_levels, "n_continuous": counts.continuous.shape[1]}
+    return Architecture(**shapes, **{**defaults, **choices})
+
+
+def small_vae(counts: Counts, *, seed: int = 0, **choices) -> VAE:
+    """A narrow model that starts from `counts`."""
+    vae = VAE(small_architecture(counts, **choices), torch.Generator().manual_seed(seed))
+    vae.start_from(counts)
+    return vae
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def support_of(name: str) -> str:
+    return {"normal": "real", "bernoulli": "binary"}.get(name, "counts")
+
+
+def few_steps(vae: VAE, counts: Counts, n_steps: int = 3, learning_rate: float = 1e-2, seed: int = 0) -> None:
+    """Some steps of Adam on all cells, so that no head is at its initial zeros any more."""
+    optimizer, noise = torch.optim.Adam(vae.parameters(), lr=learning_rate), generator(seed)
+    x = counts.minibatch(slice(None))
+    vae.train()
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        vae(x, noise).loss().backward()
+        optimizer.step()
+
+
+def state_of(vae: VAE) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+
+
+def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
