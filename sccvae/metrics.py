@@ -269,21 +269,21 @@ def embedding_scores(
     given = {name: x for name, x in (("labels", labels), ("batches", batches)) if x is not None}
     if not given:
         raise ValueError("Nothing to score against: pass labels (such as cell types), batches, or both.")
-    z, *codes = _checked(z, max_cells, seed, **given)
-    codes = dict(zip(given, codes, strict=True))
+    z, *arrays = _checked(z, max_cells, seed, **given)
+    codes = dict(zip(given, arrays, strict=True))
     neighbours = _neighbours(z, 50)
-    scores, rest = {}, {"max_cells": None, "seed": seed}
+    scores: dict[str, float] = {}
     if "labels" in codes:
         nearest = neighbours[:, :15]
         scores["knn_accuracy"] = _knn_accuracy(nearest, codes["labels"])
-        scores["kmeans_ari"], scores["kmeans_nmi"] = kmeans_ari_nmi(z, codes["labels"], **rest)
+        scores["kmeans_ari"], scores["kmeans_nmi"] = kmeans_ari_nmi(z, codes["labels"], seed=seed, max_cells=None)
         scores["graph_connectivity"] = _graph_connectivity(nearest, codes["labels"])
         if _n_different(codes["labels"]) > 1:
-            scores["silhouette_label"] = silhouette_label(z, codes["labels"], **rest)
+            scores["silhouette_label"] = silhouette_label(z, codes["labels"], max_cells=None)
     if "batches" in codes and _n_different(codes["batches"]) > 1:
         scores["batch_entropy"] = _batch_entropy(neighbours, codes["batches"])
         if "labels" in codes:
-            scores["silhouette_batch"] = silhouette_batch(z, codes["labels"], codes["batches"], **rest)
+            scores["silhouette_batch"] = silhouette_batch(z, codes["labels"], codes["batches"], max_cells=None)
     return scores
 
 

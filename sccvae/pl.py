@@ -76,7 +76,7 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
     frame = _history_frame(history)
     if ax is not None:
         _draw_curves(ax, frame, "elbo", legend=True)
-        return _finished(ax.get_figure(root=True), show, own=False)
+        return _finished(ax.figure.figure, show, own=False)  # axes may be in a subfigure: its figure
     panels = [column for column in _CURVES if _is_used(frame, column)]
     n_columns = min(len(panels), 3)
     n_rows = -(-len(panels) // n_columns)
@@ -110,12 +110,13 @@ def integration(
         Key of the embedding in ``adata.obsm``.
     batch_key, label_key
         Columns of ``adata.obs`` with batches and with cell types; at least one. Without `batch_key`, the one that
-        the embedding was made with, where ``adata.uns["sccvae"]`` tells. Missing values are drawn in grey.
+        the embedding was made with, where ``adata.uns`` tells (``uns["sccvae"]`` of ``obsm["X_sccvae"]``). Missing
+        values are drawn in grey.
     layer
         Layer with the raw counts; by default the one the embedding was made with, else ``adata.X``.
     history
         Adds the curves of the ELBO and of the KL divergence, as `pl.history` takes them. By default
-        ``adata.uns["sccvae"]["history"]``, where there is one.
+        that of the embedding, ``adata.uns["sccvae"]["history"]``, where there is one.
     max_cells
         Draw a random sample of so many cells where there are more, the same at every call.
     show
@@ -134,8 +135,9 @@ def integration(
         Neither key is given, a key holds more than 100 different values, or the counts are no counts.
     """
     made_with = adata.uns.get(use_rep.removeprefix("X_"), {})
-    batch_key = made_with.get("batch_key") if batch_key is None else batch_key
-    layer = made_with.get("layer") if layer is None else layer
+    parameters = made_with.get("parameters", {})
+    batch_key = parameters.get("batch_key") if batch_key is None else batch_key
+    layer = parameters.get("layer") if layer is None else layer
     history = made_with.get("history") if history is None else history
     keys = [key for key in (batch_key, label_key) if key is not None]
     if not keys:
@@ -210,7 +212,7 @@ def _draw_curves(ax: Axes, frame: pd.DataFrame, column: str, *, legend: bool) ->
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     _style(ax)
     if legend:
-        ax.legend(loc="lower right", fontsize=_SMALL, frameon=False, handlelength=1.4, borderaxespad=0.2)
+        ax.legend(loc="best", fontsize=_SMALL, frameon=False, handlelength=1.4, borderaxespad=0.2)
 
 
 def _focus(ax: Axes, values: NDArray) -> None:
@@ -307,7 +309,9 @@ def _palette(n: int) -> list[str]:
 
     colours = [*_COLOURS, _BLACK]
     for target, share in ((0.0, 0.45), (1.0, 0.55), (0.0, 0.7), (1.0, 0.3)):
-        colours += [to_hex((1 - share) * np.array(to_rgb(colour)) + share * target) for colour in _COLOURS]
+        for colour in _COLOURS:
+            red, green, blue = ((1 - share) * channel + share * target for channel in to_rgb(colour))
+            colours.append(to_hex((red, green, blue)))
     return [colours[i % len(colours)] for i in range(n)]
 
 
@@ -315,7 +319,7 @@ def _draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:
     palette = np.array([*_palette(len(values.categories)), _MISSING])  # the code of a missing value is -1: the last
     size = float(np.clip(9000 / len(layout), 0.6, 14))
     # Rasterised, so that a PDF of 20,000 cells stays small.
-    ax.scatter(*layout.T, c=palette[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)
+    ax.scatter(layout[:, 0], layout[:, 1], c=palette[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)
     ax.set(xticks=[], yticks=[], box_aspect=1)
     ax.set_xlabel("UMAP 1", fontsize=_SMALL, loc="left")
     ax.set_ylabel("UMAP 2", fontsize=_SMALL, loc="bottom")

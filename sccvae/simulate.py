@@ -129,14 +129,13 @@ def simulate(
     layers = {name: np.empty((n_cells, n_genes), dtype=np.float32) for name in names}
     blocks = []
     for start in range(0, n_cells, _BLOCK):
-        block = _draw_block(seed, start // _BLOCK, tree, libraries, genes)
+        block, rho = _draw_block(seed, start // _BLOCK, tree, libraries, genes)
         n = min(_BLOCK, n_cells - start)
         if keep_truth:  # from whole blocks, as a product of matrices may round otherwise for fewer rows
             rows = slice(start, start + n)
-            layers["rho"][rows] = block.rho[:n]
+            layers["rho"][rows] = rho[:n]
             layers["rho_corrected"][rows] = genes.corrected_expression(block.z)[:n]
-            layers["dropout"][rows] = genes.dropout_probability(block.rho)[:n]
-        block.rho = None
+            layers["dropout"][rows] = genes.dropout_probability(rho)[:n]
         blocks.append(block.first(n))
     return _assemble(blocks, layers, tree, libraries, genes, arguments)
 
@@ -284,21 +283,19 @@ class _Genes:
         return replace(self, dropout_logit=self.dropout_logit + np.float32(shift))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Block:
-    """Cells drawn together. `rho` is given up once it has been used."""
+    """Cells drawn together."""
 
     z: NDArray  # (cells, latent)
     cell_type: NDArray  # (cells,)
     gradient: NDArray  # (cells,)
     batch: NDArray  # (cells,)
     library: NDArray  # (cells,)
-    rho: NDArray | None  # (cells, genes)
     counts: csr_matrix  # (cells, genes)
 
     def first(self, n: int) -> _Block:
-        kept = {name: array[:n] for name, array in vars(self).items() if array is not None}
-        return replace(self, **kept)
+        return _Block(**{name: array[:n] for name, array in vars(self).items()})
 
 
 def _draw_latent(rng: np.random.Generator, tree: _Tree) -> tuple[NDArray, NDArray, NDArray]:
@@ -310,8 +307,8 @@ def _draw_latent(rng: np.random.Generator, tree: _Tree) -> tuple[NDArray, NDArra
     return z.astype(np.float32), cell_type, position
 
 
-def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, genes: _Genes) -> _Block:
-    """Draw block `number` of the data; blocks do not depend on one another."""
+def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, genes: _Genes) -> tuple[_Block, NDArray]:
+    """Draw block `number` of the data and its rho (cells, genes); blocks do not depend on one another."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, number)))
     z, cell_type, position = _draw_latent(rng, tree)
     batch = rng.integers(len(libraries.log_mean), size=_BLOCK)
@@ -328,7 +325,7 @@ def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, gene
         chance = rho[cell] * (1 - genes.dropout_probability(rho[[cell]])[0])
         counts[cell, rng.choice(len(chance), p=chance.astype(np.float64) / chance.sum(dtype=np.float64))] = 1
     gradient = (tree.depth[cell_type] + position) / (tree.depth.max() + 1)
-    return _Block(z, cell_type, gradient, batch, library, rho, csr_matrix(counts))
+    return _Block(z, cell_type, gradient, batch, library, csr_matrix(counts)), rho
 
 
 def _assemble(

@@ -189,7 +189,7 @@ def test_integration_takes_what_the_embedding_was_made_with(history):
     adata = small()
     adata.layers["counts"] = csc_array(adata.X)
     adata.X = adata.X / 3
-    adata.uns["sccvae"] = {"batch_key": "batch", "layer": "counts", "history": history}
+    adata.uns["sccvae"] = {"parameters": {"batch_key": "batch", "layer": "counts"}, "history": history}
     figure = pl.integration(adata)
     assert titles(figure) == ["Before: principal components", "After: X_sccvae", "ELBO"]
     with pytest.raises(ValueError, match=r"adata.X holds values that are not counts: .* pass layer="):

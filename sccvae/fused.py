@@ -1,0 +1,224 @@
+"""The kernels of `kernels`, fused into one pass over each cell's row and compiled by numba, for the CPU.
+
+Same numbers as the plain torch code within float32 rounding, inside the bounds below; outside them, and for anything
+not finite, the kernels say so and the caller takes the plain code. exp and log are short polynomials, so that LLVM
+turns the loops over genes into vector instructions.
+"""
+
+import math
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils  # noqa: F401  registers what intrinsics need
+from numba.extending import intrinsic
+
+# Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
+LOG_MAX = 40.0
+SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
+
+# Elementary functions keep the order of their operations, which their error terms rest on. In the loops, reassociation
+# lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
+_EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": True}
+_LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": True}
+f32 = np.float32
+
+
+@intrinsic
+def _float_of_bits(typing, bits):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _bits_of_float(typing, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), generate
+
+
+@numba.njit(**_EXACT)
+def _exp(x):
+    """exp within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
+    x = min(max(x, f32(-87.0)), f32(88.0))
+    n = np.int32(x * f32(1.4426950408889634) + f32(127.5))  # truncation of a positive number rounds to nearest
+    k = f32(n - np.int32(127))
+    r = x - k * f32(0.693359375) + k * f32(2.12194440e-4)
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    return (p * r * r + r + f32(1.0)) * _float_of_bits(np.int32(n << np.int32(23)))
+
+
+@numba.njit(**_EXACT)
+def _log(x):
+    """log within 1 ulp for normal positive x (Cephes' logf)."""
+    bits = _bits_of_float(x) - np.int32(0x3F3504F3)  # so that the mantissa lies in [sqrt(1/2), sqrt(2))
+    k = f32(bits >> np.int32(23))
+    m = _float_of_bits(np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))) - f32(1.0)
+    p = f32(7.0376836292e-2)
+    p = p * m + f32(-1.1514610310e-1)
+    p = p * m + f32(1.1676998740e-1)
+    p = p * m + f32(-1.2420140846e-1)
+    p = p * m + f32(1.4249322787e-1)
+    p = p * m + f32(-1.6668057665e-1)
+    p = p * m + f32(2.0000714765e-1)
+    p = p * m + f32(-2.4999993993e-1)
+    p = p * m + f32(3.3333331174e-1)
+    z = m * m
+    return p * m * z - k * f32(2.12194440e-4) - f32(0.5) * z + m + k * f32(0.693359375)
+
+
+@numba.njit(**_EXACT)
+def _log1p_and_share(x):
+    """log(1 + x) and 1 / (1 + x) for x >= 0; relative errors within float32 rounding, however small x."""
+    u = f32(1.0) + x
+    share = f32(1.0) / u
+    return _log(u) + (x - (u - f32(1.0))) * share, share
+
+
+@numba.njit(**_EXACT)
+def _stirling(x):
+    """lgamma(x) and digamma(x) for x > 0, float64: recurrence to x >= 10, then the asymptotic series."""
+    shift, slope = 1.0, 0.0
+    while x < 10.0:
+        shift *= x
+        slope -= 1.0 / x
+        x += 1.0
+    i = 1.0 / (x * x)
+    series = (1 / 12 - i * (1 / 360 - i * (1 / 1260 - i * (1 / 1680 - i / 1188)))) / x
+    lgamma = (x - 0.5) * math.log(x) - x + 0.9189385332046727 + series - math.log(shift)
+    digamma = math.log(x) - 0.5 / x - i * (1 / 12 - i * (1 / 120 - i * (1 / 252 - i * (1 / 240 - i / 132)))) + slope
+    return lgamma, digamma
+
+
+@numba.njit(**_LOOP)
+def _softmax(logits, e):
+    """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits, which is NaN or infinite if one is."""
+    top, check = logits[0], f32(0.0)
+    for g in range(logits.size):
+        top = max(top, logits[g])
+        check += logits[g]
+    total = f32(0.0)
+    for g in range(logits.size):
+        e[g] = _exp(logits[g] - top)
+        total += e[g]
+    return top, total, check
+
+
+@numba.njit(**_LOOP)
+def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, value, to_mean, to_theta, to_pi):
+    """Every gene of a cell as a zero: log p(0) and its gradients; returns expected drop-outs."""
+    dropouts = f32(0.0)
+    for g in range(e.size):
+        m = scale * e[g]
+        log1p, r = _log1p_and_share(m * inverse_theta[g])
+        t = -theta[g] * log1p
+        u = t - pi[g]
+        a, b = _exp(-abs(u)), _exp(-abs(pi[g]))
+        one_a, one_b = f32(1.0) + a, f32(1.0) + b
+        share_b = f32(1.0) / one_b
+        s = (f32(1.0) if u >= 0 else a) / one_a  # sigmoid(u): probability that the zero came from the counts
+        lost = share_b if pi[g] >= 0 else b * share_b  # sigmoid(pi)
+        kept = b * share_b if pi[g] >= 0 else share_b  # sigmoid(-pi)
+        value[g] = max(u, f32(0.0)) - max(-pi[g], f32(0.0)) + _log(one_a * share_b)
+        to_mean[g] = -s * m * r
+        to_theta[g] = s * (t + m * r)
+        to_pi[g] = kept - s - cost * kept * lost
+        dropouts += lost
+    return dropouts
+
+
+@numba.njit(**_LOOP)
+def _nb_zeros(scale, e, theta, inverse_theta, value, to_mean, to_theta):
+    """Every gene of a cell as a zero of the negative binomial."""
+    for g in range(e.size):
+        m = scale * e[g]
+        log1p, r = _log1p_and_share(m * inverse_theta[g])
+        t = -theta[g] * log1p
+        value[g] = t
+        to_mean[g] = -m * r
+        to_theta[g] = t + m * r
+
+
+@numba.njit(**_LOOP)
+def _poisson_zeros(scale, e, value, to_mean):
+    """Every gene of a cell as a zero of the Poisson distribution."""
+    for g in range(e.size):
+        m = scale * e[g]
+        value[g] = -m
+        to_mean[g] = -m
+
+
+@numba.njit(**_EXACT)
+def _nb_count(x, m, log_m, theta):
+    """log p(x) + log x! of one stored count, and its gradients by log m and log theta; float64.
+
+    Up to SMALL_COUNT, lgamma(x + theta) - lgamma(theta) - x log(theta + m) is the log of a product of ratios, which
+    does not cancel at large theta.
+    """
+    ratio = m / theta
+    t = -theta * math.log1p(ratio)
+    r = 1.0 / (1.0 + ratio)
+    if x <= SMALL_COUNT:
+        product, slope = 1.0, 0.0
+        for k in range(int(x)):
+            product *= (theta + k) / (theta + m)
+            slope += (m - k) / (theta + k)
+        terms, slope = math.log(product), slope * r
+    else:
+        lgamma_sum, digamma_sum = _stirling(x + theta)
+        lgamma, digamma = _stirling(theta)
+        terms = lgamma_sum - lgamma - x * math.log(theta + m)
+        slope = theta * (digamma_sum - digamma) - x * r
+    return t + x * log_m + terms, r * (x - m), t + m * r + slope
+
+
+@numba.njit(**_LOOP)
+def _finish_row(share, e, value, to_logits):
+    """Turn gradients by log m into gradients by the logits, in place; return the sums of both over genes."""
+    total, slope = f32(0.0), f32(0.0)
+    for g in range(e.size):
+        total += value[g]
+        slope += to_logits[g]
+    for g in range(e.size):
+        to_logits[g] -= slope * share * e[g]
+    return total, slope
+
+
+@numba.njit(**_EXACT)
+def zinb_cells(first, last, indptr, genes, counts, logits, log_library, theta, pi, cost, out, to_logits, to_theta, to_pi):
+    """The cells first..last of a minibatch; theta has one row, or one per cell.
+
+    Fills out (cells, 3): value, sum of gradients by log m, expected drop-outs; returns whether all was finite.
+    """
+    e, value = np.empty(logits.shape[1], f32), np.empty(logits.shape[1], f32)
+    inverse_theta = np.empty(logits.shape[1], f32)
+    fine = True
+    for i in range(first, last):
+        row_theta = theta[i if theta.shape[0] > 1 else 0]
+        if i == first or theta.shape[0] > 1:
+            inverse_theta[:] = f32(1.0) / row_theta
+        top, total, check = _softmax(logits[i], e)
+        log_share = log_library[i] - top - math.log(total)  # log m = logit + log_share
+        scale = f32(math.exp(log_library[i]) / total)
+        out[i, 2] = _zinb_zeros(
+            scale, e, row_theta, inverse_theta, pi[i], cost, value, to_logits[i], to_theta[i], to_pi[i]
+        )
+        for j in range(indptr[i], indptr[i + 1]):
+            g = genes[j]
+            term, by_mean, by_theta = _nb_count(counts[j], float(scale * e[g]), logits[i, g] + log_share, row_theta[g])
+            p = 1.0 / (1.0 + math.exp(-abs(pi[i, g])))
+            lost = p if pi[i, g] >= 0 else 1.0 - p
+            softplus = max(pi[i, g], f32(0.0)) - math.log(p)
+            value[g], to_logits[i, g], to_theta[i, g] = term - softplus, by_mean, by_theta
+            to_pi[i, g] = -lost - cost * lost * (1.0 - lost)
+        out[i, 0], out[i, 1] = _finish_row(f32(1.0) / total, e, value, to_logits[i])
+        fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 2])
+    return fine

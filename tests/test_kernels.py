@@ -1,0 +1,375 @@
+"""The sparse count log-likelihood: against mpmath, scipy and torch's own derivatives, over the whole range of values."""
+
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from helpers import COUNT_LIKELIHOODS, minibatch_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+from torch.nn.functional import softplus
+
+from sccvae.kernels import count_log_likelihood
+
+THETAS = (1e-6, 1e-3, 0.3, 1.0, 20.0, 1e4, 1e8)
+MEANS = (1e-12, 1e-5, 0.1, 3.0, 1e3, 1e7)
+COUNTS = (0, 1, 2, 17, 300, 10**6)
+DROPOUTS = (-30.0, -3.0, 0.0, 4.0, 30.0)
+
+
+# --------------------------------------------------------------------------------------------- references of one entry
+
+
+def exact_log_prob(name, x, log_mean, log_theta=None, dropout=None):
+    """log p(x) in mpmath, at the working precision of the caller."""
+    m = mpmath.exp(log_mean)
+    if name == "poisson":
+        return x * log_mean - m - mpmath.loggamma(x + 1)
+    theta = mpmath.exp(log_theta)
+    log_nb = (
+        mpmath.loggamma(x + theta)
+        - mpmath.loggamma(theta)
+        - mpmath.loggamma(x + 1)
+        + theta * mpmath.log(theta / (theta + m))
+        + x * mpmath.log(m / (theta + m))
+    )
+    if name == "nb":
+        return log_nb
+    lost, kept = 1 / (1 + mpmath.exp(-dropout)), 1 / (1 + mpmath.exp(dropout))
+    return mpmath.log(lost + kept * mpmath.exp(log_nb)) if x == 0 else mpmath.log(kept) + log_nb
+
+
+def rounding_scale(x, log_mean, log_theta):
+    """The largest of the numbers that are added up for an entry: rounding errors are proportional to it."""
+    m, theta = np.exp(log_mean), np.exp(log_theta)
+    terms = [m, x * np.abs(log_mean), x * np.abs(log_theta), special.gammaln(x + 1), 0 * x + 40]
+    if np.any(x > 0):
+        terms.append(np.where(x > 0, np.abs(special.gammaln(x + theta)), 0))
+    return np.max(np.broadcast_arrays(*terms), axis=0)
+
+
+def one_entry_each(name, x, log_mean, log_theta, dropout, dtype=torch.float64, dropout_cost=0.0):
+    """Values of cells with a single gene (so m = l), and gradients in log m, log theta, pi; all of them (cells,)."""
+    kinds = {"zinb": (True, True), "nb": (True, False), "poisson": (False, False)}[name]
+    log_library = torch.tensor(log_mean, dtype=dtype, requires_grad=True)
+    inputs = [torch.tensor(v, dtype=dtype)[:, None].requires_grad_() for v in (log_theta, dropout)]
+    heads = [t if used else None for t, used in zip(inputs, kinds, strict=True)]
+    minibatch = minibatch_of(np.asarray(x)[:, None], dtype)
+    logits = torch.zeros(len(x), 1, dtype=dtype)
+    value, _ = count_log_likelihood(minibatch, logits, log_library, *heads, dropout_cost)
+    wanted = [log_library, *(t for t in heads if t is not None)]
+    return value.detach(), [g.reshape(-1) for g in torch.autograd.grad(value.sum(), wanted)]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """x, log m, log theta, pi of every combination, (entries,) each."""
+    x, mean, theta, dropout = np.array(list(itertools.product(COUNTS, MEANS, THETAS, DROPOUTS))).T
+    return x, np.log(mean), np.log(theta), dropout
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_values_equal_mpmath_over_the_whole_range(name, grid):
+    value, _ = one_entry_each(name, *grid)
+    with mpmath.workdps(50):
+        exact = np.array([float(exact_log_prob(name, *map(mpmath.mpf, entry))) for entry in zip(*grid, strict=True)])
+    x, log_mean, log_theta, _ = grid
+    # 5e-9: torch's softplus is the identity above 20.
+    allowed = 5e-9 + 8 * np.finfo(np.float64).eps * rounding_scale(x, log_mean, log_theta)
+    np.testing.assert_array_less(np.abs(value.numpy() - exact), allowed + 1e-11 * np.abs(exact))
+
+
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_gradients_equal_mpmath_over_the_whole_range(name, grid):
+    every = slice(None, None, 3)  # 420 of 1,260: derivatives in mpmath are slow
+    x, log_mean, log_theta, dropout = (column[every] for column in grid)
+    _, gradients = one_entry_each(name, x, log_mean, log_theta, dropout)
+    orders = [(1, 0, 0), (0, 1, 0), (0, 0, 1)][: len(gradients)]
+    m, theta = np.exp(log_mean), np.exp(log_theta)
+    eps = np.finfo(np.float64).eps
+    # theta * (digamma(x + theta) - digamma(theta)) cancels at a large theta, x - m at equal ones
+    allowed = {
+        (1, 0, 0): 1e-11 + 8 * eps * (m + x),
+        (0, 1, 0): 1e-9 + 16 * eps * (m + x + theta * np.abs(log_theta) * (x > 0)),
+        (0, 0, 1): 5e-9 + 0 * m,
+    }
+    for order, gradient in zip(orders, gradients, strict=True):
+        exact = []
+        with mpmath.workdps(50):
+            for count, *point in zip(x, log_mean, log_theta, dropout, strict=True):
+                along = order.index(1)
+                slope = mpmath.diff(
+                    lambda t, along=along, count=count, point=point: exact_log_prob(
+                        name, mpmath.mpf(count), *[t if k == along else mpmath.mpf(v) for k, v in enumerate(point)]
+                    ),
+                    mpmath.mpf(point[along]),
+                )
+                exact.append(float(slope))
+        exact = np.array(exact)
+        np.testing.assert_array_less(
+            np.abs(gradient.numpy() - exact), allowed[order] + 1e-9 * np.abs(exact), err_msg=f"{name}, {order}"
+        )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(
+    name=st.sampled_from(COUNT_LIKELIHOODS),
+    x=st.one_of(st.integers(0, 5), st.integers(0, 10**6)),
+    log10_mean=st.floats(-12, 7),
+    log10_theta=st.floats(-6, 8),
+    dropout=st.floats(-30, 30),
+)
+def test_any_entry_equals_mpmath(name, x, log10_mean, log10_theta, dropout):
+    entry = np.array([x]), np.log(10) * np.array([log10_mean]), np.log(10) * np.array([log10_theta])
+    value, _ = one_entry_each(name, *entry, np.array([dropout]))
+    with mpmath.workdps(50):
+        exact = float(exact_log_prob(name, *(mpmath.mpf(float(v[0])) for v in entry), mpmath.mpf(dropout)))
+    allowed = 5e-9 + 8 * np.finfo(np.float64).eps * float(rounding_scale(*entry)[0]) + 1e-11 * abs(exact)
+    assert abs(float(value) - exact) <= allowed
+
+
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_single_precision_equals_double_precision_over_the_whole_range(name, grid):
+    x, *reals = grid
+    reals = [v.astype(np.float32).astype(np.float64) for v in reals]  # the same inputs for both
+    single, single_gradients = one_entry_each(name, x, *reals, dtype=torch.float32, dropout_cost=0.05)
+    double, double_gradients = one_entry_each(name, x, *reals, dropout_cost=0.05)
+    log_mean, log_theta, _ = reals
+    eps, m = np.finfo(np.float32).eps, np.exp(log_mean)
+    assert torch.isfinite(single).all()
+    # A zero's terms are made in float32; a non-zero's in float64, and rounded when log(x!) is taken off.
+    scale = np.maximum(m, 40) + special.gammaln(x + 1) + np.where(x > 0, np.abs(double.numpy()), 0)
+    np.testing.assert_array_less(
+        np.abs(single.double().numpy() - double.numpy()), 8 * eps * scale + 3e-6 * np.abs(double.numpy())
+    )
+    slope_scales = (m + x, m + x + np.abs(log_theta), 0 * m + 1)
+    for ours, exact, slope_scale in zip(single_gradients, double_gradients, slope_scales, strict=False):
+        assert torch.isfinite(ours).all()
+        error = np.abs(ours.double().numpy() - exact.numpy())
+        np.testing.assert_array_less(error, 16 * eps * slope_scale + 1e-4 * np.abs(exact.numpy()) + 1e-30)
+
+
+@pytest.mark.parametrize("per_cell", [False, True], ids=["theta per gene", "theta per cell and gene"])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_single_precision_gradients_are_finite_in_cells_of_extreme_genes(name, per_cell):
+    """All at once: every gene's logit is differentiated through a softmax over means from 1e-12 to 1e7."""
+    mean, theta, dropout = np.array(list(itertools.product(MEANS, THETAS, DROPOUTS))).T
+    for count in COUNTS:
+        x = np.full((2, len(mean)), count)
+        x[1, ::2] = 0
+        logits = torch.tensor(np.log(mean), dtype=torch.float32).expand(2, -1).clone().requires_grad_()
+        log_library = torch.full((2,), float(np.log(mean.sum())), requires_grad=True)
+        log_theta = torch.tensor(np.log(theta), dtype=torch.float32)
+        log_theta = (log_theta.expand(2, -1).clone() if per_cell else log_theta).requires_grad_()
+        pi = torch.tensor(dropout, dtype=torch.float32).expand(2, -1).clone().requires_grad_()
+        heads = {"zinb": [log_theta, pi], "nb": [log_theta], "poisson": []}[name]
+        value, _ = count_log_likelihood(minibatch_of(x, torch.float32), logits, log_library, *heads, dropout_cost=0.0)
+        assert torch.isfinite(value).all()
+        for gradient in torch.autograd.grad(value.sum(), [logits, log_library, *heads]):
+            assert torch.isfinite(gradient).all()
+            assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("mean", [0.3, 5.0, 200.0])
+@pytest.mark.parametrize("theta", [0.2, 3.0, 50.0])
+def test_values_equal_scipy(mean, theta):
+    x = np.arange(60)
+    log_mean, log_theta, dropout = (np.full(60, v) for v in (np.log(mean), np.log(theta), -1.2))
+    nb = stats.nbinom.logpmf(x, theta, theta / (theta + mean))
+    pi = special.expit(-1.2)
+    zinb = np.log(np.where(x == 0, pi, 0) + (1 - pi) * np.exp(nb))
+    for name, reference in {"poisson": stats.poisson.logpmf(x, mean), "nb": nb, "zinb": zinb}.items():
+        value, _ = one_entry_each(name, x, log_mean, log_theta, dropout)
+        np.testing.assert_allclose(value, reference, rtol=1e-10, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("dropout", [-30.0, -2.0, 3.0])
+@pytest.mark.parametrize("theta", [1e-2, 1.0, 1e6])
+@pytest.mark.parametrize("mean", [1e-6, 0.2, 4.0])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_probabilities_sum_to_one(name, mean, theta, dropout):
+    n = 20_000 if theta < 1 else 400  # far enough: the tail falls as (m / (m + theta))^x
+    heads = [np.full(n, v) for v in (np.log(mean), np.log(theta), dropout)]
+    value, _ = one_entry_each(name, np.arange(n), *heads)
+    assert float(value.exp().sum()) == pytest.approx(1, abs=1e-7)
+
+
+def test_negative_binomial_tends_to_poisson_and_zinb_to_negative_binomial():
+    x = np.arange(30)
+    log_mean, log_theta, dropout = np.full(30, np.log(4.0)), np.full(30, np.log(1e8)), np.full(30, -30.0)
+    value = {name: one_entry_each(name, x, log_mean, log_theta, dropout)[0] for name in COUNT_LIKELIHOODS}
+    np.testing.assert_allclose(value["nb"], value["poisson"], atol=1e-5)
+    np.testing.assert_allclose(value["zinb"], value["nb"], atol=1e-8)
+
+
+# ------------------------------------------------------------------------------- whole cells: dense formula, gradients
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """5 cells x 9 genes in float64: sparse, with an empty cell, a full one, and counts from 1 to 1,000."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.7, (5, 9)).astype(float)
+    x[1], x[2, 3], x[3] = 0, 1000, rng.integers(1, 9, 9)
+    assert (x[[0, 2, 4]] == 0).any(1).all()
+    return minibatch_of(x)
+
+
+def parameters_of(name, per_cell, seed=1):
+    """(logits, log_library, log_theta, dropout) of 5 cells x 9 genes, those that the likelihood has."""
+    rng = np.random.default_rng(seed)
+    shapes = [(5, 9), (5,)]
+    shapes += [(5, 9) if per_cell else (9,)] * (name != "poisson") + [(5, 9)] * (name == "zinb")
+    centres = (0.0, 2.0, 0.5, -1.0)
+    return [
+        torch.tensor(centre + rng.standard_normal(shape), requires_grad=True)
+        for shape, centre in zip(shapes, centres, strict=False)
+    ]
+
+
+def naive(x, logits, log_library, log_theta=None, dropout=None, dropout_cost=0.0):
+    """The dense formula, entry by entry, as in a textbook."""
+    dense = x.dense()
+    m = torch.softmax(logits, 1) * log_library.exp()[:, None]
+    if log_theta is None:
+        return (dense * m.log() - m - torch.lgamma(dense + 1)).sum(1)
+    theta = log_theta.exp().expand_as(m)
+    log_nb = torch.lgamma(dense + theta) - torch.lgamma(theta) - torch.lgamma(dense + 1)
+    log_nb = log_nb + theta * (theta / (theta + m)).log() + dense * (m / (theta + m)).log()
+    if dropout is None:
+        return log_nb.sum(1)
+    lost = torch.sigmoid(dropout)
+    log_p = torch.where(dense == 0, (lost + (1 - lost) * log_nb.exp()).log(), (1 - lost).log() + log_nb)
+    return (log_p - dropout_cost * lost).sum(1)
+
+
+every_form = pytest.mark.parametrize(
+    ("name", "per_cell", "dropout_cost"),
+    [
+        ("zinb", False, 0.0),
+        ("zinb", True, 0.0),
+        ("zinb", False, 0.3),
+        ("zinb", True, 0.3),
+        ("nb", False, 0.0),
+        ("nb", True, 0.0),
+        ("poisson", False, 0.0),
+    ],
+)
+
+
+@every_form
+def test_sparse_split_and_its_gradients_equal_the_dense_formula(cells, name, per_cell, dropout_cost):
+    parameters = parameters_of(name, per_cell)
+    heads = parameters + [None] * (4 - len(parameters))
+    ours, _ = count_log_likelihood(cells, *heads, dropout_cost)
+    dense = naive(cells, *heads, dropout_cost)
+    np.testing.assert_allclose(ours.detach(), dense.detach(), rtol=1e-12)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)  # backward scales each cell by its own
+    ours_gradients = torch.autograd.grad(ours @ weights, parameters)
+    for gradient, reference in zip(ours_gradients, torch.autograd.grad(dense @ weights, parameters), strict=True):
+        assert gradient.shape == reference.shape
+        np.testing.assert_allclose(gradient, reference, rtol=1e-9, atol=1e-10)
+
+
+@every_form
+def test_gradcheck(cells, name, per_cell, dropout_cost):
+    parameters = parameters_of(name, per_cell)
+    padding = [None] * (4 - len(parameters))
+    assert torch.autograd.gradcheck(
+        lambda *heads: count_log_likelihood(cells, *heads, *padding, dropout_cost), parameters, eps=1e-6, atol=1e-5
+    )
+
+
+def test_gradcheck_sees_a_wrong_gradient(cells):
+    """The check above can fail: a cost left out of the value but not of the gradient is found."""
+    parameters = parameters_of("zinb", per_cell=False)
+
+    def mismatched(*heads):
+        value, dropouts = count_log_likelihood(cells, *heads, 0.3)
+        return value + 0.3 * dropouts  # the second output is a constant to autograd
+
+    assert not torch.autograd.gradcheck(mismatched, parameters, eps=1e-6, atol=1e-5, raise_exception=False)
+
+
+def test_expected_dropouts_are_a_constant_and_what_they_cost(cells):
+    logits, log_library, log_theta, dropout = parameters_of("zinb", per_cell=False)
+    free, expected = count_log_likelihood(cells, logits, log_library, log_theta, dropout)
+    charged, again = count_log_likelihood(cells, logits, log_library, log_theta, dropout, 0.7)
+    assert not expected.requires_grad
+    assert charged.requires_grad
+    np.testing.assert_allclose(expected, torch.sigmoid(dropout.detach()).sum(1), rtol=1e-12)
+    np.testing.assert_array_equal(expected, again)
+    np.testing.assert_allclose((free - charged).detach(), 0.7 * expected, rtol=1e-10)
+    _, none = count_log_likelihood(cells, logits, log_library, log_theta)
+    np.testing.assert_array_equal(none, np.zeros(5))
+
+
+def test_single_precision_equals_double_precision_on_whole_cells(cells):
+    for name, per_cell in (("zinb", False), ("nb", True), ("poisson", False)):
+        double = [p.detach().float().double().requires_grad_() for p in parameters_of(name, per_cell)]
+        single = [p.detach().float().requires_grad_() for p in double]
+        padding = [None] * (4 - len(double))
+        value, _ = count_log_likelihood(cells, *double, *padding)
+        rounded, _ = count_log_likelihood(cells.to("cpu", torch.float32), *single, *padding)
+        assert rounded.dtype == torch.float32
+        np.testing.assert_allclose(rounded.detach(), value.detach(), rtol=2e-6)
+        for gradient, reference in zip(
+            torch.autograd.grad(rounded.sum(), single), torch.autograd.grad(value.sum(), double), strict=True
+        ):
+            assert gradient.dtype == torch.float32
+            np.testing.assert_allclose(gradient, reference, rtol=2e-5, atol=2e-5 * float(reference.abs().max()))
+
+
+def test_only_some_inputs_need_a_gradient(cells):
+    """The library is data in some models, and outputs are computed without any gradient."""
+    logits, log_library, log_theta, dropout = parameters_of("zinb", per_cell=False)
+    value, _ = count_log_likelihood(cells, logits, log_library.detach(), log_theta, dropout)
+    reference, _ = count_log_likelihood(cells, logits, log_library, log_theta, dropout)
+    assert torch.equal(
+        torch.autograd.grad(value.sum(), logits)[0], torch.autograd.grad(reference.sum(), logits, retain_graph=True)[0]
+    )
+    with torch.no_grad():
+        silent, _ = count_log_likelihood(cells, logits, log_library, log_theta, dropout)
+    assert not silent.requires_grad
+    assert torch.equal(silent, reference.detach())
+
+
+def test_inputs_are_left_as_they_were(cells):
+    parameters = parameters_of("zinb", per_cell=True)
+    before = [p.detach().clone() for p in parameters]
+    values = cells.values.clone()
+    count_log_likelihood(cells, *parameters, 0.3)[0].sum().backward()
+    assert all(torch.equal(p.detach(), b) for p, b in zip(parameters, before, strict=True))
+    assert torch.equal(cells.values, values)
+
+
+def test_empty_minibatch_row_is_all_zeros():
+    """A cell without counts: minus the sum of the means, for Poisson."""
+    x = minibatch_of(np.zeros((1, 4)))
+    value, _ = count_log_likelihood(x, torch.zeros(1, 4, dtype=torch.float64), torch.tensor([2.0]).double())
+    assert float(value) == pytest.approx(-np.exp(2.0), rel=1e-12)
+
+
+def test_log_probability_of_a_zero_keeps_its_digits_at_tiny_means():
+    """log p(0) is -m to first order; 1 - exp(...) or log(theta) - log(theta + m) would round it to 0."""
+    mean = np.array([1e-12, 1e-9, 1e-6])
+    value, _ = one_entry_each(
+        "nb", np.zeros(3), np.log(mean).astype(np.float32).astype(float), np.zeros(3), np.zeros(3), torch.float32
+    )
+    np.testing.assert_allclose(value, -np.exp(np.log(mean).astype(np.float32)), rtol=1e-5)
+
+
+def test_softplus_identity_of_a_zero_inflated_zero():
+    """log p(0) = softplus(t - pi) - softplus(-pi), the form in the heading of the module."""
+    t = -2 * np.log1p(3 / 2)
+    pi = np.linspace(-30, 30, 13)
+    n = len(pi)
+    value, _ = one_entry_each("zinb", np.zeros(n), np.full(n, np.log(3.0)), np.full(n, np.log(2.0)), pi)
+    reference = softplus(torch.tensor(t - pi)) - softplus(torch.tensor(-pi))
+    np.testing.assert_allclose(value, reference, atol=1e-12)
