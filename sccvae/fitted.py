@@ -17,6 +17,7 @@ from anndata import AnnData
 from sccvae import posterior, storage
 from sccvae.data import Counts
 from sccvae.inputs import Schema
+from sccvae.kernels import for_device
 from sccvae.likelihoods import Likelihood
 from sccvae.networks import Architecture
 from sccvae.vae import VAE
@@ -32,8 +33,8 @@ class FittedModel:
         self._schema: Schema = schema
         self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
         self._seed: int = seed
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._vae = VAE(architecture, torch.Generator().manual_seed(seed)).to(device).eval()
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self._vae = VAE(architecture, torch.Generator().manual_seed(seed), for_device(device)).to(device).eval()
         self._counts: Counts | None = None
         self._cell_names: pd.Index | None = None
         self._rows: list[dict[str, Any]] = []

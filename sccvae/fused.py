@@ -10,7 +10,6 @@ import math
 import numba
 import numpy as np
 from numba import types
-from numba.core import cgutils  # noqa: F401  registers what intrinsics need
 from numba.extending import intrinsic
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
@@ -42,7 +41,7 @@ def _bits_of_float(typing, value):
 
 @numba.njit(**_EXACT)
 def _exp(x):
-    """exp within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
+    """Exponential within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
     x = min(max(x, f32(-87.0)), f32(88.0))
     n = np.int32(x * f32(1.4426950408889634) + f32(127.5))  # truncation of a positive number rounds to nearest
     k = f32(n - np.int32(127))
@@ -58,7 +57,7 @@ def _exp(x):
 
 @numba.njit(**_EXACT)
 def _log(x):
-    """log within 1 ulp for normal positive x (Cephes' logf)."""
+    """Logarithm within 1 ulp for normal positive x (Cephes' logf)."""
     bits = _bits_of_float(x) - np.int32(0x3F3504F3)  # so that the mantissa lies in [sqrt(1/2), sqrt(2))
     k = f32(bits >> np.int32(23))
     m = _float_of_bits(np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))) - f32(1.0)
@@ -77,7 +76,7 @@ def _log(x):
 
 @numba.njit(**_EXACT)
 def _log1p_and_share(x):
-    """log(1 + x) and 1 / (1 + x) for x >= 0; relative errors within float32 rounding, however small x."""
+    """Logarithm of 1 + x, and 1 / (1 + x), for x >= 0; relative errors within float32 rounding, however small x."""
     u = f32(1.0) + x
     share = f32(1.0) / u
     return _log(u) + (x - (u - f32(1.0))) * share, share
@@ -85,7 +84,7 @@ def _log1p_and_share(x):
 
 @numba.njit(**_EXACT)
 def _stirling(x):
-    """lgamma(x) and digamma(x) for x > 0, float64: recurrence to x >= 10, then the asymptotic series."""
+    """Values lgamma(x) and digamma(x) for x > 0, float64: recurrence to x >= 10, then the asymptotic series."""
     shift, slope = 1.0, 0.0
     while x < 10.0:
         shift *= x
@@ -98,9 +97,17 @@ def _stirling(x):
     return lgamma, digamma
 
 
+@numba.njit(**_EXACT)
+def _sigmoid_and_softplus(x):
+    """Sigmoid of x and log(1 + exp(x)), float64."""
+    a = math.exp(-abs(x))
+    p = 1.0 / (1.0 + a)
+    return (p if x >= 0 else a * p), max(x, 0.0) + math.log1p(a)
+
+
 @numba.njit(**_LOOP)
 def _softmax(logits, e):
-    """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits, which is NaN or infinite if one is."""
+    """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits (not finite if one is not)."""
     top, check = logits[0], f32(0.0)
     for g in range(logits.size):
         top = max(top, logits[g])
@@ -113,7 +120,7 @@ def _softmax(logits, e):
 
 
 @numba.njit(**_LOOP)
-def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, value, to_mean, to_theta, to_pi):
+def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, weight, value, to_mean, to_theta, to_pi):
     """Every gene of a cell as a zero: log p(0) and its gradients; returns expected drop-outs."""
     dropouts = f32(0.0)
     for g in range(e.size):
@@ -129,14 +136,14 @@ def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, value, to_mean, to_the
         kept = b * share_b if pi[g] >= 0 else share_b  # sigmoid(-pi)
         value[g] = max(u, f32(0.0)) - max(-pi[g], f32(0.0)) + _log(one_a * share_b)
         to_mean[g] = -s * m * r
-        to_theta[g] = s * (t + m * r)
-        to_pi[g] = kept - s - cost * kept * lost
+        to_theta[g] = weight * s * (t + m * r)
+        to_pi[g] = weight * (kept - s - cost * kept * lost)
         dropouts += lost
     return dropouts
 
 
 @numba.njit(**_LOOP)
-def _nb_zeros(scale, e, theta, inverse_theta, value, to_mean, to_theta):
+def _nb_zeros(scale, e, theta, inverse_theta, weight, value, to_mean, to_theta):
     """Every gene of a cell as a zero of the negative binomial."""
     for g in range(e.size):
         m = scale * e[g]
@@ -144,7 +151,7 @@ def _nb_zeros(scale, e, theta, inverse_theta, value, to_mean, to_theta):
         t = -theta[g] * log1p
         value[g] = t
         to_mean[g] = -m * r
-        to_theta[g] = t + m * r
+        to_theta[g] = weight * (t + m * r)
 
 
 @numba.njit(**_LOOP)
@@ -158,7 +165,7 @@ def _poisson_zeros(scale, e, value, to_mean):
 
 @numba.njit(**_EXACT)
 def _nb_count(x, m, log_m, theta):
-    """log p(x) + log x! of one stored count, and its gradients by log m and log theta; float64.
+    """Log-probability plus log x! of one stored count, and its gradients by log m and log theta; float64.
 
     Up to SMALL_COUNT, lgamma(x + theta) - lgamma(theta) - x log(theta + m) is the log of a product of ratios, which
     does not cancel at large theta.
@@ -181,26 +188,29 @@ def _nb_count(x, m, log_m, theta):
 
 
 @numba.njit(**_LOOP)
-def _finish_row(share, e, value, to_logits):
+def _finish_row(share, weight, e, value, to_logits):
     """Turn gradients by log m into gradients by the logits, in place; return the sums of both over genes."""
     total, slope = f32(0.0), f32(0.0)
     for g in range(e.size):
         total += value[g]
         slope += to_logits[g]
     for g in range(e.size):
-        to_logits[g] -= slope * share * e[g]
-    return total, slope
+        to_logits[g] = weight * (to_logits[g] - slope * share * e[g])
+    return total, weight * slope
 
 
 @numba.njit(**_EXACT)
-def zinb_cells(first, last, indptr, genes, counts, logits, log_library, theta, pi, cost, out, to_logits, to_theta, to_pi):
-    """The cells first..last of a minibatch; theta has one row, or one per cell.
+def _cells(
+    first, last, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
+):
+    """The cells first..last. theta and pi without columns stand for none; theta has one row, or one per cell.
 
-    Fills out (cells, 3): value, sum of gradients by log m, expected drop-outs; returns whether all was finite.
+    Fills out (cells, 3): value, sum over genes of the gradient by log m, expected drop-outs; the gradients are those of
+    weight * value. Returns whether all of it is finite.
     """
-    e, value = np.empty(logits.shape[1], f32), np.empty(logits.shape[1], f32)
-    inverse_theta = np.empty(logits.shape[1], f32)
-    fine = True
+    n_genes, fine = logits.shape[1], True
+    e, value = np.empty(n_genes, f32), np.empty(n_genes, f32)
+    inverse_theta = np.empty(theta.shape[1], f32)
     for i in range(first, last):
         row_theta = theta[i if theta.shape[0] > 1 else 0]
         if i == first or theta.shape[0] > 1:
@@ -208,17 +218,90 @@ def zinb_cells(first, last, indptr, genes, counts, logits, log_library, theta, p
         top, total, check = _softmax(logits[i], e)
         log_share = log_library[i] - top - math.log(total)  # log m = logit + log_share
         scale = f32(math.exp(log_library[i]) / total)
-        out[i, 2] = _zinb_zeros(
-            scale, e, row_theta, inverse_theta, pi[i], cost, value, to_logits[i], to_theta[i], to_pi[i]
-        )
+        out[i, 2] = 0.0
+        if pi.shape[1] > 0:
+            out[i, 2] = _zinb_zeros(
+                scale, e, row_theta, inverse_theta, pi[i], cost, weight, value, to_logits[i], to_theta[i], to_pi[i]
+            )
+        elif theta.shape[1] > 0:
+            _nb_zeros(scale, e, row_theta, inverse_theta, weight, value, to_logits[i], to_theta[i])
+        else:
+            _poisson_zeros(scale, e, value, to_logits[i])
         for j in range(indptr[i], indptr[i + 1]):
             g = genes[j]
-            term, by_mean, by_theta = _nb_count(counts[j], float(scale * e[g]), logits[i, g] + log_share, row_theta[g])
-            p = 1.0 / (1.0 + math.exp(-abs(pi[i, g])))
-            lost = p if pi[i, g] >= 0 else 1.0 - p
-            softplus = max(pi[i, g], f32(0.0)) - math.log(p)
-            value[g], to_logits[i, g], to_theta[i, g] = term - softplus, by_mean, by_theta
-            to_pi[i, g] = -lost - cost * lost * (1.0 - lost)
-        out[i, 0], out[i, 1] = _finish_row(f32(1.0) / total, e, value, to_logits[i])
-        fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 2])
+            x, m, log_m = float(counts[j]), float(scale * e[g]), float(logits[i, g] + log_share)
+            if theta.shape[1] == 0:
+                value[g], to_logits[i, g] = x * log_m - m, x - m
+                continue
+            value[g], to_logits[i, g], by_theta = _nb_count(x, m, log_m, float(row_theta[g]))
+            to_theta[i, g] = weight * by_theta
+            if pi.shape[1] > 0:
+                lost, softplus = _sigmoid_and_softplus(float(pi[i, g]))
+                value[g] -= softplus
+                to_pi[i, g] = -weight * (lost + cost * lost * (1.0 - lost))
+        out[i, 0], out[i, 1] = _finish_row(f32(1.0) / total, weight, e, value, to_logits[i])
+        out[i, 0] -= cost * out[i, 2]
+        fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
+
+
+@numba.njit(fastmath=False, error_model="numpy", nogil=True, cache=True, parallel=True)
+def _cells_in_parallel(
+    n_parts, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
+):
+    """`_cells` on all of them, in `n_parts` pieces at a time."""
+    n_cells = logits.shape[0]
+    fine = np.ones(n_parts, np.bool_)
+    for part in numba.prange(n_parts):
+        first, last = part * n_cells // n_parts, (part + 1) * n_cells // n_parts
+        fine[part] = _cells(
+            first,
+            last,
+            indptr,
+            genes,
+            counts,
+            logits,
+            log_library,
+            theta,
+            pi,
+            cost,
+            weight,
+            out,
+            to_logits,
+            to_theta,
+            to_pi,
+        )
+    return fine.all()
+
+
+def count_log_likelihood(stored, parameters, cost, weight, n_threads):
+    """The arrays of a `kernels.Result` (without log x!), or None where a bound of this module is broken.
+
+    `stored` holds indptr, genes and counts of the minibatch; `parameters` logits, log_library, log_theta and pi as in
+    `kernels.count_log_likelihood`, float32, the last two None where missing.
+    """
+    logits, log_library, log_theta, pi = parameters
+    n_cells, n_genes = logits.shape
+    if _out_of_bounds(log_library) or (log_theta is not None and _out_of_bounds(log_theta)):
+        return None
+    none = np.empty((1, 0), f32)
+    theta = none if log_theta is None else np.exp(np.atleast_2d(log_theta))
+    to_logits = np.empty((n_cells, n_genes), f32)
+    to_theta = None if log_theta is None else np.empty((n_cells, n_genes), f32)
+    to_pi = None if pi is None else np.empty((n_cells, n_genes), f32)
+    out = np.empty((n_cells, 3), f32)
+    arguments = (
+        *(*stored, np.ascontiguousarray(logits), np.ascontiguousarray(log_library), theta),
+        *(none if pi is None else np.ascontiguousarray(pi), f32(cost), f32(weight), out, to_logits),
+        *(none if to_theta is None else to_theta, none if to_pi is None else to_pi),
+    )
+    n_parts = min(n_threads, n_cells)
+    fine = _cells_in_parallel(n_parts, *arguments) if n_parts > 1 else _cells(0, n_cells, *arguments)
+    if not fine:
+        return None
+    value, slope, dropouts = np.ascontiguousarray(out.T)
+    return value, dropouts, to_logits, slope, to_theta, to_pi
+
+
+def _out_of_bounds(a):
+    return not (a.min() >= -LOG_MAX and a.max() <= LOG_MAX)  # NaN compares false

@@ -1,4 +1,4 @@
-"""The log-likelihood of sparse counts and its gradient, in plain torch on any device.
+"""The log-likelihood of sparse counts and its gradient: in plain torch on any device, or fused on the CPU.
 
 Counts are nearly all zeros, so the sum over genes is split: every entry is first taken as a zero (no lgamma), then
 the stored non-zeros replace theirs. With mean m = l * rho, dispersion theta, r = theta / (theta + m),
@@ -11,7 +11,8 @@ Without pi this is the negative binomial (log p(0) = t); without theta as well, 
 The gradients are closed forms of the same quantities, so forward computes both and backward only scales.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import softplus
@@ -19,10 +20,21 @@ from torch.nn.functional import softplus
 from sccvae.data import Minibatch
 
 
-class _Gradients(NamedTuple):
-    log_mean: torch.Tensor  # (cells, genes)
-    log_theta: torch.Tensor | None  # (cells, genes)
-    dropout: torch.Tensor | None  # (cells, genes)
+class Result(NamedTuple):
+    """What a kernel returns: the value of each cell, and the gradients of `weight` times it."""
+
+    value: torch.Tensor  # (cells,) log-likelihood less the cost of drop-outs
+    dropouts: torch.Tensor  # (cells,) expected number of drop-outs
+    to_logits: torch.Tensor  # (cells, genes)
+    to_log_library: torch.Tensor  # (cells,)
+    to_log_theta: torch.Tensor | None  # (cells, genes)
+    to_dropout: torch.Tensor | None  # (cells, genes)
+
+
+# (x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result; shapes as in `count_log_likelihood`.
+Kernel = Callable[
+    [Minibatch, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, float], Result
+]
 
 
 def count_log_likelihood(
@@ -32,6 +44,7 @@ def count_log_likelihood(
     log_theta: torch.Tensor | None = None,
     dropout: torch.Tensor | None = None,
     dropout_cost: float = 0.0,
+    kernel: Kernel | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-likelihood of each cell's counts, less what its expected drop-outs cost.
 
@@ -49,66 +62,105 @@ def count_log_likelihood(
         (cells, genes): drop-out logits; None without zero inflation.
     dropout_cost
         Nats charged for each expected drop-out.
+    kernel
+        `plain` (also None) or `fused`.
 
     Returns
     -------
     (cells,) `sum_g log p(x_g) - dropout_cost * sum_g sigmoid(pi_g)`, differentiable; and
     (cells,) the expected number of drop-outs `sum_g sigmoid(pi_g)`, a constant.
     """
-    return _CountLogLikelihood.apply(x, logits, log_library, log_theta, dropout, dropout_cost, torch.is_grad_enabled())
+    return _CountLogLikelihood.apply(kernel or plain, x, logits, log_library, log_theta, dropout, dropout_cost)
 
 
 class _CountLogLikelihood(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, logits, log_library, log_theta, dropout, dropout_cost, with_gradients):
-        log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
-        log_m = log_rho + log_library[:, None]
-        entries, grads = _zeros(log_m, log_theta, dropout)
-        _replace_nonzeros(x, log_m, log_theta, dropout, entries, grads)
-        value = entries.sum(1) - x.log_factorial
-        dropouts = torch.zeros_like(value)
-        if dropout is not None:
-            probability = torch.sigmoid(dropout)
-            dropouts = probability.sum(1)
-            value = value - dropout_cost * dropouts
-            assert grads.dropout is not None
-            grads.dropout.sub_(probability * (1 - probability), alpha=dropout_cost)
-        if with_gradients:
-            total = grads.log_mean.sum(1)
-            to_logits = grads.log_mean - log_rho.exp_() * total[:, None]
-            per_gene = log_theta is not None and log_theta.dim() == 1
-            ctx.per_gene = per_gene
-            ctx.save_for_backward(to_logits, total, grads.log_theta, grads.dropout)
-        ctx.mark_non_differentiable(dropouts)
-        return value, dropouts
+    def forward(ctx, kernel, x, logits, log_library, log_theta, dropout, dropout_cost):
+        # A loss that is minus the mean over cells then needs no scaling in backward.
+        ctx.weight = -1.0 / len(logits)
+        r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
+        ctx.one_theta = log_theta is not None and log_theta.dim() == 1
+        ctx.save_for_backward(r.to_logits, r.to_log_library, r.to_log_theta, r.to_dropout)
+        ctx.mark_non_differentiable(r.dropouts)
+        return r.value, r.dropouts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value, _):
-        to_logits, total, to_theta, to_dropout = ctx.saved_tensors
-        if to_theta is not None:
-            to_theta = grad_value @ to_theta if ctx.per_gene else to_theta * grad_value[:, None]
-        if to_dropout is not None:
-            to_dropout = to_dropout * grad_value[:, None]
-        return None, to_logits * grad_value[:, None], total * grad_value, to_theta, to_dropout, None, None
+        to_logits, to_log_library, to_theta, to_dropout = ctx.saved_tensors
+        factor = grad_value / ctx.weight  # (cells,)
+        if ctx.one_theta:
+            to_theta = factor @ to_theta
+        elif to_theta is not None:
+            to_theta = to_theta * factor[:, None]
+        if not (factor == 1).all():
+            to_logits, to_log_library = to_logits * factor[:, None], to_log_library * factor
+            to_dropout = None if to_dropout is None else to_dropout * factor[:, None]
+        return None, None, to_logits, to_log_library, to_theta, to_dropout, None
 
 
-def _zeros(log_m, log_theta, dropout) -> tuple[torch.Tensor, _Gradients]:
-    """Every entry as if it were a zero: log p(0), (cells, genes), and its gradients."""
+def for_device(device: torch.device) -> Kernel:
+    """The fastest kernel for tensors on `device`."""
+    return fused if device.type == "cpu" else plain
+
+
+def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
+    """One pass over each cell's row, compiled; float32 on the CPU. What it cannot do exactly goes to `plain`."""
+    tensors = (logits, log_library, log_theta, dropout)
+    arrays = [None if t is None else t.detach().numpy() for t in tensors if t is None or _fits(t)]
+    if len(arrays) == len(tensors):
+        from sccvae import fused as compiled  # numba takes half a second to import
+
+        stored = (x.indptr.numpy(), x.genes.numpy(), x.values.numpy())
+        n_threads = torch.get_num_threads()
+        result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight, n_threads)
+        if result is not None:
+            r = Result(*[None if a is None else torch.from_numpy(a) for a in result])  # type: ignore[arg-type]
+            return r._replace(value=r.value - x.log_factorial)
+    return plain(x, *tensors, dropout_cost, weight)
+
+
+def _fits(t: torch.Tensor) -> bool:
+    return t.dtype == torch.float32 and t.device.type == "cpu"
+
+
+def plain(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
+    """The same in torch operations, on any device and in any precision."""
+    log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
+    log_m = log_rho + log_library[:, None]
+    entries, by_mean, by_theta, by_dropout = _zeros(log_m, log_theta, dropout)
+    _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, by_dropout)
+    value = entries.sum(1) - x.log_factorial
+    dropouts = torch.zeros_like(value)
+    if dropout is not None:
+        probability = torch.sigmoid(dropout)
+        dropouts = probability.sum(1)
+        value = value - dropout_cost * dropouts
+        by_dropout.sub_(probability * (1 - probability), alpha=dropout_cost)
+    slope = by_mean.sum(1)
+    by_logits = by_mean - log_rho.exp_() * slope[:, None]
+    for gradient in (by_logits, slope, by_theta, by_dropout):
+        if gradient is not None:
+            gradient.mul_(weight)
+    return Result(value, dropouts, by_logits, slope, by_theta, by_dropout)
+
+
+def _zeros(log_m, log_theta, dropout) -> tuple[Any, Any, Any, Any]:
+    """Every entry as if it were a zero: log p(0) and its gradients by log m, log theta and pi, (cells, genes) each."""
     m = log_m.exp()
     if log_theta is None:
-        return -m, _Gradients(-m, None, None)
+        return -m, -m, None, None
     theta = log_theta.exp()
     t = -theta * torch.log1p(m / theta)
     m_r = m * (theta / (theta + m))
     if dropout is None:
-        return t, _Gradients(-m_r, t + m_r, None)
+        return t, -m_r, t + m_r, None
     s = torch.sigmoid(t - dropout)  # probability that a zero came from the counts
     entries = softplus(t - dropout) - softplus(-dropout)
-    return entries, _Gradients(-s * m_r, s * (t + m_r), torch.sigmoid(-dropout) - s)
+    return entries, -s * m_r, s * (t + m_r), torch.sigmoid(-dropout) - s
 
 
-def _replace_nonzeros(x, log_m, log_theta, dropout, entries, grads) -> None:
+def _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, by_dropout) -> None:
     """Put the stored counts' terms (without log x!) and gradients in their places, in place.
 
     In float64: lgamma(x + theta) - lgamma(theta) cancels at large theta, and non-zeros are few.
@@ -119,7 +171,7 @@ def _replace_nonzeros(x, log_m, log_theta, dropout, entries, grads) -> None:
     put = lambda target, values: target.index_put_(at, values.to(target.dtype))  # noqa: E731
     if log_theta is None:
         put(entries, counts * log_m - m)
-        put(grads.log_mean, counts - m)
+        put(by_mean, counts - m)
         return
     log_theta = log_theta[x.genes if log_theta.dim() == 1 else at].double()
     theta = log_theta.exp()
@@ -127,11 +179,11 @@ def _replace_nonzeros(x, log_m, log_theta, dropout, entries, grads) -> None:
     t = -theta * torch.log1p(m / theta)
     r = theta / (theta + m)
     terms = t + counts * (log_m - log_sum) + torch.lgamma(counts + theta) - torch.lgamma(theta)
-    put(grads.log_mean, r * (counts - m))
+    put(by_mean, r * (counts - m))
     slope = torch.digamma(counts + theta) - torch.digamma(theta)
-    put(grads.log_theta, t + m * r + theta * slope - counts * r)
+    put(by_theta, t + m * r + theta * slope - counts * r)
     if dropout is not None:
         pi = dropout[at].double()
         terms = terms - softplus(pi)
-        put(grads.dropout, -torch.sigmoid(pi))
+        put(by_dropout, -torch.sigmoid(pi))
     put(entries, terms)

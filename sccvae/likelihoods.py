@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import softplus
 
 from sccvae.data import Minibatch
-from sccvae.kernels import count_log_likelihood
+from sccvae.kernels import Kernel, count_log_likelihood, plain
 
 LikelihoodName = Literal["zinb", "nb", "poisson", "normal", "bernoulli"]
 
@@ -42,6 +42,9 @@ class Likelihood:
     has_library: ClassVar[bool] = False
     has_dispersion: ClassVar[bool] = False
     has_dropout: ClassVar[bool] = False
+
+    def __init__(self, kernel: Kernel = plain):
+        self.kernel = kernel  # computes the likelihood of counts
 
     def log_prob(
         self, x: Minibatch, decoded: Decoded, log_library: torch.Tensor | None, dropout_cost: float = 0.0
@@ -70,7 +73,7 @@ class Poisson(Likelihood):
 
     def log_prob(self, x, decoded, log_library, dropout_cost=0.0):  # noqa: D102
         logits, log_theta, dropout = decoded
-        return count_log_likelihood(x, logits, log_library, log_theta, dropout, dropout_cost)
+        return count_log_likelihood(x, logits, log_library, log_theta, dropout, dropout_cost, self.kernel)
 
     def expression(self, decoded):  # noqa: D102
         return torch.softmax(decoded.logits, dim=1)
@@ -150,4 +153,4 @@ def _numpy(t: torch.Tensor) -> np.ndarray:
     return t.detach().cpu().double().numpy()
 
 
-LIKELIHOODS: dict[str, Likelihood] = {cls.name: cls() for cls in (ZINB, NB, Poisson, Normal, Bernoulli)}
+LIKELIHOODS: dict[str, type[Likelihood]] = {cls.name: cls for cls in (ZINB, NB, Poisson, Normal, Bernoulli)}

@@ -142,6 +142,13 @@ def test_duplicate_entries_of_binary_data_do_not_become_twos(adata, kind):
         np.testing.assert_array_equal(counts.matrix.data, [1, 1])
 
 
+@pytest.mark.parametrize("dtype", ["float16", ">f4", ">i4", "uint8", "longdouble"])
+def test_rare_dtypes_of_a_dense_matrix(adata, dtype):
+    expected = learn(adata)
+    adata.X = adata.X.toarray().astype(dtype)
+    assert_same_counts(learn(adata), expected)
+
+
 def test_read_only_memory_will_do(adata, tmp_path):
     expected = learn(adata)
     np.save(tmp_path / "counts.npy", adata.X.toarray())
