@@ -20,6 +20,8 @@ SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products
 # lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
 _EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": True}
 _LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": True}
+# A parallel call wakes all of numba's threads, so one part alone is never run as one.
+_PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": True, "parallel": True}
 f32 = np.float32
 
 
@@ -99,10 +101,10 @@ def _stirling(x):
 
 @numba.njit(**_EXACT)
 def _sigmoid_and_softplus(x):
-    """Sigmoid of x and log(1 + exp(x)), float64."""
-    a = math.exp(-abs(x))
-    p = 1.0 / (1.0 + a)
-    return (p if x >= 0 else a * p), max(x, 0.0) + math.log1p(a)
+    """Sigmoid of x and log(1 + exp(x))."""
+    a = _exp(-abs(x))
+    log1p, share = _log1p_and_share(a)
+    return (share if x >= 0 else a * share), max(x, f32(0.0)) + log1p
 
 
 @numba.njit(**_LOOP)
@@ -121,22 +123,29 @@ def _softmax(logits, e):
 
 @numba.njit(**_LOOP)
 def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, weight, value, to_mean, to_theta, to_pi):
-    """Every gene of a cell as a zero: log p(0) and its gradients; returns expected drop-outs."""
-    dropouts = f32(0.0)
+    """Every gene of a cell as a zero: log p(0) and its gradients; returns expected drop-outs.
+
+    In three loops, with the outputs as scratch: one would be a single long chain of operations, each waiting.
+    """
     for g in range(e.size):
         m = scale * e[g]
         log1p, r = _log1p_and_share(m * inverse_theta[g])
-        t = -theta[g] * log1p
+        value[g] = -theta[g] * log1p  # t
+        to_mean[g] = -m * r
+    for g in range(e.size):
+        to_theta[g] = _exp(-abs(value[g] - pi[g]))
+        to_pi[g] = _exp(-abs(pi[g]))
+    dropouts = f32(0.0)
+    for g in range(e.size):
+        t, a, b, m_r = value[g], to_theta[g], to_pi[g], to_mean[g]
         u = t - pi[g]
-        a, b = _exp(-abs(u)), _exp(-abs(pi[g]))
-        one_a, one_b = f32(1.0) + a, f32(1.0) + b
-        share_b = f32(1.0) / one_b
+        one_a, share_b = f32(1.0) + a, f32(1.0) / (f32(1.0) + b)
         s = (f32(1.0) if u >= 0 else a) / one_a  # sigmoid(u): probability that the zero came from the counts
         lost = share_b if pi[g] >= 0 else b * share_b  # sigmoid(pi)
         kept = b * share_b if pi[g] >= 0 else share_b  # sigmoid(-pi)
         value[g] = max(u, f32(0.0)) - max(-pi[g], f32(0.0)) + _log(one_a * share_b)
-        to_mean[g] = -s * m * r
-        to_theta[g] = weight * s * (t + m * r)
+        to_mean[g] = s * m_r
+        to_theta[g] = weight * s * (t - m_r)
         to_pi[g] = weight * (kept - s - cost * kept * lost)
         dropouts += lost
     return dropouts
@@ -165,25 +174,29 @@ def _poisson_zeros(scale, e, value, to_mean):
 
 @numba.njit(**_EXACT)
 def _nb_count(x, m, log_m, theta):
-    """Log-probability plus log x! of one stored count, and its gradients by log m and log theta; float64.
+    """Log-probability plus log x! of one stored count, and its gradients by log m and log theta.
 
     Up to SMALL_COUNT, lgamma(x + theta) - lgamma(theta) - x log(theta + m) is the log of a product of ratios, which
-    does not cancel at large theta.
+    does not cancel at large theta; beyond, float64 makes up for the cancellation.
     """
-    ratio = m / theta
-    t = -theta * math.log1p(ratio)
-    r = 1.0 / (1.0 + ratio)
-    if x <= SMALL_COUNT:
-        product, slope = 1.0, 0.0
+    log1p, r = _log1p_and_share(m / theta)
+    t = -theta * log1p
+    if x == 1:
+        terms, slope = -log1p, m * r / theta
+    elif x <= SMALL_COUNT:
+        product, total, m64, theta64 = 1.0, 0.0, float(m), float(theta)
+        inverse = 1.0 / (theta64 + m64)
         for k in range(int(x)):
-            product *= (theta + k) / (theta + m)
-            slope += (m - k) / (theta + k)
-        terms, slope = math.log(product), slope * r
+            product *= (theta64 + k) * inverse
+            total += (m64 - k) / (theta64 + k)
+        terms = _log(f32(product)) if 1e-30 < product < 1e30 else f32(math.log(product))
+        slope = f32(total) * r
     else:
-        lgamma_sum, digamma_sum = _stirling(x + theta)
-        lgamma, digamma = _stirling(theta)
-        terms = lgamma_sum - lgamma - x * math.log(theta + m)
-        slope = theta * (digamma_sum - digamma) - x * r
+        x64, m64, theta64 = float(x), float(m), float(theta)
+        lgamma_sum, digamma_sum = _stirling(x64 + theta64)
+        lgamma, digamma = _stirling(theta64)
+        terms = f32(lgamma_sum - lgamma - x64 * math.log(theta64 + m64))
+        slope = f32(theta64 * (digamma_sum - digamma) - x64 * theta64 / (theta64 + m64))
     return t + x * log_m + terms, r * (x - m), t + m * r + slope
 
 
@@ -229,23 +242,23 @@ def _cells(
             _poisson_zeros(scale, e, value, to_logits[i])
         for j in range(indptr[i], indptr[i + 1]):
             g = genes[j]
-            x, m, log_m = float(counts[j]), float(scale * e[g]), float(logits[i, g] + log_share)
+            x, m, log_m = counts[j], scale * e[g], f32(logits[i, g] + log_share)
             if theta.shape[1] == 0:
                 value[g], to_logits[i, g] = x * log_m - m, x - m
                 continue
-            value[g], to_logits[i, g], by_theta = _nb_count(x, m, log_m, float(row_theta[g]))
+            value[g], to_logits[i, g], by_theta = _nb_count(x, m, log_m, row_theta[g])
             to_theta[i, g] = weight * by_theta
             if pi.shape[1] > 0:
-                lost, softplus = _sigmoid_and_softplus(float(pi[i, g]))
+                lost, softplus = _sigmoid_and_softplus(pi[i, g])
                 value[g] -= softplus
-                to_pi[i, g] = -weight * (lost + cost * lost * (1.0 - lost))
+                to_pi[i, g] = -weight * (lost + cost * lost * (f32(1.0) - lost))
         out[i, 0], out[i, 1] = _finish_row(f32(1.0) / total, weight, e, value, to_logits[i])
         out[i, 0] -= cost * out[i, 2]
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 
 
-@numba.njit(fastmath=False, error_model="numpy", nogil=True, cache=True, parallel=True)
+@numba.njit(**_PARALLEL)
 def _cells_in_parallel(
     n_parts, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
 ):
@@ -305,3 +318,77 @@ def count_log_likelihood(stored, parameters, cost, weight, n_threads):
 
 def _out_of_bounds(a):
     return not (a.min() >= -LOG_MAX and a.max() <= LOG_MAX)  # NaN compares false
+
+
+@numba.njit(**_LOOP)
+def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
+    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient."""
+    for i in range(first, last):
+        for j in range(indptr[i], indptr[i + 1]):
+            values[j] = _log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
+        out[i] = 0.0
+        for j in range(indptr[i], indptr[i + 1]):
+            value, row = values[j], weight[genes[j]]
+            for h in range(out.shape[1]):
+                out[i, h] += value * row[h]
+
+
+@numba.njit(**_EXACT)
+def _by_gene(indptr, genes, values, n_genes):
+    """The stored values sorted by gene: where each gene's begin, their cells, the values themselves."""
+    starts = np.zeros(n_genes + 2, np.int64)
+    for j in range(genes.size):
+        starts[genes[j] + 2] += 1
+    for g in range(n_genes):
+        starts[g + 2] += starts[g + 1]
+    cells, sorted_values = np.empty(genes.size, np.int32), np.empty(genes.size, f32)
+    for i in range(indptr.size - 1):
+        for j in range(indptr[i], indptr[i + 1]):
+            at = starts[genes[j] + 1]
+            cells[at], sorted_values[at] = i, values[j]
+            starts[genes[j] + 1] = at + 1
+    return starts, cells, sorted_values
+
+
+@numba.njit(**_LOOP)
+def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
+    """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
+    for g in range(first, last):
+        row = by_weight[g]
+        row[:] = 0.0
+        for j in range(starts[g], starts[g + 1]):
+            value, by_cell = values[j], by_out[cells[j]]
+            for h in range(row.size):
+                row[h] += value * by_cell[h]
+
+
+@numba.njit(**_PARALLEL)
+def _encode_in_parallel(n_parts, indptr, genes, counts, scale, weight, values, out):
+    for part in numba.prange(n_parts):
+        first, last = part * out.shape[0] // n_parts, (part + 1) * out.shape[0] // n_parts
+        _encode(first, last, indptr, genes, counts, scale, weight, values, out)
+
+
+@numba.njit(**_PARALLEL)
+def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weight):
+    for part in numba.prange(n_parts):
+        first, last = part * by_weight.shape[0] // n_parts, (part + 1) * by_weight.shape[0] // n_parts
+        _encode_gradient(first, last, starts, cells, values, by_out, by_weight)
+
+
+def encode(indptr, genes, counts, scale, weight, values, out, n_threads):
+    """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor."""
+    arguments = (indptr, genes, counts, scale, weight, values, out)
+    if n_threads > 1:
+        _encode_in_parallel(n_threads, *arguments)
+    else:
+        _encode(0, len(out), *arguments)
+
+
+def encode_gradient(indptr, genes, values, by_out, by_weight, n_threads):
+    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden)."""
+    arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
+    if n_threads > 1:
+        _encode_gradient_in_parallel(n_threads, *arguments)
+    else:
+        _encode_gradient(0, len(by_weight), *arguments)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import embedding_bag, softplus
 
 from sccvae.data import Minibatch
 
@@ -97,11 +97,6 @@ class _CountLogLikelihood(torch.autograd.Function):
             to_logits, to_log_library = to_logits * factor[:, None], to_log_library * factor
             to_dropout = None if to_dropout is None else to_dropout * factor[:, None]
         return None, None, to_logits, to_log_library, to_theta, to_dropout, None
-
-
-def for_device(device: torch.device) -> Kernel:
-    """The fastest kernel for tensors on `device`."""
-    return fused if device.type == "cpu" else plain
 
 
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
@@ -187,3 +182,62 @@ def _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, 
         terms = terms - softplus(pi)
         put(by_dropout, -torch.sigmoid(pi))
     put(entries, terms)
+
+
+def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """log1p(scale * counts) @ weight, (cells, hidden): each cell sums the rows of its stored counts.
+
+    Parameters
+    ----------
+    scale
+        (cells,): what a cell's counts are multiplied by; None takes the values as they are, without log1p.
+    weight
+        (genes, hidden).
+    """
+    values = x.values if scale is None else torch.log1p(x.values * scale[x.rows])
+    starts = x.indptr.to(x.genes.dtype)
+    return embedding_bag(x.genes, weight, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
+
+
+def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """The same compiled, for float32 on the CPU."""
+    return _Encode.apply(x, scale, weight) if _fits(weight) else plain_encode(x, scale, weight)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, weight):
+        from sccvae import fused as compiled
+
+        ctx.x, ctx.n_threads = x, torch.get_num_threads()
+        out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
+        scales = x.values.new_empty(0) if scale is None else scale
+        tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
+        compiled.encode(*[t.numpy() for t in tensors], ctx.n_threads)
+        ctx.n_genes = len(weight)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out):
+        from sccvae import fused as compiled
+
+        by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
+        tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
+        compiled.encode_gradient(*[t.numpy() for t in tensors], ctx.n_threads)
+        return None, None, by_weight
+
+
+class Kernels(NamedTuple):
+    """The two places where counts meet arithmetic, chosen once at construction."""
+
+    likelihood: Kernel
+    encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
+
+
+PLAIN, FUSED = Kernels(plain, plain_encode), Kernels(fused, fused_encode)
+
+
+def for_device(device: torch.device) -> Kernels:
+    """The fastest kernels for tensors on `device`."""
+    return FUSED if device.type == "cpu" else PLAIN

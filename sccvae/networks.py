@@ -4,6 +4,7 @@ Weights are drawn from, and dropout uses, a generator handed in: torch's global 
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sccvae.data import Minibatch
+from sccvae.kernels import plain_encode
 from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
@@ -93,18 +95,16 @@ def linear(n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = Fa
 class SparseLinear(nn.Module):
     """A linear layer over stored values only: zeros add nothing, so each cell sums a few rows of the weights."""
 
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator):
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, encode: Callable = plain_encode):
         super().__init__()
+        self.encode = encode
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
         nn.init.xavier_uniform_(self.weight, generator=generator)
 
-    def forward(self, x: Minibatch, values: torch.Tensor) -> torch.Tensor:
-        """(cells, n_out), with `values` (stored,) in place of the minibatch's own."""
-        summed = F.embedding_bag(
-            x.genes, self.weight, x.indptr, mode="sum", per_sample_weights=values, include_last_offset=True
-        )
-        return summed + self.bias
+    def forward(self, x: Minibatch, scale: torch.Tensor | None) -> torch.Tensor:
+        """(cells, n_out), from log1p(scale * counts), or from the values themselves without a `scale`, (cells,)."""
+        return self.encode(x, scale, self.weight) + self.bias
 
 
 class CovariateOffset(nn.Module):
@@ -162,11 +162,11 @@ class Encoder(nn.Module):
 
     log_target: torch.Tensor  # () log of that total
 
-    def __init__(self, a: Architecture, generator: torch.Generator):
+    def __init__(self, a: Architecture, generator: torch.Generator, encode: Callable = plain_encode):
         super().__init__()
         covariates = (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
         self.takes_counts = LIKELIHOODS[a.gene_likelihood].support == "counts"
-        self.first = SparseLinear(a.n_genes, a.n_hidden, generator)
+        self.first = SparseLinear(a.n_genes, a.n_hidden, generator, encode)
         self.linears = nn.ModuleList(linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
         self.z_mean = linear(a.n_hidden, a.n_latent, generator)
@@ -178,10 +178,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Minibatch, generator: torch.Generator | None = None) -> tuple[Gaussian, Gaussian | None]:
         """q(z|x), (cells, n_latent), and q(log l|x), (cells,), None where the library is observed or absent."""
-        values = x.values
-        if self.takes_counts:
-            values = torch.log1p(values * torch.exp(self.log_target - x.log_total)[x.rows])
-        h = self.blocks[0](self.first(x, values), x, generator)
+        scale = torch.exp(self.log_target - x.log_total) if self.takes_counts else None
+        h = self.blocks[0](self.first(x, scale), x, generator)
         for layer, block in zip(self.linears, self.blocks[1:], strict=True):
             h = block(layer(h), x, generator)
         q_z = Gaussian(self.z_mean(h), self.z_log_variance(h).clamp(-12, 8).exp() + 1e-6)

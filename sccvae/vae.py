@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from sccvae.data import Counts, Minibatch
-from sccvae.kernels import Kernel, plain
+from sccvae.kernels import PLAIN, Kernels
 from sccvae.likelihoods import LIKELIHOODS
 from sccvae.networks import Architecture, Decoder, Encoder, Gaussian
 
@@ -52,18 +52,18 @@ class VAE(nn.Module):
         Shapes and choices.
     generator
         Source of the initial weights.
-    kernel
-        Computes the likelihood of counts; `kernels.for_device` knows the fastest.
+    kernels
+        How counts are encoded and their likelihood is computed; `kernels.for_device` knows the fastest.
     """
 
     library_mean: torch.Tensor  # (batches,)
     library_variance: torch.Tensor  # (batches,)
 
-    def __init__(self, architecture: Architecture, generator: torch.Generator, kernel: Kernel = plain):
+    def __init__(self, architecture: Architecture, generator: torch.Generator, kernels: Kernels = PLAIN):
         super().__init__()
         self.architecture = architecture
-        self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernel)
-        self.encoder = Encoder(architecture, generator)
+        self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
+        self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
         self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
         self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))

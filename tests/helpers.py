@@ -6,6 +6,7 @@ import torch
 from scipy.special import gammaln
 
 from sccvae.data import Counts, Minibatch
+from sccvae.kernels import PLAIN, Kernels
 from sccvae.networks import Architecture
 from sccvae.vae import VAE
 
@@ -64,9 +65,7 @@ def small_counts(
         codes = np.column_stack([codes, rng.integers(3, size=n_cells)])
         n_levels, continuous = (n_batches, 3), rng.standard_normal((n_cells, 2)).astype(np.float32)
     matrix = sp.csr_matrix(values.astype(np.float32))
-    return Counts.from_csr(
-        matrix, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=support != "real"
-    )
+    return Counts.from_csr(matrix, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=support != "real")
 
 
 def small_architecture(counts: Counts, **choices) -> Architecture:
@@ -86,9 +85,9 @@ def small_architecture(counts: Counts, **choices) -> Architecture:
     return Architecture(**shapes, **{**defaults, **choices})
 
 
-def small_vae(counts: Counts, *, seed: int = 0, **choices) -> VAE:
+def small_vae(counts: Counts, *, seed: int = 0, kernels: Kernels = PLAIN, **choices) -> VAE:
     """A narrow model that starts from `counts`."""
-    vae = VAE(small_architecture(counts, **choices), torch.Generator().manual_seed(seed))
+    vae = VAE(small_architecture(counts, **choices), torch.Generator().manual_seed(seed), kernels)
     vae.start_from(counts)
     return vae
 

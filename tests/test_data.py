@@ -62,9 +62,7 @@ def test_attributes_cannot_be_replaced(counts):
         counts.n_levels = (1,)
 
 
-@pytest.mark.parametrize(
-    "cells", [np.array([5, 0, 5, 19]), np.array([3]), slice(2, 9), np.arange(20)[::-1]], ids=repr
-)
+@pytest.mark.parametrize("cells", [np.array([5, 0, 5, 19]), np.array([3]), slice(2, 9), np.arange(20)[::-1]], ids=repr)
 def test_minibatch_holds_the_cells_asked_in_their_order(counts, dense, cells):
     x = counts.minibatch(cells)
     np.testing.assert_array_equal(x.dense().numpy(), dense[cells])

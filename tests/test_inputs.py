@@ -26,7 +26,9 @@ CONTAINERS = {
 
 def unsorted_indices(matrix):
     """The same CSR matrix with the stored values of each row in reverse order."""
-    order = np.concatenate([np.arange(b - 1, a - 1, -1) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)])
+    order = np.concatenate(
+        [np.arange(b - 1, a - 1, -1) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
+    )
     return sp.csr_matrix((matrix.data[order], matrix.indices[order], matrix.indptr), shape=matrix.shape)
 
 
@@ -536,7 +538,9 @@ def test_only_an_anndata_will_do(thing, options):
 def test_genes_of_new_data_are_matched_by_name(adata, model, container):
     expected = model.get_latent_representation(adata)
     order = np.random.default_rng(3).permutation(60)
-    extra = ad.AnnData(np.full((120, 5), 1000.0, dtype=np.float32), var=pd.DataFrame(index=[f"new{i}" for i in range(5)]))
+    extra = ad.AnnData(
+        np.full((120, 5), 1000.0, dtype=np.float32), var=pd.DataFrame(index=[f"new{i}" for i in range(5)])
+    )
     new = ad.AnnData(sp.hstack([extra.X, adata.X[:, order]]).tocsr(), obs=adata.obs.copy())
     new.var_names = [*extra.var_names, *adata.var_names[order]]
     new.X = CONTAINERS[container](new.X)
@@ -549,7 +553,9 @@ def test_genes_of_new_data_are_matched_by_name(adata, model, container):
 def test_missing_genes_are_counted_and_named(adata, model):
     adata.var_names = [name if i > 3 else f"{name}_old" for i, name in enumerate(adata.var_names)]
     text = message_of(ValueError, model.get_latent_representation, adata)
-    assert text.startswith("The model needs genes that adata lacks: 4 unknown genes: 'gene0', 'gene1', 'gene2' and 1 more.")
+    assert text.startswith(
+        "The model needs genes that adata lacks: 4 unknown genes: 'gene0', 'gene1', 'gene2' and 1 more."
+    )
     assert text.endswith("Genes are matched by name.")
 
 
@@ -561,7 +567,9 @@ def test_unknown_batches_are_named_with_the_known_ones(adata, model):
 
 def test_an_unused_category_of_new_data_is_no_unknown_batch(adata, model):
     expected = model.get_latent_representation(adata)
-    adata.obs["batch"] = adata.obs["batch"].cat.add_categories(["never"]).cat.reorder_categories(["never", "c", "a", "b"])
+    adata.obs["batch"] = (
+        adata.obs["batch"].cat.add_categories(["never"]).cat.reorder_categories(["never", "c", "a", "b"])
+    )
     np.testing.assert_array_equal(model.get_latent_representation(adata), expected)
 
 
@@ -579,7 +587,9 @@ def test_new_data_are_checked_as_the_training_data_were(adata, model, change, er
     assert message_of(error, model.get_latent_representation, adata).startswith(text)
 
 
-@pytest.mark.parametrize("cells", [np.arange(119, -1, -1), np.array([5]), np.arange(3, 40, 4)], ids=["all", "one", "some"])
+@pytest.mark.parametrize(
+    "cells", [np.arange(119, -1, -1), np.array([5]), np.arange(3, 40, 4)], ids=["all", "one", "some"]
+)
 def test_some_cells_in_any_order_give_the_rows_of_the_whole(adata, model, cells):
     whole = model.get_latent_representation(adata)
     np.testing.assert_allclose(model.get_latent_representation(adata[cells]), whole[cells], rtol=1e-4, atol=1e-6)
@@ -594,9 +604,7 @@ def test_covariates_of_new_data_are_scaled_as_the_training_data_were(adata, fit)
     model = fit(adata, batch_key="batch", categorical_covariate_keys=["donor"], **keys)
     whole = model.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(adata[:7]), whole[:7], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(
-        model.get_latent_library_size(adata[:7]), model.get_latent_library_size()[:7], rtol=1e-5
-    )
+    np.testing.assert_allclose(model.get_latent_library_size(adata[:7]), model.get_latent_library_size()[:7], rtol=1e-5)
 
 
 def test_the_model_reads_the_layer_it_was_trained_on(adata, fit):
@@ -605,7 +613,9 @@ def test_the_model_reads_the_layer_it_was_trained_on(adata, fit):
     model = fit(adata, layer="counts")
     np.testing.assert_array_equal(model.get_latent_representation(adata), model.get_latent_representation())
     del adata.layers["counts"]
-    assert message_of(KeyError, model.get_latent_representation, adata) == "adata.layers has no 'counts'. There is none."
+    assert (
+        message_of(KeyError, model.get_latent_representation, adata) == "adata.layers has no 'counts'. There is none."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the user's data stay whole

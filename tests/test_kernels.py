@@ -1,6 +1,7 @@
-"""The sparse count log-likelihood: against mpmath, scipy and torch's own derivatives, over the whole range of values."""
+"""The kernels: against mpmath, scipy and torch's own derivatives over the whole range of values, and one another."""
 
 import itertools
+import math
 
 import mpmath
 import numpy as np
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch.nn.functional import softplus
 
-from sccvae.kernels import count_log_likelihood
+from sccvae import kernels
+from sccvae.kernels import FUSED, PLAIN, count_log_likelihood, fused, plain
 
 THETAS = (1e-6, 1e-3, 0.3, 1.0, 20.0, 1e4, 1e8)
 MEANS = (1e-12, 1e-5, 0.1, 3.0, 1e3, 1e7)
 COUNTS = (0, 1, 2, 17, 300, 10**6)
 DROPOUTS = (-30.0, -3.0, 0.0, 4.0, 30.0)
+
+both_kernels = pytest.mark.parametrize("kernel", [plain, fused], ids=["plain", "fused"])
 
 
 # --------------------------------------------------------------------------------------------- references of one entry
@@ -51,7 +55,7 @@ def rounding_scale(x, log_mean, log_theta):
     return np.max(np.broadcast_arrays(*terms), axis=0)
 
 
-def one_entry_each(name, x, log_mean, log_theta, dropout, dtype=torch.float64, dropout_cost=0.0):
+def one_entry_each(name, x, log_mean, log_theta, dropout, dtype=torch.float64, dropout_cost=0.0, kernel=None):
     """Values of cells with a single gene (so m = l), and gradients in log m, log theta, pi; all of them (cells,)."""
     kinds = {"zinb": (True, True), "nb": (True, False), "poisson": (False, False)}[name]
     log_library = torch.tensor(log_mean, dtype=dtype, requires_grad=True)
@@ -59,7 +63,7 @@ def one_entry_each(name, x, log_mean, log_theta, dropout, dtype=torch.float64, d
     heads = [t if used else None for t, used in zip(inputs, kinds, strict=True)]
     minibatch = minibatch_of(np.asarray(x)[:, None], dtype)
     logits = torch.zeros(len(x), 1, dtype=dtype)
-    value, _ = count_log_likelihood(minibatch, logits, log_library, *heads, dropout_cost)
+    value, _ = count_log_likelihood(minibatch, logits, log_library, *heads, dropout_cost, kernel)
     wanted = [log_library, *(t for t in heads if t is not None)]
     return value.detach(), [g.reshape(-1) for g in torch.autograd.grad(value.sum(), wanted)]
 
@@ -134,11 +138,12 @@ def test_any_entry_equals_mpmath(name, x, log10_mean, log10_theta, dropout):
     assert abs(float(value) - exact) <= allowed
 
 
+@both_kernels
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
-def test_single_precision_equals_double_precision_over_the_whole_range(name, grid):
+def test_single_precision_equals_double_precision_over_the_whole_range(name, kernel, grid):
     x, *reals = grid
     reals = [v.astype(np.float32).astype(np.float64) for v in reals]  # the same inputs for both
-    single, single_gradients = one_entry_each(name, x, *reals, dtype=torch.float32, dropout_cost=0.05)
+    single, single_gradients = one_entry_each(name, x, *reals, dtype=torch.float32, dropout_cost=0.05, kernel=kernel)
     double, double_gradients = one_entry_each(name, x, *reals, dropout_cost=0.05)
     log_mean, log_theta, _ = reals
     eps, m = np.finfo(np.float32).eps, np.exp(log_mean)
@@ -155,9 +160,10 @@ def test_single_precision_equals_double_precision_over_the_whole_range(name, gri
         np.testing.assert_array_less(error, 16 * eps * slope_scale + 1e-4 * np.abs(exact.numpy()) + 1e-30)
 
 
+@both_kernels
 @pytest.mark.parametrize("per_cell", [False, True], ids=["theta per gene", "theta per cell and gene"])
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
-def test_single_precision_gradients_are_finite_in_cells_of_extreme_genes(name, per_cell):
+def test_single_precision_gradients_are_finite_in_cells_of_extreme_genes(name, per_cell, kernel):
     """All at once: every gene's logit is differentiated through a softmax over means from 1e-12 to 1e7."""
     mean, theta, dropout = np.array(list(itertools.product(MEANS, THETAS, DROPOUTS))).T
     for count in COUNTS:
@@ -169,9 +175,10 @@ def test_single_precision_gradients_are_finite_in_cells_of_extreme_genes(name, p
         log_theta = (log_theta.expand(2, -1).clone() if per_cell else log_theta).requires_grad_()
         pi = torch.tensor(dropout, dtype=torch.float32).expand(2, -1).clone().requires_grad_()
         heads = {"zinb": [log_theta, pi], "nb": [log_theta], "poisson": []}[name]
-        value, _ = count_log_likelihood(minibatch_of(x, torch.float32), logits, log_library, *heads, dropout_cost=0.0)
+        heads = heads + [None] * (2 - len(heads))
+        value, _ = count_log_likelihood(minibatch_of(x, torch.float32), logits, log_library, *heads, 0.0, kernel)
         assert torch.isfinite(value).all()
-        for gradient in torch.autograd.grad(value.sum(), [logits, log_library, *heads]):
+        for gradient in torch.autograd.grad(value.sum(), [logits, log_library, *filter(torch.is_tensor, heads)]):
             assert torch.isfinite(gradient).all()
             assert gradient.abs().max() > 0
 
@@ -310,20 +317,88 @@ def test_expected_dropouts_are_a_constant_and_what_they_cost(cells):
     np.testing.assert_array_equal(none, np.zeros(5))
 
 
-def test_single_precision_equals_double_precision_on_whole_cells(cells):
-    for name, per_cell in (("zinb", False), ("nb", True), ("poisson", False)):
-        double = [p.detach().float().double().requires_grad_() for p in parameters_of(name, per_cell)]
-        single = [p.detach().float().requires_grad_() for p in double]
-        padding = [None] * (4 - len(double))
-        value, _ = count_log_likelihood(cells, *double, *padding)
-        rounded, _ = count_log_likelihood(cells.to("cpu", torch.float32), *single, *padding)
-        assert rounded.dtype == torch.float32
-        np.testing.assert_allclose(rounded.detach(), value.detach(), rtol=2e-6)
-        for gradient, reference in zip(
-            torch.autograd.grad(rounded.sum(), single), torch.autograd.grad(value.sum(), double), strict=True
-        ):
-            assert gradient.dtype == torch.float32
-            np.testing.assert_allclose(gradient, reference, rtol=2e-5, atol=2e-5 * float(reference.abs().max()))
+@both_kernels
+@every_form
+def test_single_precision_equals_double_precision_on_whole_cells(cells, name, per_cell, dropout_cost, kernel):
+    double = [p.detach().float().double().requires_grad_() for p in parameters_of(name, per_cell)]
+    single = [p.detach().float().requires_grad_() for p in double]
+    padding = [None] * (4 - len(double))
+    value, dropouts = count_log_likelihood(cells, *double, *padding, dropout_cost)
+    x = cells.to("cpu", torch.float32)
+    rounded, rounded_dropouts = count_log_likelihood(x, *single, *padding, dropout_cost, kernel)
+    assert rounded.dtype == torch.float32
+    np.testing.assert_allclose(rounded.detach(), value.detach(), rtol=2e-6)
+    np.testing.assert_allclose(rounded_dropouts, dropouts, rtol=2e-6)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
+    rounded_gradients = torch.autograd.grad(rounded @ weights, single)
+    for gradient, reference in zip(
+        rounded_gradients, torch.autograd.grad(value @ weights.double(), double), strict=True
+    ):
+        assert gradient.dtype == torch.float32
+        np.testing.assert_allclose(gradient, reference, rtol=2e-5, atol=2e-5 * float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 37])
+@every_form
+def test_fused_equals_plain_at_any_size_and_number_of_threads(name, per_cell, dropout_cost, n_cells, monkeypatch):
+    """Genes that do not fill a vector register, cells that do not fill the threads, the mean as loss."""
+    rng = np.random.default_rng(n_cells)
+    n_genes = 203
+    x = minibatch_of(rng.poisson(rng.gamma(0.3, 3, (n_cells, n_genes))), torch.float32)
+    shapes = [(n_cells, n_genes), (n_cells,)]
+    shapes += [(n_cells, n_genes) if per_cell else (n_genes,)] * (name != "poisson")
+    shapes += [(n_cells, n_genes)] * (name == "zinb")
+    leaves = [torch.tensor(2 * rng.standard_normal(shape), dtype=torch.float32) for shape in shapes]
+    leaves[1] += 5
+    padding = [None] * (4 - len(leaves))
+
+    def value_and_gradients(kernel):
+        inputs = [leaf.clone().requires_grad_() for leaf in leaves]
+        value, dropouts = count_log_likelihood(x, *inputs, *padding, dropout_cost, kernel)
+        return [value.detach(), dropouts, *torch.autograd.grad(-value.mean(), inputs)]
+
+    reference = value_and_gradients(plain)
+    monkeypatch.setattr(kernels, "plain", None)  # fused must not fall back
+    for n_threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
+        for ours, expected in zip(value_and_gradients(fused), reference, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("which", range(4), ids=["logits", "log library", "log theta", "drop-out"])
+@both_kernels
+def test_a_parameter_that_is_not_a_number_shows_in_the_value(cells, which, value, kernel):
+    """Of its cell, or of all cells: training finds it in the loss."""
+    parameters = [p.detach().float() for p in parameters_of("zinb", per_cell=False)]
+    parameters[which].view(-1)[0] = value
+    result, _ = count_log_likelihood(cells.to("cpu", torch.float32), *parameters, 0.05, kernel)
+    if math.isnan(value):
+        assert result[0].isnan()
+        assert torch.isfinite(result[1:]).all() or which == 2
+    reference, _ = count_log_likelihood(cells.to("cpu", torch.float32), *parameters, 0.05, plain)
+    np.testing.assert_allclose(result, reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["log1p of scaled counts", "values as they are"])
+@pytest.mark.parametrize("encode", [PLAIN.encode, FUSED.encode], ids=["plain", "fused"])
+def test_sparse_product_equals_the_dense_one_with_its_gradient(encode, scaled):
+    rng = np.random.default_rng(0)
+    dense = rng.poisson(0.4, (37, 203)).astype(float)
+    dense[2] = 0
+    x = minibatch_of(dense, torch.float32)
+    scale = torch.tensor(rng.lognormal(0, 2, 37), dtype=torch.float32) if scaled else None
+    weight = torch.tensor(rng.standard_normal((203, 5)), dtype=torch.float32, requires_grad=True)
+    factor = torch.from_numpy(dense)
+    factor = torch.log1p(factor * scale[:, None]) if scaled else factor
+    exact = weight.detach().double().requires_grad_()
+    ours, reference = encode(x, scale, weight), factor @ exact
+    np.testing.assert_allclose(ours.detach(), reference.detach(), rtol=1e-5, atol=1e-4)
+    assert not ours[2].any()
+    upstream = torch.tensor(rng.standard_normal((37, 5)))
+    (ours_gradient,) = torch.autograd.grad((ours * upstream.float()).sum(), weight)
+    (gradient,) = torch.autograd.grad((reference * upstream).sum(), exact)
+    np.testing.assert_allclose(ours_gradient, gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_only_some_inputs_need_a_gradient(cells):

@@ -60,7 +60,7 @@ def values_of(name, shape, seed=0):
 def test_log_prob_equals_scipy(name, theta):
     x = values_of(name, (40, 3))
     decoded, log_library = decoded_of(name, theta, n_each=20)
-    value, dropouts = LIKELIHOODS[name].log_prob(minibatch_of(x), decoded, log_library)
+    value, dropouts = LIKELIHOODS[name]().log_prob(minibatch_of(x), decoded, log_library)
     entries = [reference_log_prob(name, theta, x[:, g], np.repeat([0, 1], 20), g) for g in range(3)]
     assert value.shape == dropouts.shape == (40,)
     np.testing.assert_allclose(value, np.sum(entries, axis=0), rtol=1e-9)
@@ -73,19 +73,17 @@ def test_log_prob_equals_scipy(name, theta):
 def test_bernoulli_equals_scipy_at_any_logit(logits, seed):
     x = np.random.default_rng(seed).integers(2, size=(1, len(logits)))
     logits = np.array([logits])
-    value, _ = LIKELIHOODS["bernoulli"].log_prob(minibatch_of(x), Decoded(torch.tensor(logits), None, None), None)
+    value, _ = LIKELIHOODS["bernoulli"]().log_prob(minibatch_of(x), Decoded(torch.tensor(logits), None, None), None)
     exact = np.where(x == 1, special.log_expit(logits), special.log_expit(-logits)).sum()
     assert float(value) == pytest.approx(exact, rel=1e-12, abs=2e-8)  # torch's softplus is the identity above 20
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(
-    x=st.floats(-1e4, 1e4), mean=st.floats(-1e4, 1e4), log_sigma=st.floats(-6, 6), per_cell=st.booleans()
-)
+@given(x=st.floats(-1e4, 1e4), mean=st.floats(-1e4, 1e4), log_sigma=st.floats(-6, 6), per_cell=st.booleans())
 def test_normal_equals_scipy_anywhere(x, mean, log_sigma, per_cell):
     spread = torch.tensor([log_sigma, 0.3], dtype=torch.float64)
     decoded = Decoded(torch.tensor([[mean, 1.0]], dtype=torch.float64), spread[None] if per_cell else spread, None)
-    value, _ = LIKELIHOODS["normal"].log_prob(minibatch_of([[x, 0.0]]), decoded, None)
+    value, _ = LIKELIHOODS["normal"]().log_prob(minibatch_of([[x, 0.0]]), decoded, None)
     exact = stats.norm.logpdf([x, 0.0], [mean, 1.0], np.exp([log_sigma, 0.3])).sum()
     assert float(value) == pytest.approx(exact, rel=1e-10)
 
@@ -103,7 +101,7 @@ def test_single_precision_is_finite_and_equals_double_precision(name):
         if name == "normal":
             leaves.append(torch.tensor(log_sigma, dtype=dtype, requires_grad=True))
         decoded = Decoded(leaves[0], leaves[1] if name == "normal" else None, None)
-        value, _ = LIKELIHOODS[name].log_prob(minibatch_of(x, dtype), decoded, None)
+        value, _ = LIKELIHOODS[name]().log_prob(minibatch_of(x, dtype), decoded, None)
         assert value.dtype == dtype
         results[dtype] = [value.detach().double(), *(g.double() for g in torch.autograd.grad(value.sum(), leaves))]
     for single, double in zip(results[torch.float32], results[torch.float64], strict=True):
@@ -121,7 +119,7 @@ def test_gradcheck(name, theta):
     def value_of(*leaves):
         rest = iter(leaves)
         heads = Decoded(*[next(rest) if head is not None else None for head in decoded])
-        return LIKELIHOODS[name].log_prob(x, heads, next(rest, None))[0]
+        return LIKELIHOODS[name]().log_prob(x, heads, next(rest, None))[0]
 
     assert torch.autograd.gradcheck(value_of, leaves, eps=1e-6, atol=1e-5)
 
@@ -130,7 +128,7 @@ def test_gradcheck(name, theta):
 def test_mean_is_that_of_the_distribution(name):
     """Mean from the probabilities; of the counts before drop-out, for zinb."""
     decoded, log_library = decoded_of(name, "cell")
-    mean = LIKELIHOODS[name].mean(decoded, log_library).numpy()
+    mean = LIKELIHOODS[name]().mean(decoded, log_library).numpy()
     x = np.arange(3000)
     for kind in range(2):
         for gene in range(3):
@@ -147,13 +145,13 @@ def test_mean_is_that_of_the_distribution(name):
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
 def test_expression_is_the_softmax_and_free_of_the_library(name):
     decoded, _ = decoded_of(name, "gene")
-    np.testing.assert_allclose(LIKELIHOODS[name].expression(decoded), RHO, rtol=1e-12)
+    np.testing.assert_allclose(LIKELIHOODS[name]().expression(decoded), RHO, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["normal", "bernoulli"])
 def test_expression_is_the_mean_where_there_is_no_library(name):
     decoded, _ = decoded_of(name, "gene")
-    assert torch.equal(LIKELIHOODS[name].expression(decoded), LIKELIHOODS[name].mean(decoded, None))
+    assert torch.equal(LIKELIHOODS[name]().expression(decoded), LIKELIHOODS[name]().mean(decoded, None))
 
 
 # ------------------------------------------------------------------------------------------------------------ samples
@@ -181,7 +179,7 @@ def chi_square_p_value(draws, probability):
 def test_samples_follow_the_distribution(name, theta):
     n = 20_000
     decoded, log_library = decoded_of(name, theta, n_each=n)
-    draws = LIKELIHOODS[name].sample(decoded, log_library, np.random.default_rng(11))
+    draws = LIKELIHOODS[name]().sample(decoded, log_library, np.random.default_rng(11))
     assert draws.shape == (2 * n, 3)
     assert draws.dtype == np.float32
     for kind in range(2):
@@ -204,7 +202,7 @@ def test_the_chi_square_test_sees_a_dispersion_that_is_ten_percent_off():
 def test_normal_samples_follow_the_distribution(theta):
     n = 20_000
     decoded, _ = decoded_of("normal", theta, n_each=n)
-    draws = LIKELIHOODS["normal"].sample(decoded, None, np.random.default_rng(5))
+    draws = LIKELIHOODS["normal"]().sample(decoded, None, np.random.default_rng(5))
     assert draws.dtype == np.float32
     for kind in range(2):
         for gene in range(3):
@@ -217,7 +215,7 @@ def test_normal_samples_follow_the_distribution(theta):
 def test_bernoulli_samples_are_ones_as_often_as_they_should():
     n = 20_000
     decoded, _ = decoded_of("bernoulli", "gene", n_each=n)
-    draws = LIKELIHOODS["bernoulli"].sample(decoded, None, np.random.default_rng(6))
+    draws = LIKELIHOODS["bernoulli"]().sample(decoded, None, np.random.default_rng(6))
     assert set(np.unique(draws)) == {0.0, 1.0}
     probability = special.expit(4 * RHO - 0.3)
     ones = draws.reshape(2, n, 3).sum(1)
@@ -229,8 +227,8 @@ def test_log_prob_of_own_samples_is_minus_the_entropy_on_average(name):
     """Ties sampling, mean and log-probability together: a mismatch of any two shows."""
     n = 4000
     decoded, log_library = decoded_of(name, "cell", n_each=n)
-    draws = LIKELIHOODS[name].sample(decoded, log_library, np.random.default_rng(8)).astype(float)
-    value, _ = LIKELIHOODS[name].log_prob(minibatch_of(draws), decoded, log_library)
+    draws = LIKELIHOODS[name]().sample(decoded, log_library, np.random.default_rng(8)).astype(float)
+    value, _ = LIKELIHOODS[name]().log_prob(minibatch_of(draws), decoded, log_library)
     for kind in range(2):
         entropy = 0.0
         for gene in range(3):
@@ -247,7 +245,7 @@ def test_log_prob_of_own_samples_is_minus_the_entropy_on_average(name):
 @pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
 def test_samples_depend_on_the_generator_alone(name):
     decoded, log_library = decoded_of(name, "gene", n_each=30)
-    sample = LIKELIHOODS[name].sample
+    sample = LIKELIHOODS[name]().sample
     first, again, other = (sample(decoded, log_library, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -258,7 +256,7 @@ def test_samples_at_extreme_dispersions_are_finite_counts(theta):
     logits = torch.log(torch.tensor([[1e-12, 1.0, 1e7]], dtype=torch.float64)).expand(500, -1)
     log_library = torch.full((500,), float(np.log(1e7 + 1)), dtype=torch.float64)
     decoded = Decoded(logits, torch.full((3,), float(np.log(theta)), dtype=torch.float64), None)
-    draws = LIKELIHOODS["nb"].sample(decoded, log_library, np.random.default_rng(0))
+    draws = LIKELIHOODS["nb"]().sample(decoded, log_library, np.random.default_rng(0))
     assert np.isfinite(draws).all()
     assert (draws >= 0).all()
     assert draws[:, 0].sum() == 0
@@ -277,7 +275,7 @@ def test_log_prob_is_highest_near_the_parameters_that_made_the_data(name):
     dropout = torch.full((300, 12), -6.0, dtype=torch.float64)
 
     def total(logits):
-        likelihood = LIKELIHOODS[name]
+        likelihood = LIKELIHOODS[name]()
         decoded = Decoded(
             torch.tensor(np.tile(logits, (300, 1))),
             log_dispersion if likelihood.has_dispersion else None,

@@ -428,8 +428,11 @@ def test_no_cells_asked_no_cells_given(model):
         ({"transform_batch": []}, "batch"),
         ({"library_size": "laten"}, "library_size"),
     ],
-    ids=str,
-)
+    ids=[
+        "short_mask", "long_mask", "no_such_cell", "no_samples", "negative_samples", "negative_chunk", "no_batches",
+        "misspelt_library",
+    ],
+)  # fmt: skip
 def test_arguments_that_mean_nothing_are_errors_and_not_garbage(model, options, word):
     with pytest.raises((ValueError, IndexError), match=word):
         model.get_normalized_expression(**options)

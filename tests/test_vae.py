@@ -21,6 +21,7 @@ from scipy import special, stats
 from torch import nn
 
 from sccvae.data import Counts
+from sccvae.kernels import FUSED, PLAIN
 from sccvae.likelihoods import Decoded
 from sccvae.networks import Gaussian
 from sccvae.posterior import elbo_terms, marginal_log_likelihood
@@ -180,8 +181,10 @@ def test_elbo_is_its_formula(name, library):
     else:
         mean = special.softmax(logits, axis=1) * np.exp(log_l.numpy())[:, None]
         theta = None if name == "poisson" else np.exp(log_dispersion)
-        entries = stats.poisson.logpmf(dense, mean) if theta is None else stats.nbinom.logpmf(
-            dense, theta, theta / (theta + mean)
+        entries = (
+            stats.poisson.logpmf(dense, mean)
+            if theta is None
+            else stats.nbinom.logpmf(dense, theta, theta / (theta + mean))
         )
         if name == "zinb":
             lost = special.expit(dropout)
@@ -269,6 +272,30 @@ def test_gradient_of_the_loss_equals_finite_differences(name):
             for p, d in zip(parameters, direction, strict=True):
                 p += 1e-6 * d
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+@pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
+def test_fused_and_plain_kernels_make_the_same_model(name, dispersion):
+    """The same loss and gradients within float32 rounding, from the same weights and noise."""
+    counts = small_counts(40, 53, support=support_of(name), n_batches=2, covariates=True)
+    results = []
+    for kernels in (PLAIN, FUSED):
+        vae = small_vae(counts, gene_likelihood=name, dispersion=dispersion, kernels=kernels)
+        if results:
+            vae.load_state_dict(results[0][0])
+        else:
+            few_steps(vae, counts)
+        weights = state_of(vae)
+        vae.zero_grad(set_to_none=True)
+        loss = vae(counts.minibatch(slice(None)), generator(1)).loss()
+        loss.backward()
+        results.append((weights, loss.item(), {n: p.grad for n, p in vae.named_parameters()}))
+    (_, plain_loss, plain_gradients), (_, fused_loss, fused_gradients) = results
+    assert fused_loss == pytest.approx(plain_loss, rel=1e-5)
+    for parameter_name, expected in plain_gradients.items():
+        error = (fused_gradients[parameter_name] - expected).abs().max()
+        assert error <= 1e-4 * expected.abs().max() + 1e-6, parameter_name
 
 
 # -------------------------------------------------------------------------------------------------------- minibatches
@@ -360,9 +387,7 @@ def test_start_from_sets_the_decoders_bias_to_the_mean_profile(name):
     counts = small_counts()
     vae = small_vae(counts, gene_likelihood=name)
     per_gene = counts.matrix.toarray().sum(0) + 0.5
-    np.testing.assert_allclose(
-        torch.softmax(vae.decoder.logits.bias, 0).detach(), per_gene / per_gene.sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(torch.softmax(vae.decoder.logits.bias, 0).detach(), per_gene / per_gene.sum(), rtol=1e-5)
     assert float(vae.encoder.log_target) == pytest.approx(counts.log_total.mean(), rel=1e-6)
 
 

@@ -1,0 +1,285 @@
+"""The floor plan is kept: who imports whom, what importing the package does, and how long things may grow."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sccvae
+
+PACKAGE = Path(sccvae.__file__).parent
+FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+# Each module and the modules of the package it may import; nothing else. Read downwards: data comes first.
+ARROWS = {
+    "data": set(),
+    "fused": set(),
+    "kernels": {"data", "fused"},
+    "likelihoods": {"data", "kernels"},
+    "networks": {"data", "kernels", "likelihoods"},
+    "vae": {"data", "kernels", "likelihoods", "networks"},
+    "train": {"data", "vae"},
+    "posterior": {"data", "likelihoods", "networks", "vae"},
+    "inputs": {"data"},
+    "storage": set(),
+    "fitted": {"data", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "vae"},
+    "model": {"data", "fitted", "inputs", "likelihoods", "networks", "train"},
+    "tl": {"model"},
+    "metrics": set(),
+    "pl": set(),
+    "datasets": set(),
+    "simulate": set(),
+    "__init__": {"tl", "model", "storage", "train"},
+    "demo": {"metrics", "pl", "simulate", "tl"},
+    "__main__": {"__init__", "demo", "tl"},
+}
+LEAVES = {"metrics", "pl", "datasets", "simulate"}
+PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
+KNOW_ANNDATA = {"inputs", "fitted", "model", "tl", "__main__"} | LEAVES
+FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
+
+
+def imports(tree: ast.AST, *, type_checking: bool = False) -> list[tuple[str, bool]]:
+    """Every imported module with its parts, and whether it is imported when the file is (not inside a function)."""
+    found = []
+
+    def walk(node, at_import):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not type_checking:
+                continue
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, at_import) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, "relative import"
+                found.extend((f"{child.module}.{alias.name}", at_import) for alias in child.names)
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            walk(child, at_import and not inside)
+
+    walk(tree, True)
+    return found
+
+
+def internal(name: str) -> set[str]:
+    """Modules of the package that a module imports, anywhere in it."""
+    result = set()
+    for imported, _ in imports(TREES[name]):
+        parts = imported.split(".")
+        if parts[0] == "sccvae":
+            result.add(parts[1] if len(parts) > 1 and parts[1] in FILES else "__init__")
+    return result
+
+
+def external(name: str, *, at_import: bool) -> set[str]:
+    """Top-level packages that a module imports: when it is imported itself, or anywhere in it."""
+    return {imported.split(".")[0] for imported, early in imports(TREES[name]) if early or not at_import}
+
+
+def functions(tree: ast.AST):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+# --------------------------------------------------------------------------------------------------------------- arrows
+
+
+def test_every_file_is_on_the_plan():
+    assert set(FILES) == set(ARROWS)
+    assert [path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_a_module_imports_only_what_lies_before_it(name):
+    assert internal(name) <= ARROWS[name]
+
+
+def test_the_plan_has_no_circle_and_no_arrow_too_many():
+    done: set[str] = set()
+    for name, before in ARROWS.items():
+        assert name == "__main__" or before <= done, name
+        done.add(name)
+    unused = {name: allowed - internal(name) for name, allowed in ARROWS.items() if allowed - internal(name)}
+    assert unused == {}
+
+
+def test_the_core_imports_no_leaf():
+    for name in set(FILES) - LEAVES - PROGRAMS:
+        assert not internal(name) & (LEAVES | PROGRAMS), name
+
+
+def test_programs_are_imported_inside_functions_only():
+    early = {name: {i for i, at_import in imports(TREES[name]) if at_import} for name in FILES}
+    for name, imported in early.items():
+        assert not {i for i in imported if i.startswith(("sccvae.demo", "sccvae.__main__"))}, name
+    assert not {i for i in early["__main__"] if i.startswith("sccvae")}  # --help answers at once
+
+
+def test_the_compiled_kernels_are_imported_when_they_are_used():
+    for name in FILES:
+        assert not {i for i, at_import in imports(TREES[name]) if at_import and i.startswith("sccvae.fused")}, name
+        assert name == "fused" or "numba" not in external(name, at_import=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_anndata_is_known_to_few(name):
+    if name not in KNOW_ANNDATA:
+        assert "anndata" not in external(name, at_import=False)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - PROGRAMS))
+def test_scanpy_and_matplotlib_are_imported_inside_functions(name):
+    assert not external(name, at_import=True) & {"scanpy", "matplotlib", "seaborn", "scvi", "pooch"}
+
+
+def test_imports_are_read_as_python_reads_them():
+    tree = ast.parse(
+        "import a.b\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import t\n"
+        "class C:\n    import c\n    def f(self):\n        from d import e\ntry:\n    import g\nexcept E:\n    pass\n"
+    )
+    assert imports(tree) == [
+        ("a.b", True), ("typing.TYPE_CHECKING", True), ("c", True), ("d.e", False), ("g", True),
+    ]  # fmt: skip
+    assert ("t", True) in imports(tree, type_checking=True)
+
+
+# --------------------------------------------------------------------------------------------------- what importing does
+
+PROBE = """
+import json, logging, random, sys, warnings
+import numpy as np, torch
+# Packages beneath add filters and loggers of their own when they are imported, so they come first.
+import anndata, pandas, safetensors.torch, scipy.sparse, scipy.special, tqdm
+
+def state():
+    return {
+        "numpy": repr(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+        "random": repr(random.getstate()),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "warnings": repr(warnings.filters),
+        "root": [logging.root.level, repr(logging.root.handlers), logging.root.disabled],
+        "errors": repr(np.geterr()),
+        "dtype": repr(torch.get_default_dtype()),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "path": list(sys.path),
+    }
+
+before = state()
+import sccvae
+after = state()
+changed = [name for name in before if before[name] != after[name]]
+logger = logging.getLogger("sccvae")
+print(json.dumps({
+    "changed": changed,
+    "loaded": [name for name in ("scanpy", "matplotlib", "sklearn", "pooch", "numba") if name in sys.modules],
+    "logger": [logger.level, repr(logger.handlers), logger.propagate],
+    "leaves": [name for name in ("metrics", "pl", "datasets", "simulate") if f"sccvae.{name}" in sys.modules],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def probe():
+    """What `import sccvae` changed in a process of its own."""
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def test_import_changes_no_global_state(probe):
+    assert probe["changed"] == []
+    assert probe["logger"] == [0, "[]", True]
+
+
+def test_import_loads_neither_scanpy_nor_matplotlib_nor_a_leaf(probe):
+    assert probe["loaded"] == []
+    assert probe["leaves"] == []
+
+
+def test_leaves_are_imported_when_asked_for():
+    for name in LEAVES:
+        assert getattr(sccvae, name).__name__ == f"sccvae.{name}"
+    with pytest.raises(AttributeError, match="module 'sccvae' has no attribute 'nonsense'"):
+        sccvae.nonsense  # noqa: B018
+    assert all(hasattr(sccvae, name) for name in sccvae.__all__)
+
+
+# --------------------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_at_most_450_lines(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 450
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_function_is_at_most_60_lines(name):
+    """Without its signature's and its docstring's lines, which users need at full length."""
+    too_long = {}
+    for function in functions(TREES[name]):
+        body = function.body[1:] if ast.get_docstring(function) else function.body
+        length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+        if length > 60:
+            too_long[function.name] = length
+    assert too_long == {}
+
+
+def test_a_training_step_is_read_in_fewer_than_a_thousand_lines():
+    assert sum(len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in FOUR_FILES) < 1000
+
+
+# ---------------------------------------------------------------------------------------------------------- not allowed
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "word",
+    ["pickle", "torch.load", "torch.save", "joblib", "eval(", "exec(", "manual_seed_all", "set_num_threads",
+     "np.random.seed", "basicConfig", "simplefilter", "filterwarnings"],
+)  # fmt: skip
+def test_words_that_have_no_place_here(name, word):
+    """Calls and names of the code; comments and docstrings may speak of them."""
+    code = ast.unparse(_without_docstrings(TREES[name]))
+    code = code.replace(".eval(", ".evaluation_mode(")  # nn.Module.eval, which evaluates nothing
+    assert word not in code
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    tree = ast.parse(ast.unparse(tree))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return tree
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_global_generator_is_used(name):
+    """Neither numpy's, nor torch's, nor Python's: every draw comes from a generator with the user's seed."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert not called.startswith("random."), called
+            if called.startswith("np.random."):
+                assert called.split(".")[2].split("(")[0] in {"default_rng", "SeedSequence", "Generator", "PCG64"}, (
+                    called
+                )
+            if called in {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.rand", "torch.randperm"}:
+                pytest.fail(called)
+            if called in {"torch.randn", "torch.randint", "torch.normal", "torch.bernoulli", "torch.poisson"}:
+                assert "generator" in {keyword.arg for keyword in node.keywords}, called
+
+
+def test_no_utilities_drawer():
+    assert not {name for name in FILES if "util" in name or "helper" in name or name in {"base", "common", "misc"}}

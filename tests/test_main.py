@@ -1,0 +1,333 @@
+"""The command line: what it writes, what it says, and what it leaves behind when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import sccvae
+from sccvae.__main__ import main
+
+QUICK = ["--max-epochs", "1", "--n-latent", "4"]
+
+
+@pytest.fixture
+def counts(adata, tmp_path):
+    """Path of an .h5ad file with `adata` without highly variable genes."""
+    adata.layers["counts"] = adata.X.copy()
+    adata.layers["lognorm"] = adata.X.log1p()
+    adata.var["mine"] = adata.var.pop("highly_variable")
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    return tmp_path / "counts.h5ad"
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "integrated.h5ad"
+
+
+def run_module(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sccvae", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def refused(capsys, *arguments) -> str:
+    """Run with bad input; return the one line on stderr."""
+    assert main([str(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("sccvae: error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    assert "Traceback" not in captured.err
+    return captured.err.removeprefix("sccvae: error: ").rstrip("\n")
+
+
+def test_integrate_writes_what_the_function_writes(counts, output, capsys):
+    assert main(["integrate", str(counts), "-o", str(output), "--batch-key", "batch", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("SCCVAE on 120 cells, 60 genes, 3 batches ('batch')")
+    assert captured.out.endswith(f"written: {output}\n")
+    assert captured.err == ""
+    written = ad.read_h5ad(output)
+    expected = ad.read_h5ad(counts)
+    sccvae.tl.integrate(expected, batch_key="batch", model_options={"n_latent": 4}, train_options={"max_epochs": 1})
+    np.testing.assert_array_equal(written.obsm["X_sccvae"], expected.obsm["X_sccvae"])
+    for key in ("sccvae", "sccvae_corrected"):
+        np.testing.assert_array_equal(written.layers[key], expected.layers[key])
+    np.testing.assert_array_equal(written.obs["sccvae_library"], expected.obs["sccvae_library"])
+    assert (written.X != expected.X).nnz == 0
+    assert written.uns["sccvae"]["parameters"]["batch_key"] == "batch"
+
+
+def test_python_dash_m_in_a_process_of_its_own(counts, output):
+    result = run_module("integrate", counts, "-o", output, "--batch-key", "batch", "--no-expression", *QUICK)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith(f"written: {output}\n")
+    written = ad.read_h5ad(output)
+    assert written.obsm["X_sccvae"].shape == (120, 4)
+    assert "sccvae" not in written.layers
+
+
+def test_python_dash_m_with_bad_input(counts, output):
+    result = run_module("integrate", counts, "-o", output, "--batch-key", "bach")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == "sccvae: error: adata.obs has no column 'bach'. Did you mean 'batch'?\n"
+    assert not output.exists()
+
+
+def test_all_options_together(counts, output, tmp_path):
+    options = ["--layer", "counts", "--mask-var", "mine", "--key-added", "vae", "--likelihood", "nb", "--seed", "5"]
+    folder = tmp_path / "model"
+    arguments = ["integrate", str(counts), "--output", str(output), "--save-model", str(folder), "--device", "cpu"]
+    assert main([*arguments, *options, *QUICK]) == 0
+    written = ad.read_h5ad(output)
+    assert set(written.obsm) == {"X_vae", "vae", "vae_corrected"}
+    parameters = written.uns["vae"]["parameters"]
+    assert (parameters["gene_likelihood"], parameters["seed"], parameters["n_genes"]) == ("nb", 5, 30)
+    model = sccvae.SCCVAE.load(folder, written)
+    np.testing.assert_array_equal(model.get_latent_representation(), written.obsm["X_vae"])
+    assert main([*arguments, *options, *QUICK]) == 0  # both results are replaced without a question
+
+
+@pytest.mark.parametrize(("mask", "n_genes"), [([], 30), (["--mask-var", "all"], 60)])
+def test_highly_variable_genes_are_the_default(adata, tmp_path, output, mask, n_genes):
+    adata.write_h5ad(tmp_path / "hvg.h5ad")
+    assert main(["integrate", str(tmp_path / "hvg.h5ad"), "-o", str(output), *mask, *QUICK]) == 0
+    assert ad.read_h5ad(output).uns["sccvae"]["parameters"]["n_genes"] == n_genes
+
+
+def test_the_same_seed_gives_the_same_file_content(counts, tmp_path):
+    results = []
+    for name, seed in [("a", "1"), ("b", "1"), ("c", "2")]:
+        path = tmp_path / f"{name}.h5ad"
+        assert main(["integrate", str(counts), "-o", str(path), "--seed", seed, *QUICK]) == 0
+        results.append(ad.read_h5ad(path).obsm["X_sccvae"])
+    np.testing.assert_array_equal(results[0], results[1])
+    assert np.abs(results[0] - results[2]).max() > 0.01
+
+
+def test_the_input_may_be_the_output(counts):
+    assert main(["integrate", str(counts), "-o", str(counts), *QUICK]) == 0
+    assert ad.read_h5ad(counts).obsm["X_sccvae"].shape == (120, 4)
+
+
+def test_the_input_stays_as_it_was(counts, output):
+    before = counts.read_bytes()
+    assert main(["integrate", str(counts), "-o", str(output), *QUICK]) == 0
+    assert counts.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_the_output_has_the_permissions_of_any_new_file(counts, output, tmp_path):
+    (tmp_path / "plain").touch()
+    assert main(["integrate", str(counts), "-o", str(output), *QUICK]) == 0
+    assert stat.S_IMODE(output.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--batch-key", "bach"], "adata.obs has no column 'bach'. Did you mean 'batch'?"),
+        (["--layer", "conts"], "adata.layers has no 'conts'. Did you mean 'counts'?"),
+        (["--layer", "lognorm"], "adata.layers['lognorm'] holds values that are not counts: "),
+        (["--mask-var", "hvg"], "adata.var has no column 'hvg'. There is 'mine'."),
+        (["--n-latent", "0"], "n_latent is 0; expected a whole number of at least 1."),
+        (["--max-epochs", "0"], "max_epochs is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--device", "abacus"], "abacus"),
+        pytest.param(
+            ["--device", "cuda"], "CUDA", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+        ),
+    ],
+    ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else None,
+)
+def test_bad_options_are_answered_in_one_line(counts, output, tmp_path, capsys, options, text):
+    assert text in refused(capsys, "integrate", counts, "-o", output, *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
+
+
+def no_file(path):
+    return f"There is no file {path}."
+
+
+def a_folder(path):
+    path.mkdir()
+    return f"There is no file {path}."
+
+
+def an_empty_file(path):
+    path.touch()
+    return ""
+
+
+def a_text(path):
+    path.write_text("cell,gene\n1,2\n")
+    return ""
+
+
+def half_a_file(path):
+    ad.AnnData(np.ones((500, 50), dtype=np.float32)).write_h5ad(path)
+    path.write_bytes(path.read_bytes()[:20_000])
+    return ""
+
+
+def hdf5_without_anndata(path):
+    with h5py.File(path, "w") as file:
+        file["numbers"] = np.arange(3)
+    return ""
+
+
+def an_anndata_with_a_broken_part(path):
+    ad.AnnData(np.ones((5, 4), dtype=np.float32), layers={"a": np.ones((5, 4))}).write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        file["layers/a"].attrs["encoding-type"] = "unheard-of"
+    return ""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [no_file, a_folder, an_empty_file, a_text, half_a_file, hdf5_without_anndata, an_anndata_with_a_broken_part],
+    ids=lambda make: make.__name__,
+)
+def test_what_is_no_anndata_file_is_answered_in_one_line(tmp_path, output, capsys, make):
+    path = tmp_path / "input.h5ad"
+    text = make(path)
+    assert refused(capsys, "integrate", path, "-o", output, *QUICK).startswith(text)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: setattr(a, "X", a.X.log1p()),
+        lambda a: setattr(a, "X", a.X * 0),
+        lambda a: setattr(a, "var_names", ["same"] * 60),
+    ],
+    ids=["log", "zero", "duplicate_genes"],
+)
+def test_data_that_are_no_counts_are_answered_in_one_line(adata, tmp_path, output, capsys, change):
+    change(adata)
+    adata.write_h5ad(tmp_path / "bad.h5ad")
+    refused(capsys, "integrate", tmp_path / "bad.h5ad", "-o", output, *QUICK)
+    assert not output.exists()
+
+
+def test_an_output_in_no_folder_is_found_out_before_training(counts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
+    text = refused(capsys, "integrate", counts, "-o", tmp_path / "no" / "where.h5ad")
+    assert text == f"The folder of the output does not exist: {tmp_path / 'no'}."
+
+
+def test_an_output_that_is_a_folder_is_found_out_before_training(counts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
+    (tmp_path / "folder").mkdir()
+    assert "folder" in refused(capsys, "integrate", counts, "-o", tmp_path / "folder")
+
+
+def test_a_place_for_the_model_that_is_a_file_is_found_out_before_training(counts, output, capsys, monkeypatch):
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
+    assert "is a file" in refused(capsys, "integrate", counts, "-o", output, "--save-model", counts)
+    assert not output.exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user without rights to every folder")
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_training(counts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    text = refused(capsys, "integrate", counts, "-o", tmp_path / "locked" / "out.h5ad")
+    assert text.startswith("The folder of the output cannot be written to")
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "existing"])
+def test_a_write_that_fails_leaves_no_half_file(counts, output, tmp_path, capsys, monkeypatch, there):
+    if there:
+        output.write_text("what was there")
+
+    def half(self, path, **_):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", half)
+    assert "No space left on device" in refused(capsys, "integrate", counts, "-o", output, *QUICK)
+    names = ["counts.h5ad", "integrated.h5ad"] if there else ["counts.h5ad"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    if there:
+        assert output.read_text() == "what was there"
+
+
+def test_an_interrupted_write_leaves_no_half_file(counts, output, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", interrupted)
+    assert main(["integrate", str(counts), "-o", str(output), *QUICK]) == 130
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "sccvae: interrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
+
+
+def _never(*_, **__):
+    raise AssertionError("the training must not have begun")
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_shows_an_example_that_parses(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["integrate", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch" in text
+    for option in ("--batch-key", "--layer", "--mask-var", "--likelihood", "--seed", "--save-model", "--device"):
+        assert option in text
+    assert "default: None" not in text
+    assert "default: False" not in text
+    assert "==SUPPRESS==" not in text
+
+
+def test_the_example_of_the_help_runs(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    monkeypatch.chdir(tmp_path)
+    assert main("integrate counts.h5ad -o integrated.h5ad --batch-key batch --max-epochs 1".split()) == 0
+    assert (tmp_path / "integrated.h5ad").is_file()
+
+
+def test_top_help_names_the_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "integrate" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sccvae {sccvae.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["integrate"], ["integrate", "x.h5ad"], ["nonsense"], ["integrate", "x", "-o", "y", "--likelihood", "zip"]],
+    ids=["nothing", "no_input", "no_output", "no_such_command", "no_such_likelihood"],
+)
+def test_a_wrong_call_shows_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: sccvae")

@@ -1,0 +1,103 @@
+"""Real data sets, where `SCCVAE_DATA` names a folder that holds them: a few epochs must find what is known of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scanpy as sc
+from sklearn.decomposition import TruncatedSVD
+from sklearn.neighbors import NearestNeighbors
+
+import sccvae
+
+pytestmark = pytest.mark.slow
+
+
+def neighbours(space: np.ndarray) -> np.ndarray:
+    """(cells, 15): the nearest other cells of each cell."""
+    return NearestNeighbors(n_neighbors=16).fit(space).kneighbors(space, return_distance=False)[:, 1:]
+
+
+def accuracy(near: np.ndarray, labels) -> float:
+    """Share of cells whose label is the most frequent one of their neighbours."""
+    codes = labels.astype("category").cat.codes.to_numpy()
+    return float(np.mean([np.bincount(codes[row]).argmax() == code for row, code in zip(near, codes, strict=True)]))
+
+
+def mixing(near: np.ndarray, batch) -> float:
+    """Entropy of the batches among a cell's neighbours, mean over cells, as a share of its value without batches."""
+    codes = batch.astype("category").cat.codes.to_numpy()
+    n = codes.max() + 1
+    shares = np.stack([np.bincount(row, minlength=n) for row in codes[near]]) / near.shape[1]
+    overall = np.bincount(codes, minlength=n) / len(codes)
+    entropy = lambda p: -(p * np.log(np.where(p > 0, p, 1))).sum(-1)  # noqa: E731
+    return float(entropy(shares).mean() / entropy(overall))
+
+
+def principal_components(adata) -> np.ndarray:
+    totals = np.asarray(adata.X.sum(1))
+    return TruncatedSVD(20, random_state=0).fit_transform(adata.X.multiply(1e4 / totals).tocsr().log1p())
+
+
+def trained(adata, epochs: int, **options) -> sccvae.SCCVAE:
+    model = sccvae.SCCVAE(adata, **options)
+    model.train(epochs, progress_bar=False)
+    return model
+
+
+def check(model, adata) -> np.ndarray:
+    """Properties every trained model has; returns the embedding."""
+    z = model.get_latent_representation()
+    assert z.shape == (adata.n_obs, 20)
+    assert np.isfinite(z).all()
+    held_out = model.history.query("split == 'validation'")["elbo"]
+    assert held_out.iloc[-1] > held_out.iloc[0]
+    rho = model.get_normalized_expression(indices=range(50), return_numpy=True, transform_batch="all")
+    np.testing.assert_allclose(rho.sum(1), 1, rtol=1e-4)
+    return z
+
+
+def test_cortex(real):
+    adata = real("cortex")
+    z = check(trained(adata, 10), adata)
+    assert accuracy(neighbours(z), adata.obs["cell_type"]) > 0.85
+
+
+def test_pbmc_3tech(real):
+    adata = real("pbmc_3tech")
+    model = trained(adata, 25, batch_key="batch")
+    near, near_pca = neighbours(check(model, adata)), neighbours(principal_components(adata))
+    assert accuracy(near, adata.obs["cell_type"]) > 0.85
+    assert mixing(near, adata.obs["batch"]) > 1.2 * mixing(near_pca, adata.obs["batch"])
+    assert set(model.batches) == set(adata.obs["batch"])
+
+
+def test_hematopoiesis_paul15(real):
+    adata = real("hematopoiesis_paul15")
+    near = neighbours(check(trained(adata, 6, batch_key="batch"), adata))
+    by_chance = adata.obs["cell_type"].value_counts(normalize=True).max()
+    assert accuracy(near, adata.obs["cell_type"]) > by_chance + 0.25
+
+
+def test_hematopoiesis_spring(real):
+    adata = real("hematopoiesis_spring")
+    totals = np.asarray(adata.X.sum(0)).ravel()
+    mask = np.zeros(adata.n_vars, dtype=bool)
+    mask[np.argsort(totals)[-2000:]] = True
+    model = trained(adata, 1, batch_key="batch", mask_var=mask)
+    assert list(model.gene_names) == list(adata.var_names[mask])
+    z = model.get_latent_representation()
+    assert z.shape == (4790, 20)
+    assert np.isfinite(z).all()
+    assert np.isfinite(model.get_elbo())
+
+
+def test_the_whole_way_from_file_to_clusters(real):
+    adata = real("pbmc_3tech")
+    sccvae.tl.integrate(adata, batch_key="batch", train_options={"max_epochs": 15, "progress_bar": False})
+    sc.pp.neighbors(adata, use_rep="X_sccvae")
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
+    clusters = adata.obs.groupby("leiden", observed=True)["cell_type"]
+    purity = clusters.agg(lambda kinds: kinds.value_counts().iloc[0]).sum() / adata.n_obs
+    assert 4 <= adata.obs["leiden"].nunique() <= 30
+    assert purity > 0.8

@@ -1,0 +1,323 @@
+"""`sccvae.tl`: what is written to an AnnData, that Scanpy goes on from there, and that files keep it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+
+import sccvae
+from sccvae import tl
+
+QUICK = {
+    "model_options": {"n_hidden": 16, "n_latent": 4},
+    "train_options": {"max_epochs": 2, "progress_bar": False},
+}
+
+
+@pytest.fixture
+def plain(adata):
+    """`adata` without a column of highly variable genes."""
+    del adata.var["highly_variable"]
+    return adata
+
+
+def test_everything_promised_is_written_and_nothing_else(plain):
+    before = plain.copy()
+    assert tl.integrate(plain, batch_key="batch", **QUICK) is None
+    assert {*plain.obsm} == {"X_sccvae"}
+    assert {key for key in plain.layers if key is not None} == {"sccvae", "sccvae_corrected"}
+    assert {*plain.obs} - {*before.obs} == {"sccvae_library"}
+    assert {*plain.uns} == {"sccvae"}
+    assert list(plain.var) == list(before.var)
+    assert (plain.X != before.X).nnz == 0
+    pd.testing.assert_frame_equal(plain.obs[before.obs.columns], before.obs)
+    assert plain.obsm["X_sccvae"].shape == (120, 4)
+    assert plain.obsm["X_sccvae"].dtype == np.float32
+    assert plain.layers["sccvae"].dtype == np.float32
+    assert set(plain.uns["sccvae"]) == {"parameters", "history", "versions", "expression_library_size"}
+    assert plain.uns["sccvae"]["parameters"]["batch_key"] == "batch"
+
+
+def test_what_is_written_is_what_the_model_says(plain):
+    model = sccvae.SCCVAE(plain, batch_key="batch", seed=3, **QUICK["model_options"])
+    model.train(**QUICK["train_options"])
+    tl.integrate(plain, batch_key="batch", seed=3, **QUICK)
+    library = model.get_latent_library_size()
+    scale = float(np.median(library))
+    np.testing.assert_array_equal(plain.obsm["X_sccvae"], model.get_latent_representation())
+    np.testing.assert_array_equal(plain.obs["sccvae_library"], library)
+    assert plain.uns["sccvae"]["expression_library_size"] == scale
+    for key, batch in [("sccvae", None), ("sccvae_corrected", "all")]:
+        expected = model.get_normalized_expression(transform_batch=batch, library_size=scale)
+        np.testing.assert_array_equal(plain.layers[key], expected)
+        np.testing.assert_allclose(plain.layers[key].sum(1), scale, rtol=1e-4)
+    assert np.abs(plain.layers["sccvae"] - plain.layers["sccvae_corrected"]).max() > 0.01
+
+
+def test_store_writes_the_same_for_new_data(plain, fit):
+    model = fit(plain, 2, batch_key="batch")
+    order = np.random.default_rng(0).permutation(60)
+    new = plain[:50, order].copy()
+    tl.store(new, model, key_added="new")
+    np.testing.assert_allclose(new.obsm["X_new"], model.get_latent_representation()[:50], rtol=1e-4, atol=1e-6)
+    expected = model.get_normalized_expression(new, gene_list=list(new.var_names)).to_numpy()
+    np.testing.assert_allclose(new.layers["new"] / new.uns["new"]["expression_library_size"], expected, rtol=1e-4)
+
+
+def test_without_batch_key(plain):
+    tl.integrate(plain, **QUICK)
+    np.testing.assert_array_equal(plain.layers["sccvae"], plain.layers["sccvae_corrected"])
+    assert "batch_key" not in plain.uns["sccvae"]["parameters"]
+
+
+def test_key_added_and_two_runs_side_by_side(plain):
+    tl.integrate(plain, batch_key="batch", **QUICK)
+    first = plain.obsm["X_sccvae"].copy()
+    tl.integrate(plain, batch_key="batch", key_added="vae", seed=7, **QUICK)
+    assert {*plain.obsm} == {"X_sccvae", "X_vae"}
+    assert {*plain.layers} - {None} == {"sccvae", "sccvae_corrected", "vae", "vae_corrected"}
+    assert {"sccvae_library", "vae_library"} <= {*plain.obs}
+    assert plain.uns["vae"]["parameters"]["seed"] == 7
+    np.testing.assert_array_equal(plain.obsm["X_sccvae"], first)
+    assert np.abs(plain.obsm["X_vae"] - first).max() > 0.01
+
+
+def test_running_again_replaces_and_gives_the_same(plain):
+    tl.integrate(plain, batch_key="batch", **QUICK)
+    first = plain.copy()
+    tl.integrate(plain, batch_key="batch", **QUICK)
+    np.testing.assert_array_equal(plain.obsm["X_sccvae"], first.obsm["X_sccvae"])
+    np.testing.assert_array_equal(plain.layers["sccvae"], first.layers["sccvae"])
+
+
+def test_copy_leaves_the_input(adata, fingerprint):
+    before = fingerprint(adata)
+    result = tl.integrate(adata, batch_key="batch", copy=True, **QUICK)
+    assert fingerprint(adata) == before
+    assert isinstance(result, ad.AnnData)
+    assert "X_sccvae" in result.obsm
+    result.X.data[:] = 0
+    assert fingerprint(adata) == before
+
+
+def test_counts_in_a_layer(plain):
+    expected = tl.integrate(plain, batch_key="batch", copy=True, **QUICK)
+    plain.layers["counts"] = plain.X.copy()
+    plain.X = plain.X.log1p()
+    tl.integrate(plain, batch_key="batch", layer="counts", **QUICK)
+    np.testing.assert_array_equal(plain.obsm["X_sccvae"], expected.obsm["X_sccvae"])
+    np.testing.assert_array_equal(plain.layers["sccvae"], expected.layers["sccvae"])
+
+
+def test_default_mask_is_the_highly_variable_genes(adata):
+    chosen = adata.var_names[adata.var["highly_variable"]]
+    tl.integrate(adata, batch_key="batch", **QUICK)
+    assert {*adata.layers} - {None} == set()
+    for key in ("sccvae", "sccvae_corrected"):
+        frame = adata.obsm[key]
+        assert isinstance(frame, pd.DataFrame)
+        assert list(frame.columns) == list(chosen)
+        assert list(frame.index) == list(adata.obs_names)
+    assert adata.uns["sccvae"]["parameters"]["n_genes"] == 30
+
+
+@pytest.mark.parametrize(
+    ("mask", "n_genes"),
+    [(None, 60), ("highly_variable", 30), ("all", 60), ("array", 7)],
+)
+def test_mask_var(adata, mask, n_genes):
+    adata.var["all"] = True
+    given = np.arange(60) < 7 if mask == "array" else mask
+    if mask == "array":
+        adata = adata[np.asarray(adata.X[:, :7].sum(1)).ravel() > 0].copy()
+    tl.integrate(adata, batch_key="batch", mask_var=given, **QUICK)
+    where = adata.layers if n_genes == 60 else adata.obsm
+    assert where["sccvae"].shape == (adata.n_obs, n_genes)
+    assert adata.uns["sccvae"]["parameters"]["n_genes"] == n_genes
+
+
+@pytest.mark.parametrize("mask", [..., None])
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_files_keep_everything(adata, tmp_path, mask, suffix):
+    adata.obs["age_group"] = "x"
+    options = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"], **QUICK["model_options"]}
+    tl.integrate(adata, batch_key="batch", mask_var=mask, model_options=options, train_options=QUICK["train_options"])
+    path = tmp_path / f"integrated.{suffix}"
+    if suffix == "h5ad":
+        adata.write_h5ad(path)
+        again = ad.read_h5ad(path)
+    else:
+        adata.write_zarr(path)
+        again = ad.read_zarr(path)
+    np.testing.assert_array_equal(again.obsm["X_sccvae"], adata.obsm["X_sccvae"])
+    place = "obsm" if mask is ... else "layers"
+    for key in ("sccvae", "sccvae_corrected"):
+        np.testing.assert_array_equal(getattr(again, place)[key], getattr(adata, place)[key])
+    found, expected = again.uns["sccvae"], adata.uns["sccvae"]
+    for column in expected["history"]:
+        assert found["history"][column].tolist() == expected["history"][column].tolist()
+    assert dict(found["versions"]) == expected["versions"]
+    assert set(found["parameters"]) == set(expected["parameters"])
+    assert list(found["parameters"]["n_levels"]) == [3, 2]
+    assert list(found["parameters"]["categorical_covariate_keys"]) == ["donor"]
+    assert found["parameters"]["n_latent"] == 4
+    np.testing.assert_allclose(found["parameters"]["means"], [adata.obs["age"].mean()])
+
+
+def test_scanpy_goes_on(plain):
+    tl.integrate(plain, batch_key="batch", **{**QUICK, "train_options": {"max_epochs": 60, "progress_bar": False}})
+    sc.pp.neighbors(plain, use_rep="X_sccvae", n_neighbors=10)
+    sc.tl.leiden(plain, flavor="igraph", n_iterations=2, directed=False)
+    assert plain.obsp["connectivities"].shape == (120, 120)
+    assert 1 <= plain.obs["leiden"].nunique() < 40
+    sc.pp.log1p(plain, layer="sccvae_corrected")
+    sc.tl.rank_genes_groups(plain, "kind", layer="sccvae_corrected")
+    assert len(plain.uns["rank_genes_groups"]["names"]) == 60
+
+
+@pytest.mark.parametrize("expression", [None, True, False])
+def test_matrices_above_two_gibibytes_are_left_out_unless_asked(plain, monkeypatch, expression):
+    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60 - 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tl.integrate(plain, batch_key="batch", expression=expression, **QUICK)
+    assert ("sccvae" in plain.layers) == (expression is True)
+    assert ("sccvae_corrected" in plain.layers) == (expression is True)
+    assert "X_sccvae" in plain.obsm
+    ours = [w for w in caught if "Expression was left out" in str(w.message)]
+    assert len(ours) == (expression is None)
+    if ours:
+        assert "more than 2 GiB" in str(ours[0].message)
+        assert "expression=True" in str(ours[0].message)
+
+
+@pytest.mark.parametrize("through", ["integrate", "store"])
+def test_the_warning_points_at_the_users_line(plain, fit, monkeypatch, through):
+    model = fit(plain)
+    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 1)
+    with pytest.warns(UserWarning, match="Expression was left out") as caught:
+        tl.integrate(plain, **QUICK) if through == "integrate" else tl.store(plain, model)
+    assert caught[0].filename == __file__
+
+
+def test_matrices_of_just_two_gibibytes_are_stored(plain, monkeypatch):
+    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tl.integrate(plain, batch_key="batch", **QUICK)
+    assert plain.layers["sccvae"].shape == (120, 60)
+
+
+def test_the_limit_is_two_gibibytes():
+    assert tl.MAX_LAYER_BYTES == 2**31
+
+
+def test_a_view_becomes_a_copy_of_its_own(plain, fingerprint):
+    before = fingerprint(plain)
+    cells = np.random.default_rng(0).permutation(120)[:80]
+    expected = plain[cells].copy()
+    tl.integrate(expected, batch_key="batch", **QUICK)
+    view = plain[cells]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tl.integrate(view, batch_key="batch", **QUICK)
+    assert not view.is_view
+    assert fingerprint(plain) == before
+    np.testing.assert_array_equal(view.obsm["X_sccvae"], expected.obsm["X_sccvae"])
+    np.testing.assert_array_equal(view.layers["sccvae_corrected"], expected.layers["sccvae_corrected"])
+    np.testing.assert_array_equal(view.obs["sccvae_library"], expected.obs["sccvae_library"])
+
+
+@pytest.mark.parametrize("container", ["csr", "dense"])
+def test_a_backed_file_is_integrated_in_memory_and_stays_as_it_was(plain, tmp_path, container):
+    plain.X = plain.X.toarray() if container == "dense" else plain.X
+    expected = tl.integrate(plain, batch_key="batch", copy=True, **QUICK)
+    path = tmp_path / "counts.h5ad"
+    plain.write_h5ad(path)
+    content = path.read_bytes()
+    backed = ad.read_h5ad(path, backed="r")
+    tl.integrate(backed, batch_key="batch", **QUICK)
+    np.testing.assert_array_equal(backed.obsm["X_sccvae"], expected.obsm["X_sccvae"])
+    np.testing.assert_array_equal(backed.layers["sccvae"], expected.layers["sccvae"])
+    assert backed.isbacked
+    backed.file.close()
+    assert path.read_bytes() == content
+
+
+def test_a_copy_of_a_backed_file_is_refused_before_training_or_made_in_memory(plain, tmp_path, monkeypatch):
+    plain.write_h5ad(tmp_path / "counts.h5ad")
+    backed = ad.read_h5ad(tmp_path / "counts.h5ad", backed="r")
+    trained = []
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _counting(sccvae.SCCVAE.train, trained))
+    try:
+        result = tl.integrate(backed, batch_key="batch", copy=True, **QUICK)
+    except ValueError as error:
+        assert "to_memory" in str(error) or "copy" in str(error)  # noqa: PT017  either of two answers is right
+        assert not trained
+    else:
+        assert "X_sccvae" in result.obsm
+        assert "X_sccvae" not in backed.obsm
+    finally:
+        backed.file.close()
+
+
+def _counting(function, calls):
+    def counted(*arguments, **options):
+        calls.append(1)
+        return function(*arguments, **options)
+
+    return counted
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "bernoulli"])
+def test_likelihoods_without_a_library(plain, likelihood):
+    plain.X = sp.csr_matrix(plain.X > 0, dtype=np.float32) if likelihood == "bernoulli" else plain.X.log1p()
+    options = {"gene_likelihood": likelihood, **QUICK["model_options"]}
+    tl.integrate(plain, batch_key="batch", model_options=options, train_options=QUICK["train_options"])
+    assert "sccvae_library" not in plain.obs
+    assert plain.uns["sccvae"]["expression_library_size"] == 1.0
+    assert np.isfinite(plain.layers["sccvae"]).all()
+
+
+def test_options_reach_the_model_and_its_training(plain):
+    tl.integrate(
+        plain,
+        model_options={"n_latent": 7, "n_hidden": 9, "gene_likelihood": "nb"},
+        train_options={"max_epochs": 3, "train_size": 1.0, "progress_bar": False},
+    )
+    assert plain.obsm["X_sccvae"].shape == (120, 7)
+    parameters = plain.uns["sccvae"]["parameters"]
+    assert (parameters["n_hidden"], parameters["gene_likelihood"]) == (9, "nb")
+    assert len(plain.uns["sccvae"]["history"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"batch_key": "bach"}, KeyError, "adata.obs has no column 'bach'. Did you mean 'batch'?"),
+        ({"mask_var": "hvg"}, KeyError, "adata.var has no column 'hvg'."),
+        ({"mask_var": np.ones(3, dtype=bool)}, ValueError, "mask_var has dtype bool and shape (3,)"),
+        ({"layer": "counts"}, KeyError, "adata.layers has no 'counts'."),
+        ({"model_options": {"n_latent": 0}}, ValueError, "n_latent is 0"),
+        ({"train_options": {"train_size": 2}}, ValueError, "train_size is 2"),
+    ],
+    ids=["batch_key", "mask_name", "mask_shape", "layer", "model_option", "train_option"],
+)
+def test_a_failed_run_writes_nothing(adata, fingerprint, options, error, text):
+    before = fingerprint(adata)
+    with pytest.raises(error, match="^" + re.escape(text)):
+        tl.integrate(adata, **options)
+    assert fingerprint(adata) == before
+
+
+@pytest.mark.parametrize("thing", [np.ones((3, 4)), None, "counts.h5ad"], ids=["array", "None", "path"])
+def test_only_an_anndata_will_do(thing):
+    with pytest.raises(TypeError, match=f"^Expected an AnnData; found {type(thing).__name__}"):
+        tl.integrate(thing)
