@@ -13,12 +13,15 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
+_ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
+_GATHERED = 16  # minibatches gathered at once: fewer calls, and still little memory
+
 
 class Minibatch(NamedTuple):
     """The cells of one step: stored values in CSR form, and what goes along each cell."""
 
     indptr: torch.Tensor  # (cells + 1,) int64, where each cell's values begin
-    genes: torch.Tensor  # (stored,) int64
+    genes: torch.Tensor  # (stored,) int32
     values: torch.Tensor  # (stored,) float32
     n_genes: int
     log_total: torch.Tensor  # (cells,) log of the cell's total count
@@ -33,7 +36,7 @@ class Minibatch(NamedTuple):
         n, none = len(codes), torch.zeros(0)
         return cls(
             indptr=torch.zeros(n + 1, dtype=torch.int64),
-            genes=none.long(),
+            genes=none.int(),
             values=none,
             n_genes=n_genes,
             log_total=torch.zeros(n),
@@ -48,6 +51,13 @@ class Minibatch(NamedTuple):
         """Number of cells."""
         return len(self.indptr) - 1
 
+    def part(self, first: int, last: int) -> "Minibatch":
+        """The cells first..last, as views."""
+        start, stop = self.indptr[[first, last]].tolist()
+        along = {name: getattr(self, name)[first:last] for name in _ALONG_CELLS}
+        indptr = self.indptr[first : last + 1] - start
+        return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
+
     @property
     def rows(self) -> torch.Tensor:
         """Row of every stored value, (stored,)."""
@@ -56,7 +66,7 @@ class Minibatch(NamedTuple):
     def dense(self) -> torch.Tensor:
         """The minibatch as a dense array, (cells, genes)."""
         x = self.values.new_zeros(self.n_cells, self.n_genes)
-        x[self.rows, self.genes] = self.values
+        x[self.rows, self.genes.long()] = self.values
         return x
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Minibatch":
@@ -154,22 +164,25 @@ class Counts:
 
     def __getitem__(self, cells: np.ndarray) -> "Counts":
         """The cells numbered `cells`, in that order."""
-        per_cell = ("matrix", "codes", "continuous", "log_size", "log_total", "log_factorial")
-        return replace(self, **{name: getattr(self, name)[cells] for name in per_cell})
+        return replace(self, **{name: getattr(self, name)[cells] for name in ("matrix", *_ALONG_CELLS)})
 
     def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
         """The cells numbered `cells` as tensors on the CPU, in that order."""
         part = self.matrix[cells]
-        return Minibatch(
-            indptr=torch.from_numpy(part.indptr.astype(np.int64)),
-            genes=torch.from_numpy(part.indices.astype(np.int64)),
-            values=torch.from_numpy(part.data.copy()),
-            n_genes=self.n_genes,
-            **{
-                name: torch.from_numpy(getattr(self, name)[cells].copy())
-                for name in ("log_total", "log_size", "log_factorial", "codes", "continuous")
-            },
-        )
+        along = {name: getattr(self, name)[cells] for name in _ALONG_CELLS}
+        arrays = {"indptr": part.indptr.astype(np.int64), "genes": part.indices, "values": part.data, **along}
+        # Slices are read-only views, which tensors cannot be.
+        tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
+        return Minibatch(n_genes=self.n_genes, **tensors)
+
+    def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
+        """A minibatch for each group of cells, gathered many at a time."""
+        for start in range(0, len(groups), _GATHERED):
+            some = groups[start : start + _GATHERED]
+            block, first = self.minibatch(np.concatenate(some)), 0
+            for cells in some:
+                yield block.part(first, first + len(cells))
+                first += len(cells)
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Minibatch]]:
         """All cells in order, `size` at a time: (rows, minibatch)."""

@@ -184,7 +184,7 @@ def _nb_count(x, m, log_m, theta):
     if x == 1:
         terms, slope = -log1p, m * r / theta
     elif x <= SMALL_COUNT:
-        product, total, m64, theta64 = 1.0, 0.0, float(m), float(theta)
+        product, total, m64, theta64 = 1.0, 0.0, np.float64(m), np.float64(theta)
         inverse = 1.0 / (theta64 + m64)
         for k in range(int(x)):
             product *= (theta64 + k) * inverse
@@ -192,7 +192,7 @@ def _nb_count(x, m, log_m, theta):
         terms = _log(f32(product)) if 1e-30 < product < 1e30 else f32(math.log(product))
         slope = f32(total) * r
     else:
-        x64, m64, theta64 = float(x), float(m), float(theta)
+        x64, m64, theta64 = np.float64(x), np.float64(m), np.float64(theta)
         lgamma_sum, digamma_sum = _stirling(x64 + theta64)
         lgamma, digamma = _stirling(theta64)
         terms = f32(lgamma_sum - lgamma - x64 * math.log(theta64 + m64))
@@ -376,17 +376,23 @@ def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weig
         _encode_gradient(first, last, starts, cells, values, by_out, by_weight)
 
 
-def encode(indptr, genes, counts, scale, weight, values, out, n_threads):
-    """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor."""
-    arguments = (indptr, genes, counts, scale, weight, values, out)
+def encode(arguments, n_threads):
+    """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor.
+
+    `arguments`: indptr, genes, counts, scale, weight, values, out.
+    """
     if n_threads > 1:
         _encode_in_parallel(n_threads, *arguments)
     else:
-        _encode(0, len(out), *arguments)
+        _encode(0, len(arguments[-1]), *arguments)
 
 
-def encode_gradient(indptr, genes, values, by_out, by_weight, n_threads):
-    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden)."""
+def encode_gradient(arguments, n_threads):
+    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden).
+
+    `arguments`: indptr, genes, values, by_out, by_weight.
+    """
+    indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
     if n_threads > 1:
         _encode_gradient_in_parallel(n_threads, *arguments)

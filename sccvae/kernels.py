@@ -160,7 +160,7 @@ def _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, 
 
     In float64: lgamma(x + theta) - lgamma(theta) cancels at large theta, and non-zeros are few.
     """
-    at = (x.rows, x.genes)
+    at = (x.rows, x.genes.long())
     counts, log_m = x.values.double(), log_m[at].double()
     m = log_m.exp()
     put = lambda target, values: target.index_put_(at, values.to(target.dtype))  # noqa: E731
@@ -168,7 +168,7 @@ def _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, 
         put(entries, counts * log_m - m)
         put(by_mean, counts - m)
         return
-    log_theta = log_theta[x.genes if log_theta.dim() == 1 else at].double()
+    log_theta = log_theta[at[1] if log_theta.dim() == 1 else at].double()
     theta = log_theta.exp()
     log_sum = torch.log(theta + m)
     t = -theta * torch.log1p(m / theta)
@@ -213,7 +213,7 @@ class _Encode(torch.autograd.Function):
         out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
         scales = x.values.new_empty(0) if scale is None else scale
         tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
-        compiled.encode(*[t.numpy() for t in tensors], ctx.n_threads)
+        compiled.encode([t.numpy() for t in tensors], ctx.n_threads)
         ctx.n_genes = len(weight)
         return out
 
@@ -224,7 +224,7 @@ class _Encode(torch.autograd.Function):
 
         by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
         tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
-        compiled.encode_gradient(*[t.numpy() for t in tensors], ctx.n_threads)
+        compiled.encode_gradient([t.numpy() for t in tensors], ctx.n_threads)
         return None, None, by_weight
 
 

@@ -75,21 +75,30 @@ class Gaussian(NamedTuple):
         """Log density of every entry."""
         return -0.5 * ((x - self.mean).square() / self.variance + self.variance.log() + 1.8378770664093453)
 
-    def kl(self, prior: "Gaussian") -> torch.Tensor:
-        """KL(self || prior) of every entry: (v/v0 + (mu - mu0)^2/v0 - 1 - log v/v0) / 2."""
+    def kl(self, prior: "Gaussian | None" = None) -> torch.Tensor:
+        """KL(self || prior) of every entry: (v/v0 + (mu - mu0)^2/v0 - 1 - log v/v0) / 2; None stands for N(0, 1)."""
+        if prior is None:
+            return 0.5 * (self.variance + self.mean.square() - 1 - self.variance.log())
         ratio = self.variance / prior.variance
         return 0.5 * (ratio + (self.mean - prior.mean).square() / prior.variance - 1 - ratio.log())
 
 
-def linear(n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = False) -> nn.Linear:
-    """A linear layer with Xavier weights from `generator` (or zeros) and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
-    nn.init.zeros_(layer.bias)
-    if zero:
-        nn.init.zeros_(layer.weight)
-    else:
-        nn.init.xavier_uniform_(layer.weight, generator=generator)
-    return layer
+class Linear(nn.Module):
+    """h @ weight + bias, with Xavier weights from `generator` (or zeros) and zero bias.
+
+    The weight lies as (n_in, n_out), unlike torch's: its gradient then comes out contiguous and is never copied.
+    """
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        if not zero:
+            nn.init.xavier_uniform_(self.weight, generator=generator)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """(cells, n_in) -> (cells, n_out)."""
+        return torch.addmm(self.bias, h, self.weight)
 
 
 class SparseLinear(nn.Module):
@@ -136,8 +145,8 @@ class Dropout(nn.Module):
         """`h` as it is in evaluation; in training, entries zeroed with probability `rate`, the rest scaled up."""
         if not self.training or self.rate == 0:
             return h
-        keep = torch.empty_like(h).bernoulli_(1 - self.rate, generator=generator)
-        return h * keep.div_(1 - self.rate)
+        noise = torch.rand(h.shape, generator=generator, device=h.device, dtype=h.dtype)
+        return h * noise.ge_(self.rate).div_(1 - self.rate)
 
 
 class Block(nn.Module):
@@ -167,12 +176,12 @@ class Encoder(nn.Module):
         covariates = (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
         self.takes_counts = LIKELIHOODS[a.gene_likelihood].support == "counts"
         self.first = SparseLinear(a.n_genes, a.n_hidden, generator, encode)
-        self.linears = nn.ModuleList(linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
+        self.linears = nn.ModuleList(Linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
-        self.z_mean = linear(a.n_hidden, a.n_latent, generator)
-        self.z_log_variance = linear(a.n_hidden, a.n_latent, generator, zero=True)
+        self.z_mean = Linear(a.n_hidden, a.n_latent, generator)
+        self.z_log_variance = Linear(a.n_hidden, a.n_latent, generator, zero=True)
         self.register_buffer("log_target", torch.zeros(()))
-        self.library = linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
+        self.library = Linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
         if self.library is not None:
             nn.init.constant_(self.library.bias[1:], -4.0)  # the observed total is a good guess: start sure of it
 
@@ -196,17 +205,18 @@ class Decoder(nn.Module):
         super().__init__()
         likelihood, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
         sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
-        self.linears = nn.ModuleList(linear(m, n, generator) for m, n in itertools.pairwise(sizes))
+        self.linears = nn.ModuleList(Linear(m, n, generator) for m, n in itertools.pairwise(sizes))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
-        self.logits = linear(a.n_hidden, a.n_genes, generator)
+        self.logits = Linear(a.n_hidden, a.n_genes, generator)
         self.offset = CovariateOffset(*covariates, a.n_genes)
         self.dispersion = a.dispersion if likelihood.has_dispersion else None
-        if self.dispersion == "gene-cell":
-            self.dispersion_head = linear(a.n_hidden, a.n_genes, generator, zero=True)
+        self.per_cell = self.dispersion == "gene-cell"
+        if self.per_cell:
+            self.dispersion_head = Linear(a.n_hidden, a.n_genes, generator, zero=True)
         elif self.dispersion is not None:
             n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
             self.log_dispersion = nn.Parameter(torch.zeros(n_rows, a.n_genes))
-        self.dropout = linear(a.n_hidden, a.n_genes, generator, zero=True) if likelihood.has_dropout else None
+        self.dropout = Linear(a.n_hidden, a.n_genes, generator, zero=True) if likelihood.has_dropout else None
         if self.dropout is not None:
             nn.init.constant_(self.dropout.bias, -3.0)  # zero inflation must be earned: start near none
 

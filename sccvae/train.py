@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sccvae.data import Counts, shuffled
-from sccvae.vae import VAE, Elbo
+from sccvae.vae import VAE
 
 
 class TrainingError(RuntimeError):
@@ -32,7 +32,7 @@ class Plan:
 
     def kl_weight(self, step: int, n_steps: int) -> float:
         """Weight of KL(q(z|x) || p(z)) at a step: rises linearly to 1 within the run, whatever its length."""
-        warmup = self.kl_warmup * n_steps
+        warmup = min(self.kl_warmup * n_steps, n_steps - 1)
         return 1.0 if step >= warmup else (step + 1) / (warmup + 1)
 
     def rate(self, step: int, n_steps: int) -> float:
@@ -87,37 +87,41 @@ def fit(
     device = vae.device
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    optimizer = torch.optim.Adam(vae.parameters(), eps=1e-4, weight_decay=plan.weight_decay, fused=True)
+    weights, held_out = list(vae.parameters()), counts[validation]
+    optimizer = torch.optim.Adam(weights, eps=1e-4, weight_decay=plan.weight_decay, fused=True)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
     progress, step, best = Progress(), 0, _weights(vae)
     last_good = best
     try:
         for epoch in (bar := _bar(first_epoch, plan.max_epochs, progress_bar)):
-            started, losses, sums = time.perf_counter(), [], torch.zeros(3, device=device)
+            started, losses, terms = time.perf_counter(), [], []
             vae.train()
-            minibatches = shuffled(train, plan.batch_size, rng)
-            for cells in minibatches:
+            groups = shuffled(train, plan.batch_size, rng)
+            for x in counts.minibatches(groups):
                 kl_weight = plan.kl_weight(step, n_steps)
                 optimizer.param_groups[0]["lr"] = rate = plan.rate(step, n_steps)
-                elbo = vae(counts.minibatch(cells).to(device), noise)
+                elbo = vae(x.to(device), noise)
                 loss = elbo.loss(kl_weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(vae.parameters(), plan.gradient_clip)
+                _clip(weights, plan.gradient_clip)
                 optimizer.step()
                 losses.append(loss.detach())
-                sums += _sums(elbo)
+                terms.append(torch.stack([t.detach() for t in elbo[:3]]))
                 step += 1
-            _check_finite(losses, minibatches, epoch, rate)
-            last_good, now = _weights(vae), time.perf_counter()
+            _check_finite(losses, weights, groups, epoch, rate)
+            now, trained = time.perf_counter(), _weights(vae)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
-            progress.record(epoch, "training", sums / len(train), schedule, now - started)
+            progress.record(epoch, "training", torch.cat(terms, 1).mean(1), schedule, now - started)
             if len(validation):
-                held_out = mean_terms(vae, counts[validation], plan.batch_size, seed)
-                progress.record(epoch, "validation", held_out, schedule, time.perf_counter() - now)
+                means = mean_terms(vae, held_out, plan.batch_size, seed)
+                progress.record(epoch, "validation", means, schedule, time.perf_counter() - now)
+                if not torch.isfinite(means).all():
+                    raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", rate))
             elbo_per_cell = progress.rows[-1]["elbo"]
             if elbo_per_cell > progress.best_elbo or not len(validation):
-                best, progress.best_epoch, progress.best_elbo = last_good, epoch, elbo_per_cell
+                best, progress.best_epoch, progress.best_elbo = trained, epoch, elbo_per_cell
+            last_good = trained
             bar.set_postfix_str(f"ELBO {elbo_per_cell:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - progress.best_epoch >= plan.patience:
                 progress.stopped = "early"
@@ -138,12 +142,15 @@ def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Te
     """Mean over cells of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
     noise = torch.Generator(vae.device).manual_seed(seed)
-    sums = [_sums(vae(x.to(vae.device), noise)) for _, x in counts.chunks(chunk_size)]
-    return torch.stack(sums).sum(0) / len(counts)
+    terms = [torch.stack(vae(x.to(vae.device), noise)[:3]) for _, x in counts.chunks(chunk_size)]
+    return torch.cat(terms, 1).mean(1)
 
 
-def _sums(elbo: Elbo) -> torch.Tensor:
-    return torch.stack([elbo.reconstruction.detach().sum(), elbo.kl_z.detach().sum(), elbo.kl_l.detach().sum()])
+def _clip(weights: list[torch.nn.Parameter], limit: float) -> None:
+    """Scale the gradients down to the norm `limit`. On the CPU, where looking is free, only when it is exceeded."""
+    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    if norm.is_cuda or norm > limit:
+        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
 
 
 def _weights(vae: VAE) -> dict[str, torch.Tensor]:
@@ -155,17 +162,25 @@ def _bar(first_epoch: int, max_epochs: int, wanted: bool) -> tqdm:
     return tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=None if wanted else True)
 
 
-def _check_finite(losses: list[torch.Tensor], minibatches: list[np.ndarray], epoch: int, rate: float) -> None:
+def _check_finite(
+    losses: list[torch.Tensor], weights: list[torch.nn.Parameter], groups: list[np.ndarray], epoch: int, rate: float
+) -> None:
     """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
     values = torch.stack(losses).cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad) == 0:
+    if len(bad) == 0 and all(bool(torch.isfinite(w).all()) for w in weights):
         return
-    cells = np.sort(minibatches[bad[0]])
-    raise TrainingError(
-        f"The loss became {values[bad[0]]} in epoch {epoch}, step {bad[0] + 1} of {len(values)}, on the "
-        f"{len(cells)} cells numbered {', '.join(map(str, cells[:5]))}{', ...' if len(cells) > 5 else ''}. The model "
-        "holds the weights of the last good epoch. Usual causes: a learning rate that is too high (it was "
-        f"{rate:.2g}; pass a smaller learning_rate), a few cells with extreme counts (look at "
+    step = int(bad[0]) if len(bad) else len(values) - 1
+    what = f"The loss became {values[step]}" if len(bad) else "The weights became not finite"
+    cells = np.sort(groups[step])
+    named = f"{', '.join(map(str, cells[:5]))}{', ...' if len(cells) > 5 else ''}"
+    where = f"in epoch {epoch}, step {step + 1} of {len(values)}, on the {len(cells)} cells numbered {named}"
+    raise TrainingError(_advice(f"{what} {where}", rate))
+
+
+def _advice(what: str, rate: float) -> str:
+    return (
+        f"{what}. The model holds the weights of the last good epoch. Usual causes: a learning rate that is too high "
+        f"(it was {rate:.2g}; pass a smaller learning_rate), a few cells with extreme counts (look at "
         "adata.obs['total_counts'] after sc.pp.calculate_qc_metrics), or continuous covariates with outliers."
     )

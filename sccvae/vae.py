@@ -91,8 +91,8 @@ class VAE(nn.Module):
             start = mean
             square = np.asarray(counts.matrix.power(2).mean(0), dtype=np.float64).ravel()
             sigma = np.sqrt(np.maximum(square - mean**2, 1e-4))
-            if self.decoder.dispersion != "gene-cell":
-                self.decoder.log_dispersion.copy_(torch.from_numpy(np.log(sigma)))
+            per_gene = self.decoder.dispersion_head.bias if self.decoder.per_cell else self.decoder.log_dispersion
+            per_gene.copy_(torch.from_numpy(np.log(sigma)))
         self.decoder.logits.bias.copy_(torch.from_numpy(start))
 
     def library_prior(self, x: Minibatch) -> Gaussian:
@@ -109,7 +109,7 @@ class VAE(nn.Module):
         cost = self.architecture.dropout_cost
         value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
         penalty = cost * dropouts
-        kl_z = q_z.kl(Gaussian(torch.zeros_like(z), torch.ones_like(z))).sum(1)
+        kl_z = q_z.kl().sum(1)
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
         # value already carries the penalty's gradient, so both terms below add up to value exactly.
         return Elbo(value + penalty, kl_z, kl_l, penalty)

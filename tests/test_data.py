@@ -70,7 +70,27 @@ def test_minibatch_holds_the_cells_asked_in_their_order(counts, dense, cells):
     assert x.n_genes == 7
     for name in ("codes", "continuous", "log_total", "log_size", "log_factorial"):
         np.testing.assert_array_equal(getattr(x, name).numpy(), getattr(counts, name)[cells])
-    assert (x.indptr.dtype, x.genes.dtype, x.values.dtype) == (torch.int64, torch.int64, torch.float32)
+    assert (x.indptr.dtype, x.codes.dtype, x.values.dtype) == (torch.int64, torch.int64, torch.float32)
+
+
+def test_minibatches_gathered_many_at_a_time_are_the_minibatches_one_by_one(counts):
+    groups = [*shuffled(np.arange(20), 1, np.random.default_rng(0)), np.array([2, 9, 4]), np.array([3, 3])]
+    found = list(counts.minibatches(groups))
+    assert len(found) == 22
+    for x, cells in zip(found, groups, strict=True):
+        for part, expected in zip(x, counts.minibatch(cells), strict=True):
+            assert part == expected if isinstance(part, int) else torch.equal(part, expected)
+
+
+def test_more_than_two_to_the_31_stored_values_need_wide_indices_and_give_the_same_minibatch(counts):
+    wide = Counts.from_csr(counts.matrix.copy(), codes=counts.codes, continuous=counts.continuous)
+    wide.matrix.indices, wide.matrix.indptr = (
+        getattr(counts.matrix, name).astype(np.int64) for name in ("indices", "indptr")
+    )
+    for cells in (np.array([5, 0, 5]), slice(2, 9)):
+        for part, expected in zip(wide.minibatch(cells), counts.minibatch(cells), strict=True):
+            assert part == expected if isinstance(part, int) else torch.equal(part, expected)
+            assert isinstance(part, int) or part.dtype == expected.dtype
 
 
 def test_minibatch_has_memory_of_its_own(counts, dense):
@@ -85,7 +105,8 @@ def test_minibatch_has_memory_of_its_own(counts, dense):
 def test_minibatch_in_another_precision_and_batch(counts):
     x = counts.minibatch(np.arange(4)).to(torch.device("cpu"), torch.float64)
     assert {x.values.dtype, x.log_total.dtype, x.continuous.dtype} == {torch.float64}
-    assert {x.genes.dtype, x.codes.dtype} == {torch.int64}
+    assert {x.indptr.dtype, x.codes.dtype} == {torch.int64}
+    assert not x.genes.is_floating_point()
     there = x.with_batch(2)
     np.testing.assert_array_equal(there.codes.numpy(), [[2, 0], [2, 1], [2, 0], [2, 1]])
     np.testing.assert_array_equal(x.codes.numpy(), [[0, 0], [1, 1], [2, 0], [0, 1]])

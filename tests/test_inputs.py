@@ -210,7 +210,7 @@ def test_real_values_keep_their_sign(adata):
     assert not counts.log_total.any()
 
 
-# --------------------------------------------------------------------------------------- what goes along with the counts
+# -------------------------------------------------------------------------------------- what goes along with the counts
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_size_factors_are_scaled_to_the_counts(adata):
     np.testing.assert_allclose(np.exp(counts.log_total), np.asarray(totals).ravel(), rtol=1e-5)
 
 
-# ----------------------------------------------------------------------------------------------- values that are wrong
+# ------------------------------------------------------------------------------------------------ values that are wrong
 
 
 BAD_VALUES = {
@@ -399,7 +399,7 @@ def test_cells_of_zeros_are_fine_where_there_is_no_library(adata, likelihood, sc
     assert learn(adata, support={"normal": "real", "bernoulli": "binary"}[likelihood]).matrix.shape == (120, 60)
 
 
-# ------------------------------------------------------------------------------------- keys, shapes and names that are wrong
+# -------------------------------------------------------------------------------- keys, shapes and names that are wrong
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_only_an_anndata_will_do(thing, options):
     assert text.startswith(f"Expected an AnnData; found {type(thing).__name__}.")
 
 
-# --------------------------------------------------------------------------------------------- new data, trained model
+# ---------------------------------------------------------------------------------------------- new data, trained model
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -618,7 +618,7 @@ def test_the_model_reads_the_layer_it_was_trained_on(adata, fit):
     )
 
 
-# ---------------------------------------------------------------------------------------------- the user's data stay whole
+# ------------------------------------------------------------------------------------------- the user's data stay whole
 
 
 def everything(model, adata, new):

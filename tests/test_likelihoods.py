@@ -1,4 +1,4 @@
-"""The five observation models: log-probability against scipy, means, and samples against the distribution they claim."""
+"""The five observation models: log-probability against scipy, and samples against the distribution they claim."""
 
 import numpy as np
 import pytest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import sccvae
+from sccvae import demo
 from sccvae.__main__ import main
 
 QUICK = ["--max-epochs", "1", "--n-latent", "4"]
@@ -303,15 +306,34 @@ def test_help_shows_an_example_that_parses(capsys):
 def test_the_example_of_the_help_runs(adata, tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "counts.h5ad")
     monkeypatch.chdir(tmp_path)
-    assert main("integrate counts.h5ad -o integrated.h5ad --batch-key batch --max-epochs 1".split()) == 0
+    example = ["integrate", "counts.h5ad", "-o", "integrated.h5ad", "--batch-key", "batch"]
+    assert main([*example, "--max-epochs", "1"]) == 0
     assert (tmp_path / "integrated.h5ad").is_file()
 
 
-def test_top_help_names_the_command(capsys):
+def test_demo_integrates_scores_and_draws(tmp_path, capsys, monkeypatch):
+    small = functools.partial(demo.run, n_cells=400, n_genes=120)
+    monkeypatch.setattr(demo, "run", small)
+    quick = functools.partial(sccvae.tl.integrate, train_options={"max_epochs": 5})
+    monkeypatch.setattr(demo.tl, "integrate", quick)
+    assert main(["demo", str(tmp_path / "demo")]) == 0
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"integrated.h5ad", "integration.png"}
+    adata = ad.read_h5ad(tmp_path / "demo" / "integrated.h5ad")
+    assert (adata.shape, adata.obsm["X_sccvae"].shape) == ((400, 120), (400, 20))
+    assert (tmp_path / "demo" / "integration.png").read_bytes().startswith(b"\x89PNG")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("400 simulated cells, 120 genes, 3 batches, 6 cell types")
+    assert re.search(r"\d\.\d\d", captured.out)
+    assert "nan" not in captured.out
+
+
+def test_top_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "integrate" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "integrate" in text
+    assert "demo" in text
 
 
 def test_version(capsys):

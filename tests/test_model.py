@@ -51,7 +51,7 @@ def layered(adata):
     return adata
 
 
-# ------------------------------------------------------------------------------------------- reproducible, and silent
+# --------------------------------------------------------------------------------------------- reproducible, and silent
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(adata, fit):
@@ -148,7 +148,7 @@ def test_another_seed_gives_another_draw(model, draw):
     assert (draw(model, 1) != draw(model, 2)).any()
 
 
-# ----------------------------------------------------------------------------------------------------- every option
+# --------------------------------------------------------------------------------------------------------- every option
 
 
 @pytest.mark.parametrize("name", EVERY_OPTION)
@@ -240,7 +240,7 @@ def test_expected_real_values_agree_with_the_data(layered, fit):
     np.testing.assert_allclose(model.get_normalized_expression().mean(0), observed, atol=0.25)
 
 
-# ------------------------------------------------------------------------------------------------------- expression
+# ----------------------------------------------------------------------------------------------------------- expression
 
 
 def test_expression_is_a_table_with_names(adata, model):
@@ -438,7 +438,7 @@ def test_arguments_that_mean_nothing_are_errors_and_not_garbage(model, options, 
         model.get_normalized_expression(**options)
 
 
-# ------------------------------------------------------------------------------------------------------------ draws
+# ---------------------------------------------------------------------------------------------------------------- draws
 
 
 def test_posterior_predictive_sample(adata, model):
@@ -571,7 +571,7 @@ def test_without_validation_cells_history_has_training_rows_only(adata):
     assert list(model.history["split"]) == ["training"] * 2
 
 
-# --------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------- training
 
 
 def test_training_again_goes_on(adata, fit):
@@ -713,7 +713,7 @@ def test_minibatches_larger_than_the_data_and_of_one_cell(adata):
         assert np.isfinite(model.get_elbo())
 
 
-# -------------------------------------------------------------------------------------------------------------- looks
+# ---------------------------------------------------------------------------------------------------------------- looks
 
 
 def test_repr_is_short_and_says_what_the_model_is(adata, model):

@@ -34,7 +34,7 @@ from sccvae.networks import (
     Gaussian,
     SparseLinear,
     check_choices,
-    linear,
+    Linear,
 )
 from sccvae.vae import VAE
 
@@ -125,17 +125,17 @@ def test_gaussian_samples_are_reparameterised():
 
 
 def test_linear_has_xavier_weights_and_no_bias():
-    layer = linear(300, 200, generator(0))
+    layer = Linear(300, 200, generator(0))
     bound = math.sqrt(6 / 500)
     assert layer.weight.abs().max() <= bound
     assert float(layer.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
     assert not layer.bias.any()
-    assert torch.equal(layer.weight, linear(300, 200, generator(0)).weight)
-    assert not torch.equal(layer.weight, linear(300, 200, generator(1)).weight)
+    assert torch.equal(layer.weight, Linear(300, 200, generator(0)).weight)
+    assert not torch.equal(layer.weight, Linear(300, 200, generator(1)).weight)
 
 
 def test_linear_can_start_at_zero():
-    layer = linear(5, 4, generator(0), zero=True)
+    layer = Linear(5, 4, generator(0), zero=True)
     assert not layer.weight.any()
     assert not layer.bias.any()
 

@@ -144,6 +144,9 @@ class Spy:
     def __getattr__(self, name):
         return getattr(self.elbo, name)
 
+    def __getitem__(self, terms):
+        return self.elbo[terms]
+
 
 def test_a_run_of_one_step_has_the_full_kl_weight(counts):
     progress = run(small_vae(counts), counts, max_epochs=1, batch_size=100)
@@ -200,14 +203,13 @@ def test_an_epoch_covers_every_cell_once_in_nearly_equal_minibatches(n_cells, ba
 
 
 def test_epochs_are_shuffled_and_cover_the_training_cells_only(counts, monkeypatch):
-    vae, seen, minibatch = small_vae(counts), [], Counts.minibatch
+    vae, seen, minibatches = small_vae(counts), [], Counts.minibatches
 
-    def spy(self, cells):
-        if self is counts:  # held-out cells are a part of their own
-            seen.append(cells)
-        return minibatch(self, cells)
+    def spy(self, groups):
+        seen.extend(groups)
+        return minibatches(self, groups)
 
-    monkeypatch.setattr(Counts, "minibatch", spy)
+    monkeypatch.setattr(Counts, "minibatches", spy)
     run(vae, counts, max_epochs=3)
     epochs = [np.concatenate(seen[k : k + 3]) for k in (0, 3, 6)]
     assert len(seen) == 9
@@ -406,20 +408,19 @@ def test_weight_decay_shrinks_the_weights(counts):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_epoch_step_and_cells_and_rolls_back(counts, monkeypatch, value):
-    vae, end_of_epoch, seen, minibatch = small_vae(counts), {}, [], Counts.minibatch
+    vae, end_of_epoch, seen, minibatches = small_vae(counts), {}, [], Counts.minibatches
 
     def break_down(call, elbo):
         if call == 7:
             end_of_epoch[2] = state_of(vae)
         return elbo._replace(reconstruction=elbo.reconstruction * value) if call == 8 else elbo
 
-    def spy(self, cells):
-        if self is counts:
-            seen.append(cells)
-        return minibatch(self, cells)
+    def spy(self, groups):
+        seen.extend(groups)
+        return minibatches(self, groups)
 
     in_training(vae, monkeypatch, break_down)
-    monkeypatch.setattr(Counts, "minibatch", spy)
+    monkeypatch.setattr(Counts, "minibatches", spy)
     with pytest.raises(TrainingError) as raised:
         run(vae, counts)  # 3 steps an epoch: the 8th is the 2nd of epoch 3
     message = str(raised.value)

@@ -27,7 +27,7 @@ from sccvae.networks import Gaussian
 from sccvae.posterior import elbo_terms, marginal_log_likelihood
 from sccvae.vae import VAE, Elbo
 
-# ------------------------------------------------------------------------- a linear-Gaussian model, known in closed form
+# ------------------------------------------------------------------------ a linear-Gaussian model, known in closed form
 
 
 class LinearDecoder(nn.Module):
@@ -94,26 +94,28 @@ def test_elbo_with_the_exact_posterior_is_log_p_for_every_draw(linear_case, seed
     np.testing.assert_allclose(log_weight, exact, rtol=1e-9)
 
 
+def many_elbos(vae, counts, n_draws):
+    """Mean over draws of each cell's ELBO, and its standard error."""
+    x = counts.minibatch(np.repeat(np.arange(len(counts)), n_draws)).to("cpu", torch.float64)
+    values = vae(x, generator(0)).value.view(len(counts), n_draws).numpy()
+    return values.mean(1), values.std(1) / math.sqrt(n_draws)
+
+
 def test_elbo_with_the_exact_posterior_is_log_p_on_average(linear_case):
     make, counts, exact = linear_case
-    vae, x = make(torch.float64), counts.minibatch(slice(None)).to("cpu", torch.float64)
-    noise, draws = generator(0), 2000
-    values = torch.stack([vae(x, noise).value for _ in range(draws)])
-    error = values.std(0) / math.sqrt(draws)
-    assert float(error.max()) < 0.1
-    assert ((values.mean(0) - torch.from_numpy(exact)).abs() < 4.5 * error).all()
+    elbo, error = many_elbos(make(torch.float64), counts, 2000)
+    assert error.max() < 0.1
+    assert (np.abs(elbo - exact) < 4.5 * error).all()
 
 
 def test_elbo_falls_short_of_log_p_by_the_kl_to_the_posterior(linear_case):
     """With a wrong q, log p(x) - ELBO = KL(q || p(z|x)), which is known here."""
     make, counts, exact = linear_case
     vae, x = make(torch.float64, shift=0.3, widening=2.0), counts.minibatch(slice(None)).to("cpu", torch.float64)
-    gap = vae.encoder(x)[0].kl(make(torch.float64).encoder(x)[0]).sum(1)
-    noise, draws = generator(0), 2000
-    values = torch.stack([vae(x, noise).value for _ in range(draws)])
-    error = values.std(0) / math.sqrt(draws)
-    assert float(gap.min()) > 7 * float(error.max())  # so that the test below tells ELBO from log p(x)
-    assert ((values.mean(0) + gap - torch.from_numpy(exact)).abs() < 4.5 * error).all()
+    gap = vae.encoder(x)[0].kl(make(torch.float64).encoder(x)[0]).sum(1).numpy()
+    elbo, error = many_elbos(vae, counts, 4000)
+    assert gap.min() > 10 * error.max()  # so that the test below tells ELBO from log p(x)
+    assert (np.abs(elbo + gap - exact) < 4.5 * error).all()
 
 
 def test_marginal_log_likelihood_with_the_exact_posterior_is_exact_with_one_draw(linear_case):
@@ -126,9 +128,9 @@ def test_marginal_log_likelihood_with_the_exact_posterior_is_exact_with_one_draw
 def test_marginal_log_likelihood_converges_to_the_exact_value_from_below(linear_case):
     make, counts, exact = linear_case
     vae = make(torch.float32, shift=0.2, widening=1.5)
-    single, some, many = (marginal_log_likelihood(vae, counts, n_samples=n, seed=0) for n in (1, 30, 3000))
-    np.testing.assert_allclose(many, exact, atol=0.1)
-    assert abs((many - exact).mean()) < 0.02
+    single, some, many = (marginal_log_likelihood(vae, counts, n_samples=n, seed=0) for n in (1, 30, 1500))
+    np.testing.assert_allclose(many, exact, atol=0.15)
+    assert abs((many - exact).mean()) < 0.03
     assert single.mean() < some.mean() - 0.1 < exact.mean() - 0.1
 
 
@@ -140,9 +142,9 @@ def test_elbo_is_below_the_marginal_log_likelihood(name):
     counts = small_counts(60, support=support_of(name), n_batches=2)
     vae = small_vae(counts, gene_likelihood=name)
     few_steps(vae, counts, n_steps=20)
-    terms = np.mean([elbo_terms(vae, counts, seed=seed) for seed in range(40)], axis=0)
+    terms = np.mean([elbo_terms(vae, counts, seed=seed) for seed in range(25)], axis=0)
     elbo = terms[0] - terms[1] - terms[2]
-    marginal = marginal_log_likelihood(vae, counts, n_samples=300, seed=0)
+    marginal = marginal_log_likelihood(vae, counts, n_samples=150, seed=0)
     assert marginal.mean() > elbo.mean() + 0.05
     assert (marginal > elbo).mean() > 0.8
     assert marginal.mean() < elbo.mean() + 30  # a bound, not just any number below
