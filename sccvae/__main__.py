@@ -9,6 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are something."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of `sccvae`."""
     top = argparse.ArgumentParser(
@@ -23,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "layers['sccvae'] and layers['sccvae_corrected'] (denoised expression, in each cell's batch and averaged over "
         "all batches), obs['sccvae_library'] and uns['sccvae'].",
         epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     command.add_argument("input", type=Path, help=".h5ad file with raw counts")
     command.add_argument(
@@ -59,7 +66,10 @@ def integrate(arguments: argparse.Namespace) -> None:
     from sccvae import SCCVAE, tl
 
     _check_paths(arguments)
-    adata = anndata.read_h5ad(arguments.input)
+    try:
+        adata = anndata.read_h5ad(arguments.input)
+    except Exception as error:  # whatever is wrong with the file
+        raise ValueError(f"{arguments.input} cannot be read as an AnnData ({error}).") from error
     mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
     options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
@@ -91,6 +101,10 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     """Find out before the training, not after it."""
     if not arguments.input.is_file():
         raise FileNotFoundError(f"There is no file {arguments.input}.")
+    if arguments.output.is_dir():
+        raise IsADirectoryError(f"The output is a folder: {arguments.output}.")
+    if arguments.save_model and arguments.save_model.exists() and not arguments.save_model.is_dir():
+        raise FileExistsError(f"{arguments.save_model} is a file; the model is saved in a folder.")
     folder = arguments.output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of the output does not exist: {folder}.")
@@ -104,6 +118,8 @@ def _write(adata, path: Path) -> None:
     os.close(handle)
     try:
         adata.write_h5ad(part, compression="gzip")
+        os.umask(mask := os.umask(0))
+        os.chmod(part, 0o666 & ~mask)
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
@@ -119,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"sccvae: error: {text}", file=sys.stderr)
+        print("sccvae: error:", " ".join(str(text).split()), file=sys.stderr)
         return 1
     return 0
 

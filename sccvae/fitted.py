@@ -33,7 +33,7 @@ class FittedModel:
         self._schema: Schema = schema
         self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
         self._seed: int = seed
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        device = device_of(device)
         self._vae = VAE(architecture, torch.Generator().manual_seed(seed), for_device(device)).to(device).eval()
         self._counts: Counts | None = None
         self._cell_names: pd.Index | None = None
@@ -108,6 +108,9 @@ class FittedModel:
         counts, names = self._cells(adata, indices)
         genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
         shape = (len(counts), counts.n_genes if genes is None else len(genes))
+        if isinstance(library_size, str) and library_size not in ("latent", "observed"):
+            raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
+        _check_positive(n_samples=n_samples, chunk_size=chunk_size)
         filled = np.empty(shape, dtype=dtype) if out is None else out
         if tuple(filled.shape) != shape:
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected (cells, genes) = {shape}.")
@@ -173,15 +176,18 @@ class FittedModel:
         `obs["sccvae_library"]`.
         """
         self._check_trained()
+        _check_positive(n_cells=n_cells)
         profiles, weights = np.array(self._profiles), np.array(self._frequencies, dtype=float)
         if batch is not None:
             weights[~np.isin(profiles[:, 0], np.array(self._batch_codes(batch)))] = 0
         rng = np.random.default_rng(seed)
         codes = profiles[rng.choice(len(profiles), size=n_cells, p=weights / weights.sum())]
         matrix, z, library = posterior.generate(self._vae, codes, rng)
-        obs = self._schema.columns_of(codes)
+        obs: dict[str, Any] = self._schema.columns_of(codes)
         if library is not None:
             obs["sccvae_library"] = library
+            if self._schema.size_factor_key is not None:
+                obs[self._schema.size_factor_key] = library / np.exp(self._schema.log_size_offset)
         frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(n_cells)])
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
@@ -255,10 +261,12 @@ class FittedModel:
         FileNotFoundError, sccvae.ModelFileError
             There is no model at `path`, or it is damaged, or another program made it.
         """
-        tensors, description = storage.load(Path(path))
+        device, (tensors, description) = device_of(device), storage.load(Path(path))
         model = cls.__new__(cls)
         with storage.readable(Path(path)):
             schema, architecture = Schema(**description["schema"]), Architecture(**description["architecture"])
+            if len(schema.genes) != architecture.n_genes or tuple(map(len, schema.categories)) != architecture.n_levels:
+                raise ValueError("genes or categories do not match the architecture")
             profiles, frequencies = description["profiles"], description["frequencies"]
             model._set(schema, architecture, profiles, frequencies, description["seed"], device)
             model._vae.load_state_dict(tensors)
@@ -322,7 +330,9 @@ class FittedModel:
         if indices is None:
             return counts, names
         indices = np.asarray(indices)
-        at = np.flatnonzero(indices) if indices.dtype == bool else indices
+        if indices.dtype == bool and indices.shape != (len(counts),):
+            raise ValueError(f"indices is a mask of shape {indices.shape}; expected a boolean for {len(counts)} cells.")
+        at = np.flatnonzero(indices) if indices.dtype == bool or indices.size == 0 else indices
         return counts[at], names[at]
 
     def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
@@ -331,12 +341,31 @@ class FittedModel:
             return [None]
         if isinstance(batches, str) and batches == "all":
             return list(range(len(self.batches)))
-        names: Iterable[str] = [batches] if isinstance(batches, (str, int)) else batches
-        return [self._schema.code_of_batch(name) for name in names]
+        names: Iterable[Any] = [batches] if np.isscalar(batches) else batches
+        codes: list[int | None] = [self._schema.code_of_batch(name) for name in names]
+        if not codes:
+            raise ValueError("The list of batches is empty.")
+        return codes
 
     def _check_trained(self) -> None:
         if not self._rows:
             raise RuntimeError("The model is not trained yet: call train() first.")
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1.")
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA device; pass device='cpu'.")
+    return device
 
 
 def _mean_or_all(values: np.ndarray, return_mean: bool) -> float | np.ndarray:

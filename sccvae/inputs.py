@@ -74,7 +74,7 @@ class Schema:
         ValueError, KeyError, TypeError
             What is wrong with the data, where, and how to mend it.
         """
-        _check_shape(adata)
+        check_adata(adata)
         names = adata.var_names.astype(str) if genes is None else adata.var_names[genes].astype(str)
         _check_unique(names, "var_names", "adata.var_names_make_unique()")
         for given in (categorical_covariate_keys, continuous_covariate_keys):
@@ -111,7 +111,7 @@ class Schema:
         ValueError, KeyError
             What is wrong with the data, where, and how to mend it.
         """
-        _check_shape(adata)
+        check_adata(adata)
         return self._assemble(adata, _read_matrix(adata, self.layer, self.support, self.genes))
 
     def code_of_batch(self, batch: str) -> int:
@@ -129,14 +129,16 @@ class Schema:
         )
         return index
 
-    def columns_of(self, codes: np.ndarray) -> dict[str, pd.Categorical]:
-        """Columns of `obs` for codes (cells, 1 + categorical covariates): the inverse of reading."""
+    def columns_of(self, codes: np.ndarray) -> dict[str, Any]:
+        """Columns of `obs` for codes (cells, 1 + categorical covariates), continuous covariates at their means."""
         keys = (self.batch_key, *self.categorical_covariate_keys)
-        return {
+        categorical = {
             key: pd.Categorical.from_codes(codes[:, column], categories=list(self.categories[column]))
             for column, key in enumerate(keys)
             if key is not None
         }
+        means = zip(self.continuous_covariate_keys, self.means, strict=True)
+        return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
     def _assemble(self, adata: AnnData, matrix: sp.csr_matrix) -> Counts:
         keys = [self.batch_key, *self.categorical_covariate_keys]
@@ -163,6 +165,7 @@ class Schema:
 
 def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray) -> np.ndarray:
     """(genes,) boolean mask from the name of a column of `var` or from an array."""
+    check_adata(adata)
     what = "mask_var"
     if isinstance(mask_var, str):
         if mask_var not in adata.var:
@@ -260,12 +263,15 @@ def _read_matrix(adata: AnnData, layer: str | None, support: Support, genes: Seq
     for start, block in _blocks(adata, layer):
         if columns is not None:
             block = block[:, columns]
+        if not block.has_canonical_format:
+            block = block.astype(np.float64)  # a copy
+            block.sum_duplicates()
         wrong = _wrong_values(block.data, support)
         if wrong.any():
             raise ValueError(_wrong_value_message(adata, layer, support, start, block, wrong, genes))
         own = (block.data.astype(np.float32), block.indices.astype(np.int32), block.indptr.copy())  # astype copies
         part = sp.csr_matrix(own, shape=block.shape)
-        part.sum_duplicates()
+        part.sort_indices()
         part.eliminate_zeros()
         parts.append(part)
     matrix = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr", dtype=np.float32)
@@ -291,10 +297,11 @@ def _blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_mat
     """The matrix as CSR blocks of whole rows, in order: (first row, block). One block when it is sparse in memory."""
     if layer is not None and layer not in adata.layers:
         raise KeyError(_Text(f"adata.layers has no {layer!r}.{_did_you_mean(layer, adata.layers)}"))
-    backed = adata.isbacked and layer is None
+    backed = adata.isbacked and layer is None and not adata.is_view  # anndata makes no view of a view of a file
     matrix: Any = None if backed else (adata.X if layer is None else adata.layers[layer])
     if matrix is None and not backed:
-        raise ValueError(f"adata.X is None; pass layer= one of {_names(list(adata.layers))}.")
+        hint = f"pass layer= one of {_names(adata.layers)}" if adata.layers else "put the counts there"
+        raise ValueError(f"adata.X is None; {hint}.")
     if sp.issparse(matrix):
         yield 0, sp.csr_matrix(matrix)
         return
@@ -302,6 +309,9 @@ def _blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_mat
     for start in range(0, adata.n_obs, rows):
         stop = min(start + rows, adata.n_obs)
         block = adata[start:stop].X if backed else np.asarray(matrix[start:stop])
+        if not sp.issparse(block) and block.dtype.kind in "iuf":  # scipy knows neither float16 nor other byte orders
+            native = np.float32 if block.dtype == np.float16 else block.dtype.newbyteorder("=")
+            block = block.astype(native, copy=False)
         yield start, sp.csr_matrix(block)
 
 
@@ -310,7 +320,7 @@ def _wrong_values(values: np.ndarray, support: Support) -> np.ndarray:
     if values.dtype == bool:
         return np.zeros(len(values), dtype=bool)
     if support == "real":
-        return ~np.isfinite(values)
+        return ~(np.abs(values) <= np.finfo(np.float32).max)
     if support == "binary":
         return (values != 0) & (values != 1)
     if np.issubdtype(values.dtype, np.integer):
@@ -359,7 +369,8 @@ def _stored(matrix) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def _check_shape(adata: AnnData) -> None:
+def check_adata(adata: AnnData) -> None:
+    """Raise unless it is an AnnData that holds cells and genes."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"Expected an AnnData; found {type(adata).__name__}. Wrap a matrix as anndata.AnnData(matrix).")
     if adata.n_obs == 0 or adata.n_vars == 0:

@@ -12,7 +12,7 @@ from sccvae.fitted import FittedModel
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, Dispersion, Library, check_choices
-from sccvae.train import Plan, fit
+from sccvae.train import Plan, Progress, fit
 
 logger = logging.getLogger("sccvae")
 
@@ -91,6 +91,9 @@ class SCCVAE(FittedModel):
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
+        seed, n_hidden, n_latent, n_layers = map(int, (seed, n_hidden, n_latent, n_layers))
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; expected 0 or more.")
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
         schema, counts = Schema.learn(
             adata,
@@ -167,6 +170,9 @@ class SCCVAE(FittedModel):
             raise RuntimeError(
                 "This model was loaded without data; load it as SCCVAE.load(path, adata) to train it on."
             )
+        for what, value in {"max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{what} is {value}; expected more than 0.")
         cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
         if max_epochs is None:
             max_epochs = max(5, round(1000 * 128 / len(cells)))
@@ -181,17 +187,11 @@ class SCCVAE(FittedModel):
             weight_decay=weight_decay,
         )
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
-        progress = fit(
-            self._vae,
-            self._counts,
-            cells,
-            held_out,
-            plan,
-            seed=self._seed,
-            first_epoch=first_epoch,
-            progress_bar=progress_bar,
-        )
-        self._rows += progress.rows
-        self._best_epoch = progress.best_epoch or self._best_epoch
+        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        try:
+            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+        finally:
+            self._rows += progress.rows
+            self._best_epoch = progress.best_epoch
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)

@@ -45,8 +45,8 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], description: dict[str, 
     for part in (weights, readable):
         with part.open("rb+") as handle:
             os.fsync(handle.fileno())
-    os.replace(weights, folder / WEIGHTS)  # from here on the new model is what load() returns
     os.replace(readable, folder / DESCRIPTION)
+    os.replace(weights, folder / WEIGHTS)  # from here on the new model is what load() returns
 
 
 def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -90,7 +90,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
         description = _tuples(json.loads(text))
         version = description["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} does not describe an sccvae model; it is damaged or was made by another program."
         ) from error

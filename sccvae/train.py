@@ -48,8 +48,9 @@ class Plan:
 class Progress:
     """What a run leaves behind: the rows of the history, and the best epoch."""
 
+    first_epoch: int = 1
+    best_epoch: int = 0  # of this run, or of an earlier one that it goes on from
     rows: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
     best_elbo: float = -math.inf
     stopped: Literal["finished", "early", "interrupted"] = "finished"
 
@@ -57,10 +58,10 @@ class Progress:
         self, epoch: int, split: Literal["training", "validation"], terms: torch.Tensor, schedule: dict, seconds: float
     ) -> None:
         """Add a row of means per cell, in nats."""
-        reconstruction, kl_z, kl_l = terms.tolist()
-        elbo = reconstruction - kl_z - kl_l
-        row = {"epoch": epoch, "split": split, "elbo": elbo, "reconstruction": reconstruction, "kl_z": kl_z}
-        self.rows.append({**row, "kl_l": kl_l, **schedule, "seconds": seconds})
+        named = dict(zip(("reconstruction", "kl_z", "kl_l"), terms.tolist(), strict=True))
+        self.rows.append(
+            {"epoch": epoch, "split": split, "elbo": _elbo(terms), **named, **schedule, "seconds": seconds}
+        )
 
 
 def fit(
@@ -69,11 +70,11 @@ def fit(
     train: np.ndarray,
     validation: np.ndarray,
     plan: Plan,
+    progress: Progress,
     *,
     seed: int,
-    first_epoch: int = 1,
     progress_bar: bool = True,
-) -> Progress:
+) -> None:
     """Maximise the ELBO of the cells `train`; leave the weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
@@ -85,13 +86,16 @@ def fit(
         The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
     """
     device = vae.device
+    first_epoch = progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     weights, held_out = list(vae.parameters()), counts[validation]
     optimizer = torch.optim.Adam(weights, eps=1e-4, weight_decay=plan.weight_decay, fused=True)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
-    progress, step, best = Progress(), 0, _weights(vae)
+    step, best = 0, _weights(vae)
     last_good = best
+    if progress.best_epoch and len(validation):
+        progress.best_elbo = _elbo(mean_terms(vae, held_out, plan.batch_size, seed))
     try:
         for epoch in (bar := _bar(first_epoch, plan.max_epochs, progress_bar)):
             started, losses, terms = time.perf_counter(), [], []
@@ -112,29 +116,29 @@ def fit(
             _check_finite(losses, weights, groups, epoch, rate)
             now, trained = time.perf_counter(), _weights(vae)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
+            means = mean_terms(vae, held_out, plan.batch_size, seed)
+            if not torch.isfinite(means).all():
+                raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", rate))
             progress.record(epoch, "training", torch.cat(terms, 1).mean(1), schedule, now - started)
             if len(validation):
-                means = mean_terms(vae, held_out, plan.batch_size, seed)
                 progress.record(epoch, "validation", means, schedule, time.perf_counter() - now)
-                if not torch.isfinite(means).all():
-                    raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", rate))
             elbo_per_cell = progress.rows[-1]["elbo"]
             if elbo_per_cell > progress.best_elbo or not len(validation):
                 best, progress.best_epoch, progress.best_elbo = trained, epoch, elbo_per_cell
             last_good = trained
             bar.set_postfix_str(f"ELBO {elbo_per_cell:.1f} nats per cell", refresh=False)
-            if plan.early_stopping and epoch - progress.best_epoch >= plan.patience:
+            if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
                 progress.stopped = "early"
                 break
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
     except TrainingError:
         best = last_good
+        progress.best_epoch = progress.rows[-1]["epoch"] if progress.rows else progress.best_epoch
         raise
     finally:
         vae.load_state_dict(best)
         vae.eval()
-    return progress
 
 
 @torch.no_grad()
@@ -143,7 +147,12 @@ def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Te
     vae.eval()
     noise = torch.Generator(vae.device).manual_seed(seed)
     terms = [torch.stack(vae(x.to(vae.device), noise)[:3]) for _, x in counts.chunks(chunk_size)]
-    return torch.cat(terms, 1).mean(1)
+    return torch.cat(terms, 1).mean(1) if terms else torch.zeros(3)
+
+
+def _elbo(terms: torch.Tensor) -> float:
+    reconstruction, kl_z, kl_l = terms.tolist()
+    return reconstruction - kl_z - kl_l
 
 
 def _clip(weights: list[torch.nn.Parameter], limit: float) -> None:

@@ -22,7 +22,7 @@ def minibatch_of(dense, dtype=torch.float64) -> Minibatch:
     log_factorial = np.where(dense > 0, gammaln(np.maximum(dense, 0) + 1), 0).sum(1)
     return Minibatch(
         indptr=torch.from_numpy(matrix.indptr.astype(np.int64)),
-        genes=torch.from_numpy(matrix.indices.astype(np.int64)),
+        genes=torch.from_numpy(matrix.indices.astype(np.int32)),
         values=torch.from_numpy(matrix.data).to(dtype),
         n_genes=dense.shape[1],
         log_total=torch.from_numpy(log_total).to(dtype),

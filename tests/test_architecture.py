@@ -30,7 +30,7 @@ ARROWS = {
     "storage": set(),
     "fitted": {"data", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "vae"},
     "model": {"data", "fitted", "inputs", "likelihoods", "networks", "train"},
-    "tl": {"model"},
+    "tl": {"inputs", "model"},
     "metrics": set(),
     "pl": set(),
     "datasets": set(),

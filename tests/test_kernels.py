@@ -2,6 +2,10 @@
 
 import itertools
 import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -359,10 +363,29 @@ def test_fused_equals_plain_at_any_size_and_number_of_threads(name, per_cell, dr
 
     reference = value_and_gradients(plain)
     monkeypatch.setattr(kernels, "plain", None)  # fused must not fall back
-    for n_threads in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
-        for ours, expected in zip(value_and_gradients(fused), reference, strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
+    threads = torch.get_num_threads()
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            for ours, expected in zip(value_and_gradients(fused), reference, strict=True):
+                np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_compiled_kernels_leave_torchs_number_of_threads_alone():
+    """In a process of its own: numba sets up its threads once, at the first parallel call."""
+    script = """
+        import numpy as np, torch
+        from helpers import few_steps, small_counts, small_vae
+        from sccvae.kernels import FUSED
+        torch.set_num_threads(3)
+        counts = small_counts(20)
+        few_steps(small_vae(counts, kernels=FUSED), counts, n_steps=1)
+        print(torch.get_num_threads())
+    """
+    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], **options).stdout.strip() == "3"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -311,6 +311,7 @@ def test_the_example_of_the_help_runs(adata, tmp_path, monkeypatch):
     assert (tmp_path / "integrated.h5ad").is_file()
 
 
+@pytest.mark.slow
 def test_demo_integrates_scores_and_draws(tmp_path, capsys, monkeypatch):
     small = functools.partial(demo.run, n_cells=400, n_genes=120)
     monkeypatch.setattr(demo, "run", small)

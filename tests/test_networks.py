@@ -32,9 +32,9 @@ from sccvae.networks import (
     Dropout,
     Encoder,
     Gaussian,
+    Linear,
     SparseLinear,
     check_choices,
-    Linear,
 )
 from sccvae.vae import VAE
 
@@ -77,6 +77,8 @@ def test_gaussian_kl_equals_torch_and_is_zero_only_from_itself():
     np.testing.assert_allclose(q.kl(p), reference, rtol=1e-9)
     assert (q.kl(p) > 0).all()
     assert float(q.kl(q).abs().max()) < 1e-12
+    standard = gaussian(np.zeros(200), np.ones(200))
+    np.testing.assert_allclose(q.kl(), q.kl(standard), rtol=1e-12)
 
 
 def test_gaussian_kl_equals_monte_carlo():
@@ -132,6 +134,14 @@ def test_linear_has_xavier_weights_and_no_bias():
     assert not layer.bias.any()
     assert torch.equal(layer.weight, Linear(300, 200, generator(0)).weight)
     assert not torch.equal(layer.weight, Linear(300, 200, generator(1)).weight)
+
+
+def test_linear_is_an_affine_map():
+    layer = Linear(3, 2, generator(0))
+    layer.bias.data[:] = torch.tensor([1.0, -2.0])
+    h = torch.randn(5, 3, generator=generator(1))
+    expected = h.numpy() @ layer.weight.detach().numpy() + [1.0, -2.0]
+    np.testing.assert_allclose(layer(h).detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_linear_can_start_at_zero():

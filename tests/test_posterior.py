@@ -98,7 +98,7 @@ def test_default_chunks_do_not_change_results(trained, name, library, monkeypatc
         np.testing.assert_allclose(chunked[key], values, rtol=1e-4, atol=1e-6, err_msg=key)
     np.testing.assert_allclose(elbo_terms(vae, counts, seed=0)[1:], terms[1:], rtol=1e-4, atol=1e-5)
     again = marginal_log_likelihood(vae, counts, n_samples=60, seed=0)
-    assert np.median(np.abs(again - marginal)) < 0.3 < 0.5 * marginal.std()  # the draws differ, the cells more so
+    assert np.median(np.abs(again - marginal)) < 0.3 * marginal.std()  # the draws differ, the cells more so
 
 
 @every_form
@@ -275,9 +275,9 @@ def test_predictive_draws_have_the_mean_of_the_likelihood(trained, name, library
 
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
 def test_predictive_draws_are_as_scattered_as_the_data(trained, name):
-    """Totals of cells scatter through z, l and the counts: a draw from the likelihood at posterior means is narrower."""
+    """Totals of cells scatter through z, l and the counts; a draw at the posterior means would be narrower."""
     vae, counts = trained(name)
-    totals = np.array([np.asarray(predictive(vae, counts, seed=[1, k]).sum(1)).ravel() for k in range(300)])
+    totals = np.array([np.asarray(predictive(vae, counts, seed=[1, k]).sum(1)).ravel() for k in range(200)])
     moments = np.zeros((2, N_CELLS, N_GENES))
     for draw in decode(vae, counts, batches=[None], n_samples=1000, seed=2):
         mean = vae.likelihood.mean(draw.decoded, draw.log_library).numpy().astype(float)
@@ -382,30 +382,31 @@ def test_marginal_log_likelihood_improves_with_draws_and_converges(trained, name
 @pytest.mark.parametrize("name", ["poisson", "zinb"])
 def test_marginal_log_likelihood_equals_plain_monte_carlo(name, library):
     """log of the mean of p(x|z, l) with z and l from the prior: no importance weights to get wrong."""
-    counts = small_counts(12, 4)
+    counts = small_counts(6, 4)
     vae = small_vae(counts, gene_likelihood=name, library=library)
     few_steps(vae, counts, n_steps=5)
     vae.eval()
     with torch.no_grad():  # a q that is neither prior nor posterior, but wide enough for weights without heavy tails
-        vae.encoder.z_mean.weight *= 0.2
+        vae.encoder.z_mean.weight *= 0.4
         vae.encoder.z_log_variance.bias += 0.1
         if library == "lognormal":
             vae.encoder.library.bias[1] = np.log(0.5 * float(vae.library_variance[0]))
-    n, source = 20_000, generator(3)
-    marginal = marginal_log_likelihood(vae, counts, n_samples=4000, seed=0)
+    n, source = 10_000, generator(3)
+    marginal = marginal_log_likelihood(vae, counts, n_samples=2000, seed=0)
     q_z, _ = vae.encoder(counts.minibatch(slice(None)))
     assert (q_z.mean.abs().mean(0) > 0.1).all()
-    for cell in range(12):
+    difference = []
+    for cell in range(6):
         x = counts.minibatch(np.full(n, cell))
         with torch.no_grad():
             z = torch.randn(n, 3, generator=source)
             log_l = x.log_size if library == "observed" else vae.library_prior(x).sample(source)
             log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
         weights = torch.exp(log_p.double() - log_p.max())
-        estimate = float(torch.log(weights.mean()) + log_p.max())
-        error = float(weights.std() / weights.mean()) / np.sqrt(n)
-        assert error < 0.03
-        assert abs(marginal[cell] - estimate) < 4 * error + 0.06, cell
+        assert float(weights.std() / weights.mean()) / np.sqrt(n) < 0.03  # standard error of the next line
+        difference.append(marginal[cell] - float(torch.log(weights.mean()) + log_p.max()))
+    assert np.abs(difference).max() < 0.2
+    assert abs(np.mean(difference)) < 0.05
 
 
 def test_marginal_log_likelihood_leaves_out_what_dropouts_cost(trained):

@@ -171,6 +171,7 @@ def test_files_keep_everything(adata, tmp_path, mask, suffix):
     np.testing.assert_allclose(found["parameters"]["means"], [adata.obs["age"].mean()])
 
 
+@pytest.mark.slow  # scanpy compiles its own kernels
 def test_scanpy_goes_on(plain):
     tl.integrate(plain, batch_key="batch", **{**QUICK, "train_options": {"max_epochs": 60, "progress_bar": False}})
     sc.pp.neighbors(plain, use_rep="X_sccvae", n_neighbors=10)

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sccvae.data import Counts, shuffled, split
 from sccvae.kernels import FUSED, PLAIN
-from sccvae.train import Plan, TrainingError, fit, mean_terms
+from sccvae.train import Plan, Progress, TrainingError, fit, mean_terms
 
 N_CELLS = 90
 TRAIN, VALIDATION = np.arange(70), np.arange(70, N_CELLS)
@@ -35,7 +35,9 @@ def plan(**choices) -> Plan:
 
 
 def run(vae, counts, *, train=TRAIN, validation=VALIDATION, seed=0, first_epoch=1, **choices):
-    return fit(vae, counts, train, validation, plan(**choices), seed=seed, first_epoch=first_epoch, progress_bar=False)
+    progress = Progress(first_epoch=first_epoch)
+    fit(vae, counts, train, validation, plan(**choices), progress, seed=seed, progress_bar=False)
+    return progress
 
 
 def rows_of(progress, split):
