@@ -287,6 +287,18 @@ def _cells_in_parallel(
     return fine.all()
 
 
+def _run(serial, parallel, n, n_parts, arguments):
+    """Call `serial(0, n, ...)`, or `parallel(n_parts, ...)` on as many threads as there are parts."""
+    if n_parts <= 1:
+        return serial(0, n, *arguments)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(n_parts, numba.config.NUMBA_NUM_THREADS))
+    try:
+        return parallel(n_parts, *arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
 def count_log_likelihood(stored, parameters, cost, weight, n_threads):
     """The arrays of a `kernels.Result` (without log x!), or None where a bound of this module is broken.
 
@@ -309,7 +321,7 @@ def count_log_likelihood(stored, parameters, cost, weight, n_threads):
         *(none if to_theta is None else to_theta, none if to_pi is None else to_pi),
     )
     n_parts = min(n_threads, n_cells)
-    fine = _cells_in_parallel(n_parts, *arguments) if n_parts > 1 else _cells(0, n_cells, *arguments)
+    fine = _run(_cells, _cells_in_parallel, n_cells, n_parts, arguments)
     if not fine:
         return None
     value, slope, dropouts = np.ascontiguousarray(out.T)
@@ -381,10 +393,7 @@ def encode(arguments, n_threads):
 
     `arguments`: indptr, genes, counts, scale, weight, values, out.
     """
-    if n_threads > 1:
-        _encode_in_parallel(n_threads, *arguments)
-    else:
-        _encode(0, len(arguments[-1]), *arguments)
+    _run(_encode, _encode_in_parallel, len(arguments[-1]), n_threads, arguments)
 
 
 def encode_gradient(arguments, n_threads):
@@ -394,7 +403,4 @@ def encode_gradient(arguments, n_threads):
     """
     indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
-    if n_threads > 1:
-        _encode_gradient_in_parallel(n_threads, *arguments)
-    else:
-        _encode_gradient(0, len(by_weight), *arguments)
+    _run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)

@@ -11,7 +11,8 @@ Without pi this is the negative binomial (log p(0) = t); without theta as well, 
 The gradients are closed forms of the same quantities, so forward computes both and backward only scales.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -107,12 +108,21 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
         from sccvae import fused as compiled  # numba takes half a second to import
 
         stored = (x.indptr.numpy(), x.genes.numpy(), x.values.numpy())
-        n_threads = torch.get_num_threads()
-        result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight, n_threads)
+        with _threads() as n_threads:
+            result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight, n_threads)
         if result is not None:
             r = Result(*[None if a is None else torch.from_numpy(a) for a in result])  # type: ignore[arg-type]
             return r._replace(value=r.value - x.log_factorial)
     return plain(x, *tensors, dropout_cost, weight)
+
+
+@contextmanager
+def _threads() -> Iterator[int]:
+    """Yield torch's number of threads, and see that numba, which may share its OpenMP, does not change it."""
+    n_threads = torch.get_num_threads()
+    yield n_threads
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)
 
 
 def _fits(t: torch.Tensor) -> bool:
@@ -209,11 +219,12 @@ class _Encode(torch.autograd.Function):
     def forward(ctx, x, scale, weight):
         from sccvae import fused as compiled
 
-        ctx.x, ctx.n_threads = x, torch.get_num_threads()
+        ctx.x = x
         out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
         scales = x.values.new_empty(0) if scale is None else scale
         tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
-        compiled.encode([t.numpy() for t in tensors], ctx.n_threads)
+        with _threads() as n_threads:
+            compiled.encode([t.numpy() for t in tensors], n_threads)
         ctx.n_genes = len(weight)
         return out
 
@@ -224,7 +235,8 @@ class _Encode(torch.autograd.Function):
 
         by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
         tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
-        compiled.encode_gradient([t.numpy() for t in tensors], ctx.n_threads)
+        with _threads() as n_threads:
+            compiled.encode_gradient([t.numpy() for t in tensors], n_threads)
         return None, None, by_weight
 
 

@@ -91,8 +91,8 @@ def expression(
         rho = vae.likelihood.expression(draw.decoded)
         rho = rho if columns is None else rho[:, columns]
         if isinstance(library_size, str):
-            log_l = draw.x.log_size if library_size == "observed" or draw.log_library is None else draw.log_library
-            rho = rho * log_l.exp()[:, None]
+            log_l = draw.x.log_size if library_size == "observed" else draw.log_library
+            rho = rho if draw.log_library is None or log_l is None else rho * log_l.exp()[:, None]
         elif library_size != 1:
             rho = rho * library_size
         total, done = rho if total is None else total.add_(rho), done + 1
