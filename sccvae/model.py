@@ -145,7 +145,7 @@ class SCCVAE(FittedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes as many as make about 1,000 steps, at least 5.
+            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, at least 5.
         batch_size
             Cells per step.
         train_size
@@ -175,7 +175,7 @@ class SCCVAE(FittedModel):
                 raise ValueError(f"{what} is {value}; expected more than 0.")
         cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
         if max_epochs is None:
-            max_epochs = max(5, round(1000 * 128 / len(cells)))
+            max_epochs = max(5, round(800 * 128 / len(cells)))
         plan = Plan(
             max_epochs=max_epochs,
             batch_size=batch_size,

@@ -592,8 +592,8 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(adata):
     assert f"holds epoch {held_out.idxmax()}, validation ELBO {held_out.max():.1f}" in repr(model)
 
 
-@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 142), (20_000, 6), (180_000, 5)])
-def test_number_of_epochs_by_default_makes_about_a_thousand_steps(adata, monkeypatch, n_cells, epochs):
+@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 114), (10_000, 10), (180_000, 5)])
+def test_number_of_epochs_by_default_makes_about_eight_hundred_steps(adata, monkeypatch, n_cells, epochs):
     plans = []
     monkeypatch.setattr("sccvae.model.split", lambda *_: (np.arange(n_cells), np.arange(10)))
     monkeypatch.setattr("sccvae.model.fit", lambda *a, **_: plans.append(a[4]))
