@@ -250,17 +250,18 @@ def test_going_on_draws_other_noise_than_the_first_run(counts):
 
 
 def test_going_on_never_ends_with_weights_worse_than_it_began_with(counts, overfitted):
-    """Three epochs at a rate that ruins the model: the weights of the earlier run's best epoch come back."""
+    """At a rate that ruins the model: the earlier run's best weights come back, after 3 epochs of patience."""
     vae = small_vae(counts, n_hidden=64, dropout_rate=0.0, gene_likelihood="nb", library="observed")
     vae.load_state_dict(overfitted[0].state_dict())
     before, elbo = state_of(vae), elbo_of(vae, counts)
     progress = Progress(first_epoch=31, best_epoch=overfitted[1].best_epoch)
-    rough = plan(max_epochs=3, learning_rate=1.0)
+    rough = plan(max_epochs=9, learning_rate=1.0, early_stopping=True, patience=3)
     fit(vae, counts, np.arange(10), VALIDATION, rough, progress, seed=0, progress_bar=False)
     assert max(row["elbo"] for row in rows_of(progress, "validation")) < elbo
     assert same_state(state_of(vae), before)
     assert progress.best_epoch == overfitted[1].best_epoch
     assert [row["epoch"] for row in rows_of(progress, "training")] == [31, 32, 33]
+    assert progress.stopped == "early"
 
 
 def test_global_random_state_is_left_alone(counts):
@@ -453,6 +454,33 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_cells_and_rolls_back(cou
     assert same_state(state_of(vae), end_of_epoch[2])
     assert not vae.training
     assert np.isfinite(elbo_of(vae, counts))
+
+
+def test_a_failure_keeps_the_last_good_epoch_even_when_an_earlier_one_was_better(counts, monkeypatch):
+    """So that the user can look at where the run went wrong; the held-out ELBO falls by 10 nats a step here."""
+    vae, at = small_vae(counts), {}
+
+    def action(call, elbo):
+        at.setdefault((call - 1) // 3, state_of(vae))  # after so many epochs
+        return elbo._replace(kl_z=elbo.kl_z * math.nan) if call == 8 else elbo
+
+    calls = in_training(vae, monkeypatch, action)
+    forward = vae.forward
+
+    def worse_and_worse(x, noise):
+        elbo = forward(x, noise)
+        return elbo if vae.training else elbo._replace(reconstruction=elbo.reconstruction - 10 * len(calls))
+
+    monkeypatch.setattr(vae, "forward", worse_and_worse)
+    progress = Progress()
+    with pytest.raises(TrainingError, match="last good epoch"):
+        fit(vae, counts, TRAIN, VALIDATION, plan(), progress, seed=0, progress_bar=False)
+    held_out = [row["elbo"] for row in rows_of(progress, "validation")]
+    assert len(held_out) == 2
+    assert held_out[0] > held_out[1]
+    assert same_state(state_of(vae), at[2])
+    assert not same_state(at[1], at[2])
+    assert progress.best_epoch == 2
 
 
 def test_a_loss_that_is_not_finite_in_the_first_epoch_leaves_the_initial_weights(counts, monkeypatch):
