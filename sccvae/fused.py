@@ -16,12 +16,23 @@ from numba.extending import intrinsic
 LOG_MAX = 40.0
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
 
+
+def _can_cache() -> bool:
+    """Whether numba finds a folder for compiled code; without one, every process compiles anew."""
+    try:
+        numba.njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+_CACHE = _can_cache()
 # Elementary functions keep the order of their operations, which their error terms rest on. In the loops, reassociation
 # lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
-_EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": True}
-_LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": True}
+_EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
+_LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
 # A parallel call wakes all of numba's threads, so one part alone is never run as one.
-_PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": True, "parallel": True}
+_PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
 f32 = np.float32
 
 
