@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import zarr
+from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
 import sccvae
@@ -787,3 +788,17 @@ def test_cell_types_lie_apart_and_batches_together(recovered):
     assert found > 0.9 * best
     assert uncorrected > by_chance + 0.1
     assert same_batch - by_chance < 0.4 * (uncorrected - by_chance)
+
+
+@pytest.mark.slow
+def test_dispersions_are_near_the_truth():
+    """Of genes with enough counts to tell. What the embedding leaves unexplained counts as noise: a little too low."""
+    adata = sccvae.simulate.simulate(1500, 120, mean_library=2000.0, dropout=0.05, n_types=4, seed=1)
+    model = sccvae.SCCVAE(adata, batch_key="batch", n_hidden=64, n_latent=10)
+    model.train(40, progress_bar=False)
+    expressed = np.asarray(adata.X.mean(0)).ravel() > 1
+    fitted = model.get_likelihood_parameters(indices=[0])["dispersions"][0, expressed]
+    truth = adata.var["theta"].to_numpy()[expressed]
+    assert expressed.sum() > 50
+    assert stats.spearmanr(fitted, truth).statistic > 0.7
+    assert 0.5 < np.median(fitted / truth) < 1.2
