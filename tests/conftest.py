@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 import sccvae
 
+torch.set_num_threads(1)  # the models here are small; on a busy machine threads would only wait for one another
 SMALL = {"n_hidden": 16, "n_latent": 4}
 
 
