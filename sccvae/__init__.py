@@ -2,23 +2,26 @@
 
 from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from sccvae import tl
-from sccvae.model import SCCVAE
-from sccvae.storage import ModelFileError
-from sccvae.train import TrainingError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sccvae import datasets, metrics, pl, simulate
+    from sccvae import datasets, metrics, pl, simulate, tl
+    from sccvae.model import SCCVAE
+    from sccvae.storage import ModelFileError
+    from sccvae.train import TrainingError
 
 __version__ = version("sccvae")
 __all__ = ["SCCVAE", "ModelFileError", "TrainingError", "datasets", "metrics", "pl", "simulate", "tl"]
 
+_HOMES = {"SCCVAE": "sccvae.model", "ModelFileError": "sccvae.storage", "TrainingError": "sccvae.train"}
 
-def __getattr__(name: str) -> ModuleType:
-    """Import the leaves when they are first used: scikit-learn and the like would double the import time."""
-    if name in __all__:
-        return import_module(f"sccvae.{name}")
-    raise AttributeError(f"module 'sccvae' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is first used: torch alone takes two seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'sccvae' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name) if name in _HOMES else import_module(f"sccvae.{name}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
