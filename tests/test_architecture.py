@@ -171,6 +171,7 @@ def state():
 
 before = state()
 import sccvae
+sccvae.SCCVAE, sccvae.tl  # imported when they are asked for
 after = state()
 changed = [name for name in before if before[name] != after[name]]
 logger = logging.getLogger("sccvae")
