@@ -85,15 +85,13 @@ def fit(
     TrainingError
         The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
     """
-    device = vae.device
-    first_epoch = progress.first_epoch
+    device, first_epoch = vae.device, progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     weights, held_out = list(vae.parameters()), counts[validation]
     optimizer = torch.optim.Adam(weights, eps=1e-4, weight_decay=plan.weight_decay, fused=True)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
-    step, best = 0, _weights(vae)
-    last_good = best
+    step, best = 0, (last_good := _weights(vae))
     if progress.best_epoch and len(validation):
         progress.best_elbo = _elbo(mean_terms(vae, held_out, plan.batch_size, seed))
     try:
@@ -114,19 +112,10 @@ def fit(
                 terms.append(torch.stack([t.detach() for t in elbo[:3]]))
                 step += 1
             _check_finite(losses, weights, groups, epoch, rate)
-            now, trained = time.perf_counter(), _weights(vae)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
-            means = mean_terms(vae, held_out, plan.batch_size, seed)
-            if not torch.isfinite(means).all():
-                raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", rate))
-            progress.record(epoch, "training", torch.cat(terms, 1).mean(1), schedule, now - started)
-            if len(validation):
-                progress.record(epoch, "validation", means, schedule, time.perf_counter() - now)
-            elbo_per_cell = progress.rows[-1]["elbo"]
-            if elbo_per_cell > progress.best_elbo or not len(validation):
-                best, progress.best_epoch, progress.best_elbo = trained, epoch, elbo_per_cell
-            last_good = trained
-            bar.set_postfix_str(f"ELBO {elbo_per_cell:.1f} nats per cell", refresh=False)
+            last_good = _close_epoch(vae, held_out, plan, progress, epoch, terms, schedule, started, seed)
+            best = last_good if progress.best_epoch == epoch else best
+            bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
                 progress.stopped = "early"
                 break
@@ -139,6 +128,32 @@ def fit(
     finally:
         vae.load_state_dict(best)
         vae.eval()
+
+
+def _close_epoch(
+    vae: VAE,
+    held_out: Counts,
+    plan: Plan,
+    progress: Progress,
+    epoch: int,
+    terms: list[torch.Tensor],
+    schedule: dict[str, float],
+    started: float,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Look at the held-out cells, write the history, note the best epoch; return the weights."""
+    trained = time.perf_counter()
+    means = mean_terms(vae, held_out, plan.batch_size, seed)
+    if not torch.isfinite(means).all():
+        what = f"The held-out ELBO became not finite in epoch {epoch}"
+        raise TrainingError(_advice(what, schedule["learning_rate"]))
+    progress.record(epoch, "training", torch.cat(terms, 1).mean(1), schedule, trained - started)
+    if len(held_out):
+        progress.record(epoch, "validation", means, schedule, time.perf_counter() - trained)
+    elbo = progress.rows[-1]["elbo"]
+    if elbo > progress.best_elbo or not len(held_out):
+        progress.best_epoch, progress.best_elbo = epoch, elbo
+    return _weights(vae)
 
 
 @torch.no_grad()
