@@ -25,9 +25,9 @@ class Draw(NamedTuple):
     log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
 
 
-def chunk_of(counts: Counts) -> int:
+def chunk_of(n_genes: int) -> int:
     """Cells to decode at once: about a million values, enough for the arithmetic and little memory."""
-    return max(16, 2**20 // counts.n_genes)
+    return max(16, 2**20 // n_genes)
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def encode(
 ) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
     """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
     vae.eval()
-    for rows, x in counts.chunks(chunk_size or chunk_of(counts)):
+    for rows, x in counts.chunks(chunk_size or chunk_of(counts.n_genes)):
         x = x.to(vae.device)
         yield rows, x, *vae.encoder(x)
 
@@ -139,7 +139,7 @@ def generate(
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
     z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
-    chunk = max(16, 2**20 // a.n_genes)
+    chunk = chunk_of(a.n_genes)
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
@@ -160,7 +160,7 @@ def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     terms = np.zeros((3, len(counts)))
     noise = torch.Generator(vae.device).manual_seed(seed)
     vae.eval()
-    for rows, x in counts.chunks(chunk_of(counts)):
+    for rows, x in counts.chunks(chunk_of(counts.n_genes)):
         elbo = vae(x.to(vae.device), noise)
         terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
     return terms
