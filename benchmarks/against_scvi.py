@@ -57,6 +57,7 @@ BATCH_SIZE, EPOCHS, CAP_OF_SIMULATED = 128, 4, 3
 def prepare(name: str, path: str, repeats: int) -> dict:
     """Write the set `name` to `path`, with the held-out cells of every repeat in `obs`; return its description."""
     import anndata as ad
+    import scanpy as sc
 
     from sccvae import simulate
     from sccvae.data import split
@@ -66,13 +67,16 @@ def prepare(name: str, path: str, repeats: int) -> dict:
         adata = simulate.simulate(100_000, 2000, n_batches=2, mean_library=200.0, keep_truth=False, seed=0)
     else:
         adata = ad.read_h5ad(Path(os.environ["SCCVAE_DATA"]) / file)
-    x = adata.X.tocsr().astype(np.float32)
-    batch = adata.obs["batch"].astype(str).to_numpy()
-    x = x[:, x.getnnz(0) >= 3]
-    if n_genes is not None:
-        x = x[:, most_variable(x, n_genes)]
-    full = np.asarray(x.sum(1)).ravel() > 0
-    adata = ad.AnnData(x[full], obs={"batch": batch[full]})
+    adata.X = adata.X.tocsr().astype(np.float32)
+    adata = ad.AnnData(adata.X, obs={"batch": adata.obs["batch"].astype(str).to_numpy()})
+    sc.pp.filter_genes(adata, min_cells=3)
+    if n_genes is not None:  # as most pipelines do
+        ranked = adata.copy()
+        sc.pp.normalize_total(ranked, target_sum=1e4)
+        sc.pp.log1p(ranked)
+        sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes, batch_key="batch")
+        adata = adata[:, ranked.var["highly_variable"]].copy()
+    sc.pp.filter_cells(adata, min_counts=1)
     adata.obs["batch"] = adata.obs["batch"].astype("category")
     codes = adata.obs["batch"].cat.codes.to_numpy()
     for seed in range(repeats):
@@ -80,14 +84,6 @@ def prepare(name: str, path: str, repeats: int) -> dict:
     adata.write_h5ad(path)
     zeros = round(1 - adata.X.nnz / (adata.n_obs * adata.n_vars), 4)
     return {"cells": adata.n_obs, "genes": adata.n_vars, "zeros": zeros}
-
-
-def most_variable(x, n_genes: int):
-    """Columns of the `n_genes` genes whose log-normalised counts vary most, in their order."""
-    y = x.copy()
-    y.data = np.log1p(1e4 * y.data / np.repeat(np.asarray(x.sum(1)).ravel(), np.diff(x.indptr)))
-    variance = np.asarray(y.power(2).mean(0)).ravel() - np.asarray(y.mean(0)).ravel() ** 2
-    return np.sort(np.argsort(-variance)[:n_genes])
 
 
 def make(method: str, adata, seed: int, **network):

@@ -6,14 +6,17 @@ turns the loops over genes into vector instructions.
 """
 
 import math
+from functools import partial
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+f32, _I32 = np.float32, ir.IntType(32)
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
-LOG_MAX = 40.0
+LOG_MAX = f32(40.0)
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
 
 
@@ -33,23 +36,32 @@ _EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cach
 _LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
 # A parallel call wakes all of numba's threads, so one part alone is never run as one.
 _PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
-f32 = np.float32
 
 
+# In 32 bits throughout: numba's own integer arithmetic widens to 64, which halves the vectors.
 @intrinsic
-def _float_of_bits(typing, bits):
+def _two_to_the(typing, n):
+    """2 to the power n - 127, for n in [1, 254]."""
+
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+        bits = builder.shl(arguments[0], ir.Constant(_I32, 23))
+        return builder.bitcast(bits, context.get_value_type(types.float32))
 
     return types.float32(types.int32), generate
 
 
 @intrinsic
-def _bits_of_float(typing, value):
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
+def _split(typing, x):
+    """(m, k) with x = m * 2^k and m in [sqrt(1/2), sqrt(2)), for normal positive x."""
 
-    return types.int32(types.float32), generate
+    def generate(context, builder, signature, arguments):
+        f32_type, sqrt_half = context.get_value_type(types.float32), ir.Constant(_I32, 0x3F3504F3)
+        bits = builder.sub(builder.bitcast(arguments[0], _I32), sqrt_half)
+        k = builder.sitofp(builder.ashr(bits, ir.Constant(_I32, 23)), f32_type)
+        mantissa = builder.add(builder.and_(bits, ir.Constant(_I32, 0x007FFFFF)), sqrt_half)
+        return context.make_tuple(builder, signature.return_type, (builder.bitcast(mantissa, f32_type), k))
+
+    return types.UniTuple(types.float32, 2)(types.float32), generate
 
 
 @numba.njit(**_EXACT)
@@ -57,7 +69,7 @@ def _exp(x):
     """Exponential within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
     x = min(max(x, f32(-87.0)), f32(88.0))
     n = np.int32(x * f32(1.4426950408889634) + f32(127.5))  # truncation of a positive number rounds to nearest
-    k = f32(n - np.int32(127))
+    k = f32(n) - f32(127.0)
     r = x - k * f32(0.693359375) + k * f32(2.12194440e-4)
     p = f32(1.9875691500e-4)
     p = p * r + f32(1.3981999507e-3)
@@ -65,15 +77,14 @@ def _exp(x):
     p = p * r + f32(4.1665795894e-2)
     p = p * r + f32(1.6666665459e-1)
     p = p * r + f32(5.0000001201e-1)
-    return (p * r * r + r + f32(1.0)) * _float_of_bits(np.int32(n << np.int32(23)))
+    return (p * r * r + r + f32(1.0)) * _two_to_the(n)
 
 
 @numba.njit(**_EXACT)
 def _log(x):
     """Logarithm within 1 ulp for normal positive x (Cephes' logf)."""
-    bits = _bits_of_float(x) - np.int32(0x3F3504F3)  # so that the mantissa lies in [sqrt(1/2), sqrt(2))
-    k = f32(bits >> np.int32(23))
-    m = _float_of_bits(np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))) - f32(1.0)
+    m, k = _split(x)
+    m -= f32(1.0)
     p = f32(7.0376836292e-2)
     p = p * m + f32(-1.1514610310e-1)
     p = p * m + f32(1.1676998740e-1)
@@ -110,14 +121,6 @@ def _stirling(x):
     return lgamma, digamma
 
 
-@numba.njit(**_EXACT)
-def _sigmoid_and_softplus(x):
-    """Sigmoid of x and log(1 + exp(x))."""
-    a = _exp(-abs(x))
-    log1p, share = _log1p_and_share(a)
-    return (share if x >= 0 else a * share), max(x, f32(0.0)) + log1p
-
-
 @numba.njit(**_LOOP)
 def _softmax(logits, e):
     """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits (not finite if one is not)."""
@@ -133,45 +136,42 @@ def _softmax(logits, e):
 
 
 @numba.njit(**_LOOP)
-def _zinb_zeros(scale, e, theta, inverse_theta, pi, cost, weight, value, to_mean, to_theta, to_pi):
-    """Every gene of a cell as a zero: log p(0) and its gradients; returns expected drop-outs.
+def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_theta):
+    """Every gene of a cell as a zero of the negative binomial: log p(0) and its gradients by log m and log theta.
 
-    In three loops, with the outputs as scratch: one would be a single long chain of operations, each waiting.
+    Keeps log(1 + m / theta) and 1 / (1 + m / theta), which the stored counts need too.
     """
     for g in range(e.size):
         m = scale * e[g]
-        log1p, r = _log1p_and_share(m * inverse_theta[g])
-        value[g] = -theta[g] * log1p  # t
-        to_mean[g] = -m * r
-    for g in range(e.size):
-        to_theta[g] = _exp(-abs(value[g] - pi[g]))
-        to_pi[g] = _exp(-abs(pi[g]))
-    dropouts = f32(0.0)
-    for g in range(e.size):
-        t, a, b, m_r = value[g], to_theta[g], to_pi[g], to_mean[g]
-        u = t - pi[g]
-        one_a, share_b = f32(1.0) + a, f32(1.0) / (f32(1.0) + b)
-        s = (f32(1.0) if u >= 0 else a) / one_a  # sigmoid(u): probability that the zero came from the counts
-        lost = share_b if pi[g] >= 0 else b * share_b  # sigmoid(pi)
-        kept = b * share_b if pi[g] >= 0 else share_b  # sigmoid(-pi)
-        value[g] = max(u, f32(0.0)) - max(-pi[g], f32(0.0)) + _log(one_a * share_b)
-        to_mean[g] = s * m_r
-        to_theta[g] = weight * s * (t - m_r)
-        to_pi[g] = weight * (kept - s - cost * kept * lost)
-        dropouts += lost
-    return dropouts
+        log1p[g], share[g] = _log1p_and_share(m * inverse_theta[g])
+        value[g] = -theta[g] * log1p[g]
+        to_mean[g] = -m * share[g]
+        to_theta[g] = value[g] + m * share[g]
 
 
 @numba.njit(**_LOOP)
-def _nb_zeros(scale, e, theta, inverse_theta, weight, value, to_mean, to_theta):
-    """Every gene of a cell as a zero of the negative binomial."""
-    for g in range(e.size):
-        m = scale * e[g]
-        log1p, r = _log1p_and_share(m * inverse_theta[g])
-        t = -theta[g] * log1p
-        value[g] = t
-        to_mean[g] = -m * r
-        to_theta[g] = weight * (t + m * r)
+def _inflate_zeros(pi, cost, value, lost, kept, to_mean, to_theta, to_pi):
+    """From the negative binomial's zeros to zero-inflated ones, in place.
+
+    Returns expected drop-outs, and how many |pi| are not within LOG_MAX. Leaves p(0), not its logarithm, in `value`,
+    and the probabilities of drop-out and of none in `lost` and `kept`.
+    In two loops, with the outputs as scratch: one would be a single long chain of operations, each waiting.
+    """
+    dropouts, outside = f32(0.0), f32(0.0)
+    for g in range(pi.size):
+        outside += f32(0.0) if abs(pi[g]) <= LOG_MAX else f32(1.0)
+        kept[g] = _exp(-pi[g])
+        lost[g] = _exp(value[g]) * kept[g] if value[g] > f32(-87.0) else f32(0.0)
+    for g in range(pi.size):
+        a, b = lost[g], kept[g]  # odds of "from the counts" given a zero, and beforehand
+        s, lost[g] = a / (f32(1.0) + a), f32(1.0) / (f32(1.0) + b)
+        kept[g] = b * lost[g]
+        value[g] = lost[g] + lost[g] * a
+        to_mean[g] *= s
+        to_theta[g] *= s
+        to_pi[g] = kept[g] - s - cost * kept[g] * lost[g]
+        dropouts += lost[g]
+    return dropouts, outside
 
 
 @numba.njit(**_LOOP)
@@ -184,16 +184,15 @@ def _poisson_zeros(scale, e, value, to_mean):
 
 
 @numba.njit(**_EXACT)
-def _nb_count(x, m, log_m, theta):
+def _nb_count(x, m, log_m, theta, log1p, share):
     """Log-probability plus log x! of one stored count, and its gradients by log m and log theta.
 
     Up to SMALL_COUNT, lgamma(x + theta) - lgamma(theta) - x log(theta + m) is the log of a product of ratios, which
     does not cancel at large theta; beyond, float64 makes up for the cancellation.
     """
-    log1p, r = _log1p_and_share(m / theta)
     t = -theta * log1p
     if x == 1:
-        terms, slope = -log1p, m * r / theta
+        terms, slope = -log1p, m * share / theta
     elif x <= SMALL_COUNT:
         product, total, m64, theta64 = 1.0, 0.0, np.float64(m), np.float64(theta)
         inverse = 1.0 / (theta64 + m64)
@@ -201,70 +200,117 @@ def _nb_count(x, m, log_m, theta):
             product *= (theta64 + k) * inverse
             total += (m64 - k) / (theta64 + k)
         terms = _log(f32(product)) if 1e-30 < product < 1e30 else f32(math.log(product))
-        slope = f32(total) * r
+        slope = f32(total) * share
     else:
         x64, m64, theta64 = np.float64(x), np.float64(m), np.float64(theta)
         lgamma_sum, digamma_sum = _stirling(x64 + theta64)
         lgamma, digamma = _stirling(theta64)
         terms = f32(lgamma_sum - lgamma - x64 * math.log(theta64 + m64))
         slope = f32(theta64 * (digamma_sum - digamma) - x64 * theta64 / (theta64 + m64))
-    return t + x * log_m + terms, r * (x - m), t + m * r + slope
+    return t + x * log_m + terms, share * (x - m), t + m * share + slope
 
 
 @numba.njit(**_LOOP)
-def _finish_row(share, weight, e, value, to_logits):
-    """Turn gradients by log m into gradients by the logits, in place; return the sums of both over genes."""
-    total, slope = f32(0.0), f32(0.0)
-    for g in range(e.size):
+def _sum(value):
+    total = f32(0.0)
+    for g in range(value.size):
         total += value[g]
+    return total
+
+
+@numba.njit(**_LOOP)
+def _sum_of_logs(value):
+    """Sum of the logarithms of probabilities of at least 1e-18: of products of two, which float32 still holds."""
+    half, total = value.size // 2, f32(0.0)
+    for g in range(half):
+        total += _log(value[g] * value[g + half])
+    return total + _log(value[-1]) if value.size % 2 else total
+
+
+@numba.njit(**_LOOP)
+def _finish_row(share, weight, e, to_logits):
+    """Turn gradients by log m into those by the logits, in place; return the sum of the former over genes."""
+    slope = f32(0.0)
+    for g in range(e.size):
         slope += to_logits[g]
     for g in range(e.size):
         to_logits[g] = weight * (to_logits[g] - slope * share * e[g])
-    return total, weight * slope
+    return weight * slope
+
+
+@numba.njit(**_LOOP)
+def _add(weight, terms, sums):
+    for g in range(terms.size):
+        sums[g] += weight * terms[g]
+
+
+@numba.njit(**_EXACT)
+def _empty(size):
+    return np.empty(size, f32)
 
 
 @numba.njit(**_EXACT)
 def _cells(
-    first, last, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
+    part,
+    first,
+    last,
+    indptr,
+    genes,
+    counts,
+    logits,
+    log_library,
+    theta,
+    pi,
+    cost,
+    weight,
+    out,
+    to_logits,
+    to_theta,
+    to_pi,
 ):
     """The cells first..last. theta and pi without columns stand for none; theta has one row, or one per cell.
 
     Fills out (cells, 3): value, sum over genes of the gradient by log m, expected drop-outs; the gradients are those of
-    weight * value. Returns whether all of it is finite.
+    the sum of weight * value. Those by log theta are added to the row of the cell, or to row `part` if theta has one.
+    Returns whether all of it is finite and every |pi| within LOG_MAX.
     """
     n_genes, fine = logits.shape[1], True
-    e, value = np.empty(n_genes, f32), np.empty(n_genes, f32)
+    has_theta, has_pi = theta.shape[1] > 0, pi.shape[1] > 0
+    # One by one: LLVM does not vectorise loops over the rows of one array, which it cannot tell apart.
+    e, value, log1p, share = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
+    by_theta, lost, kept = _empty(n_genes), _empty(n_genes), _empty(n_genes)
     inverse_theta = np.empty(theta.shape[1], f32)
     for i in range(first, last):
         row_theta = theta[i if theta.shape[0] > 1 else 0]
         if i == first or theta.shape[0] > 1:
             inverse_theta[:] = f32(1.0) / row_theta
         top, total, check = _softmax(logits[i], e)
-        log_share = log_library[i] - top - math.log(total)  # log m = logit + log_share
-        scale = f32(math.exp(log_library[i]) / total)
+        log_share = f32(log_library[i] - top - math.log(total))  # log m = logit + log_share
+        scale, by_mean, sum_of_stored = f32(math.exp(log_library[i]) / total), to_logits[i], f32(0.0)
         out[i, 2] = 0.0
-        if pi.shape[1] > 0:
-            out[i, 2] = _zinb_zeros(
-                scale, e, row_theta, inverse_theta, pi[i], cost, weight, value, to_logits[i], to_theta[i], to_pi[i]
-            )
-        elif theta.shape[1] > 0:
-            _nb_zeros(scale, e, row_theta, inverse_theta, weight, value, to_logits[i], to_theta[i])
+        if has_theta:
+            _nb_zeros(scale, e, row_theta, inverse_theta, log1p, share, value, by_mean, by_theta)
         else:
-            _poisson_zeros(scale, e, value, to_logits[i])
+            _poisson_zeros(scale, e, value, by_mean)
+        if has_pi:
+            out[i, 2], outside = _inflate_zeros(pi[i], cost, value, lost, kept, by_mean, by_theta, to_pi[i])
+            fine = fine and outside == 0
         for j in range(indptr[i], indptr[i + 1]):
-            g = genes[j]
-            x, m, log_m = counts[j], scale * e[g], f32(logits[i, g] + log_share)
-            if theta.shape[1] == 0:
-                value[g], to_logits[i, g] = x * log_m - m, x - m
-                continue
-            value[g], to_logits[i, g], by_theta = _nb_count(x, m, log_m, row_theta[g])
-            to_theta[i, g] = weight * by_theta
-            if pi.shape[1] > 0:
-                lost, softplus = _sigmoid_and_softplus(pi[i, g])
-                value[g] -= softplus
-                to_pi[i, g] = -weight * (lost + cost * lost * (f32(1.0) - lost))
-        out[i, 0], out[i, 1] = _finish_row(f32(1.0) / total, weight, e, value, to_logits[i])
-        out[i, 0] -= cost * out[i, 2]
+            g, x = genes[j], counts[j]
+            m, log_m, value[g] = scale * e[g], logits[i, g] + log_share, f32(0.0)
+            if has_theta:
+                terms, by_mean[g], by_theta[g] = _nb_count(x, m, log_m, row_theta[g], log1p[g], share[g])
+            else:
+                terms, by_mean[g] = x * log_m - m, x - m
+            sum_of_stored += terms
+            if has_pi:
+                value[g], to_pi[i, g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
+        out[i, 0] = sum_of_stored + (_sum_of_logs(value) if has_pi else _sum(value)) - cost * out[i, 2]
+        out[i, 1] = _finish_row(f32(1.0) / total, weight[i], e, by_mean)
+        if has_theta:
+            _add(weight[i], by_theta, to_theta[i if theta.shape[0] > 1 else part])
+        if has_pi:
+            to_pi[i] *= weight[i]
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 
@@ -277,24 +323,10 @@ def _cells_in_parallel(
     n_cells = logits.shape[0]
     fine = np.ones(n_parts, np.bool_)
     for part in numba.prange(n_parts):
-        first, last = part * n_cells // n_parts, (part + 1) * n_cells // n_parts
-        fine[part] = _cells(
-            first,
-            last,
-            indptr,
-            genes,
-            counts,
-            logits,
-            log_library,
-            theta,
-            pi,
-            cost,
-            weight,
-            out,
-            to_logits,
-            to_theta,
-            to_pi,
-        )
+        cells = part * n_cells // n_parts, (part + 1) * n_cells // n_parts
+        stored, parameters = (indptr, genes, counts), (logits, log_library, theta, pi)
+        results = (out, to_logits, to_theta, to_pi)
+        fine[part] = _cells(np.int64(part), *cells, *stored, *parameters, cost, weight, *results)
     return fine.all()
 
 
@@ -314,33 +346,51 @@ def count_log_likelihood(stored, parameters, cost, weight, n_threads):
     """The arrays of a `kernels.Result` (without log x!), or None where a bound of this module is broken.
 
     `stored` holds indptr, genes and counts of the minibatch; `parameters` logits, log_library, log_theta and pi as in
-    `kernels.count_log_likelihood`, float32, the last two None where missing.
+    `kernels.count_log_likelihood`, float32, the last two None where missing; `weight` (cells,) is that of `Result`.
     """
     logits, log_library, log_theta, pi = parameters
     n_cells, n_genes = logits.shape
     if _out_of_bounds(log_library) or (log_theta is not None and _out_of_bounds(log_theta)):
         return None
     none = np.empty((1, 0), f32)
+    n_parts = min(n_threads, n_cells)
     theta = none if log_theta is None else np.exp(np.atleast_2d(log_theta))
-    to_logits = np.empty((n_cells, n_genes), f32)
-    to_theta = None if log_theta is None else np.empty((n_cells, n_genes), f32)
-    to_pi = None if pi is None else np.empty((n_cells, n_genes), f32)
-    out = np.empty((n_cells, 3), f32)
+    to_logits, out = np.empty((n_cells, n_genes), f32), np.empty((n_cells, 3), f32)
+    to_theta = none if log_theta is None else np.zeros((n_parts if len(theta) == 1 else n_cells, n_genes), f32)
+    to_pi = none if pi is None else np.empty((n_cells, n_genes), f32)
     arguments = (
         *(*stored, np.ascontiguousarray(logits), np.ascontiguousarray(log_library), theta),
-        *(none if pi is None else np.ascontiguousarray(pi), f32(cost), f32(weight), out, to_logits),
-        *(none if to_theta is None else to_theta, none if to_pi is None else to_pi),
+        *(none if pi is None else np.ascontiguousarray(pi), f32(cost), weight, out, to_logits, to_theta, to_pi),
     )
-    n_parts = min(n_threads, n_cells)
-    fine = _run(_cells, _cells_in_parallel, n_cells, n_parts, arguments)
+    fine = _run(partial(_cells, 0), _cells_in_parallel, n_cells, n_parts, arguments)
     if not fine:
         return None
     value, slope, dropouts = np.ascontiguousarray(out.T)
-    return value, dropouts, to_logits, slope, to_theta, to_pi
+    if log_theta is not None and log_theta.ndim == 1:
+        to_theta = to_theta.sum(0)
+    return value, dropouts, to_logits, slope, None if log_theta is None else to_theta, None if pi is None else to_pi
 
 
 def _out_of_bounds(a):
     return not (a.min() >= -LOG_MAX and a.max() <= LOG_MAX)  # NaN compares false
+
+
+@numba.njit(**_LOOP)
+def _sum_of_rows(table, rows, values, first, last, out):
+    """Fill out with the sum of values[j] * table[rows[j]] over j in first..last, four at a time to write out less."""
+    out[:] = 0.0
+    j = first
+    while j + 4 <= last:
+        a, b, c, d = table[rows[j]], table[rows[j + 1]], table[rows[j + 2]], table[rows[j + 3]]
+        x, y, z, w = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for h in range(out.size):
+            out[h] += x * a[h] + y * b[h] + z * c[h] + w * d[h]
+        j += 4
+    while j < last:
+        x, a = values[j], table[rows[j]]
+        for h in range(out.size):
+            out[h] += x * a[h]
+        j += 1
 
 
 @numba.njit(**_LOOP)
@@ -349,11 +399,7 @@ def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
     for i in range(first, last):
         for j in range(indptr[i], indptr[i + 1]):
             values[j] = _log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
-        out[i] = 0.0
-        for j in range(indptr[i], indptr[i + 1]):
-            value, row = values[j], weight[genes[j]]
-            for h in range(out.shape[1]):
-                out[i, h] += value * row[h]
+        _sum_of_rows(weight, genes, values, indptr[i], indptr[i + 1], out[i])
 
 
 @numba.njit(**_EXACT)
@@ -377,12 +423,7 @@ def _by_gene(indptr, genes, values, n_genes):
 def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
     """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
     for g in range(first, last):
-        row = by_weight[g]
-        row[:] = 0.0
-        for j in range(starts[g], starts[g + 1]):
-            value, by_cell = values[j], by_out[cells[j]]
-            for h in range(row.size):
-                row[h] += value * by_cell[h]
+        _sum_of_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
 
 
 @numba.njit(**_PARALLEL)

