@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
-_ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
+ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
 _GATHERED = 16  # minibatches gathered at once: fewer calls, and still little memory
 
 
@@ -54,14 +54,15 @@ class Minibatch(NamedTuple):
     def part(self, first: int, last: int) -> "Minibatch":
         """The cells first..last, as views."""
         start, stop = self.indptr[[first, last]].tolist()
-        along = {name: getattr(self, name)[first:last] for name in _ALONG_CELLS}
+        along = {name: getattr(self, name)[first:last] for name in ALONG_CELLS}
         indptr = self.indptr[first : last + 1] - start
         return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
 
     @property
     def rows(self) -> torch.Tensor:
         """Row of every stored value, (stored,)."""
-        return torch.repeat_interleave(torch.arange(self.n_cells, device=self.indptr.device), self.indptr.diff())
+        cells, lengths = torch.arange(self.n_cells, device=self.indptr.device), self.indptr.diff()
+        return torch.repeat_interleave(cells, lengths, output_size=len(self.genes))
 
     def dense(self) -> torch.Tensor:
         """The minibatch as a dense array, (cells, genes)."""
@@ -164,12 +165,12 @@ class Counts:
 
     def __getitem__(self, cells: np.ndarray) -> "Counts":
         """The cells numbered `cells`, in that order."""
-        return replace(self, **{name: getattr(self, name)[cells] for name in ("matrix", *_ALONG_CELLS)})
+        return replace(self, **{name: getattr(self, name)[cells] for name in ("matrix", *ALONG_CELLS)})
 
     def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
         """The cells numbered `cells` as tensors on the CPU, in that order."""
         part = self.matrix[cells]
-        along = {name: getattr(self, name)[cells] for name in _ALONG_CELLS}
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
         arrays = {"indptr": part.indptr.astype(np.int64), "genes": part.indices, "values": part.data, **along}
         # Slices are read-only views, which tensors cannot be.
         tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}

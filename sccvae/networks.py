@@ -221,13 +221,18 @@ class Decoder(nn.Module):
         if self.dropout is not None:
             nn.init.constant_(self.dropout.bias, -3.0)  # zero inflation must be earned: start near none
 
-    def forward(self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None) -> Decoded:
+    def forward(
+        self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None, *, only_logits: bool = False
+    ) -> Decoded:
         """(cells, n_latent) -> heads, (cells, n_genes) each; of `x` only the covariates are read."""
         h = z
         for layer, block in zip(self.linears, self.blocks, strict=True):
             h = block(layer(h), x, generator)
+        logits = self.offset(self.logits(h), x)
+        if only_logits:
+            return Decoded(logits, None, None)
         dropout = None if self.dropout is None else self.dropout(h)
-        return Decoded(self.offset(self.logits(h), x), self._log_dispersion(h, x), dropout)
+        return Decoded(logits, self._log_dispersion(h, x), dropout)
 
     def _log_dispersion(self, h: torch.Tensor, x: Minibatch) -> torch.Tensor | None:
         match self.dispersion:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sccvae.data import Counts, shuffled
+from sccvae.device import minibatches_on
 from sccvae.vae import VAE
 
 
@@ -88,7 +89,7 @@ def fit(
     device, first_epoch = vae.device, progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    weights, held_out = list(vae.parameters()), counts[validation]
+    weights, held_out, minibatches = list(vae.parameters()), counts[validation], minibatches_on(device, counts)
     optimizer = torch.optim.Adam(weights, eps=1e-4, weight_decay=plan.weight_decay, fused=True)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
     step, best = 0, (last_good := _weights(vae))
@@ -99,10 +100,10 @@ def fit(
             started, losses, terms = time.perf_counter(), [], []
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
-            for x in counts.minibatches(groups):
+            for x in minibatches(groups):
                 kl_weight = plan.kl_weight(step, n_steps)
                 optimizer.param_groups[0]["lr"] = rate = plan.rate(step, n_steps)
-                elbo = vae(x.to(device), noise)
+                elbo = vae(x, noise)
                 loss = elbo.loss(kl_weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
