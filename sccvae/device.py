@@ -62,4 +62,4 @@ def _bytes(counts: Counts) -> int:
 
 
 def _pinned(x: Minibatch) -> Minibatch:
-    return Minibatch(*(field.pin_memory() if isinstance(field, torch.Tensor) else field for field in x))
+    return Minibatch(*(field.pin_memory() if isinstance(field, torch.Tensor) else field for field in x))  # type: ignore

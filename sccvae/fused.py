@@ -1,8 +1,7 @@
 """The kernels of `kernels`, fused into one pass over each cell's row and compiled by numba, for the CPU.
 
 Same numbers as the plain torch code within float32 rounding, inside the bounds below; outside them, and for anything
-not finite, the kernels say so and the caller takes the plain code. exp and log are short polynomials, so that LLVM
-turns the loops over genes into vector instructions.
+not finite, the kernels say so and the caller takes the plain code.
 """
 
 import math
@@ -10,118 +9,15 @@ from functools import partial
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-f32, _I32 = np.float32, ir.IntType(32)
+from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log, log1p_and_share, stirling
+
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
 LOG_MAX = f32(40.0)
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
 
 
-def _can_cache() -> bool:
-    """Whether numba finds a folder for compiled code; without one, every process compiles anew."""
-    try:
-        numba.njit(cache=True)(_can_cache)
-    except RuntimeError:
-        return False
-    return True
-
-
-_CACHE = _can_cache()
-# Elementary functions keep the order of their operations, which their error terms rest on. In the loops, reassociation
-# lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
-_EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
-_LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
-# A parallel call wakes all of numba's threads, so one part alone is never run as one.
-_PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
-
-
-# In 32 bits throughout: numba's own integer arithmetic widens to 64, which halves the vectors.
-@intrinsic
-def _two_to_the(typing, n):
-    """2 to the power n - 127, for n in [1, 254]."""
-
-    def generate(context, builder, signature, arguments):
-        bits = builder.shl(arguments[0], ir.Constant(_I32, 23))
-        return builder.bitcast(bits, context.get_value_type(types.float32))
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
-def _split(typing, x):
-    """(m, k) with x = m * 2^k and m in [sqrt(1/2), sqrt(2)), for normal positive x."""
-
-    def generate(context, builder, signature, arguments):
-        f32_type, sqrt_half = context.get_value_type(types.float32), ir.Constant(_I32, 0x3F3504F3)
-        bits = builder.sub(builder.bitcast(arguments[0], _I32), sqrt_half)
-        k = builder.sitofp(builder.ashr(bits, ir.Constant(_I32, 23)), f32_type)
-        mantissa = builder.add(builder.and_(bits, ir.Constant(_I32, 0x007FFFFF)), sqrt_half)
-        return context.make_tuple(builder, signature.return_type, (builder.bitcast(mantissa, f32_type), k))
-
-    return types.UniTuple(types.float32, 2)(types.float32), generate
-
-
-@numba.njit(**_EXACT)
-def _exp(x):
-    """Exponential within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
-    x = min(max(x, f32(-87.0)), f32(88.0))
-    n = np.int32(x * f32(1.4426950408889634) + f32(127.5))  # truncation of a positive number rounds to nearest
-    k = f32(n) - f32(127.0)
-    r = x - k * f32(0.693359375) + k * f32(2.12194440e-4)
-    p = f32(1.9875691500e-4)
-    p = p * r + f32(1.3981999507e-3)
-    p = p * r + f32(8.3334519073e-3)
-    p = p * r + f32(4.1665795894e-2)
-    p = p * r + f32(1.6666665459e-1)
-    p = p * r + f32(5.0000001201e-1)
-    return (p * r * r + r + f32(1.0)) * _two_to_the(n)
-
-
-@numba.njit(**_EXACT)
-def _log(x):
-    """Logarithm within 1 ulp for normal positive x (Cephes' logf)."""
-    m, k = _split(x)
-    m -= f32(1.0)
-    p = f32(7.0376836292e-2)
-    p = p * m + f32(-1.1514610310e-1)
-    p = p * m + f32(1.1676998740e-1)
-    p = p * m + f32(-1.2420140846e-1)
-    p = p * m + f32(1.4249322787e-1)
-    p = p * m + f32(-1.6668057665e-1)
-    p = p * m + f32(2.0000714765e-1)
-    p = p * m + f32(-2.4999993993e-1)
-    p = p * m + f32(3.3333331174e-1)
-    z = m * m
-    return p * m * z - k * f32(2.12194440e-4) - f32(0.5) * z + m + k * f32(0.693359375)
-
-
-@numba.njit(**_EXACT)
-def _log1p_and_share(x):
-    """Logarithm of 1 + x, and 1 / (1 + x), for x >= 0; relative errors within float32 rounding, however small x."""
-    u = f32(1.0) + x
-    share = f32(1.0) / u
-    return _log(u) + (x - (u - f32(1.0))) * share, share
-
-
-@numba.njit(**_EXACT)
-def _stirling(x):
-    """Values lgamma(x) and digamma(x) for x > 0, float64: recurrence to x >= 10, then the asymptotic series."""
-    shift, slope = 1.0, 0.0
-    while x < 10.0:
-        shift *= x
-        slope -= 1.0 / x
-        x += 1.0
-    i = 1.0 / (x * x)
-    series = (1 / 12 - i * (1 / 360 - i * (1 / 1260 - i * (1 / 1680 - i / 1188)))) / x
-    lgamma = (x - 0.5) * math.log(x) - x + 0.9189385332046727 + series - math.log(shift)
-    digamma = math.log(x) - 0.5 / x - i * (1 / 12 - i * (1 / 120 - i * (1 / 252 - i * (1 / 240 - i / 132)))) + slope
-    return lgamma, digamma
-
-
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _softmax(logits, e):
     """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits (not finite if one is not)."""
     top, check = logits[0], f32(0.0)
@@ -130,12 +26,12 @@ def _softmax(logits, e):
         check += logits[g]
     total = f32(0.0)
     for g in range(logits.size):
-        e[g] = _exp(logits[g] - top)
+        e[g] = exp(logits[g] - top)
         total += e[g]
     return top, total, check
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_theta):
     """Every gene of a cell as a zero of the negative binomial: log p(0) and its gradients by log m and log theta.
 
@@ -143,13 +39,13 @@ def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_t
     """
     for g in range(e.size):
         m = scale * e[g]
-        log1p[g], share[g] = _log1p_and_share(m * inverse_theta[g])
+        log1p[g], share[g] = log1p_and_share(m * inverse_theta[g])
         value[g] = -theta[g] * log1p[g]
         to_mean[g] = -m * share[g]
         to_theta[g] = value[g] + m * share[g]
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _inflate_zeros(pi, cost, value, lost, kept, to_mean, to_theta, to_pi):
     """From the negative binomial's zeros to zero-inflated ones, in place.
 
@@ -160,8 +56,8 @@ def _inflate_zeros(pi, cost, value, lost, kept, to_mean, to_theta, to_pi):
     dropouts, outside = f32(0.0), f32(0.0)
     for g in range(pi.size):
         outside += f32(0.0) if abs(pi[g]) <= LOG_MAX else f32(1.0)
-        kept[g] = _exp(-pi[g])
-        lost[g] = _exp(value[g]) * kept[g] if value[g] > f32(-87.0) else f32(0.0)
+        kept[g] = exp(-pi[g])
+        lost[g] = exp(value[g]) * kept[g] if value[g] > f32(-87.0) else f32(0.0)
     for g in range(pi.size):
         a, b = lost[g], kept[g]  # odds of "from the counts" given a zero, and beforehand
         s, lost[g] = a / (f32(1.0) + a), f32(1.0) / (f32(1.0) + b)
@@ -174,7 +70,7 @@ def _inflate_zeros(pi, cost, value, lost, kept, to_mean, to_theta, to_pi):
     return dropouts, outside
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _poisson_zeros(scale, e, value, to_mean):
     """Every gene of a cell as a zero of the Poisson distribution."""
     for g in range(e.size):
@@ -183,7 +79,7 @@ def _poisson_zeros(scale, e, value, to_mean):
         to_mean[g] = -m
 
 
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _nb_count(x, m, log_m, theta, log1p, share):
     """Log-probability plus log x! of one stored count, and its gradients by log m and log theta.
 
@@ -199,18 +95,18 @@ def _nb_count(x, m, log_m, theta, log1p, share):
         for k in range(int(x)):
             product *= (theta64 + k) * inverse
             total += (m64 - k) / (theta64 + k)
-        terms = _log(f32(product)) if 1e-30 < product < 1e30 else f32(math.log(product))
+        terms = log(f32(product)) if 1e-30 < product < 1e30 else f32(math.log(product))
         slope = f32(total) * share
     else:
         x64, m64, theta64 = np.float64(x), np.float64(m), np.float64(theta)
-        lgamma_sum, digamma_sum = _stirling(x64 + theta64)
-        lgamma, digamma = _stirling(theta64)
+        lgamma_sum, digamma_sum = stirling(x64 + theta64)
+        lgamma, digamma = stirling(theta64)
         terms = f32(lgamma_sum - lgamma - x64 * math.log(theta64 + m64))
         slope = f32(theta64 * (digamma_sum - digamma) - x64 * theta64 / (theta64 + m64))
     return t + x * log_m + terms, share * (x - m), t + m * share + slope
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _sum(value):
     total = f32(0.0)
     for g in range(value.size):
@@ -218,16 +114,16 @@ def _sum(value):
     return total
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _sum_of_logs(value):
     """Sum of the logarithms of probabilities of at least 1e-18: of products of two, which float32 still holds."""
     half, total = value.size // 2, f32(0.0)
     for g in range(half):
-        total += _log(value[g] * value[g + half])
-    return total + _log(value[-1]) if value.size % 2 else total
+        total += log(value[g] * value[g + half])
+    return total + log(value[-1]) if value.size % 2 else total
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _finish_row(share, weight, e, to_logits):
     """Turn gradients by log m into those by the logits, in place; return the sum of the former over genes."""
     slope = f32(0.0)
@@ -238,18 +134,18 @@ def _finish_row(share, weight, e, to_logits):
     return weight * slope
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _add(weight, terms, sums):
     for g in range(terms.size):
         sums[g] += weight * terms[g]
 
 
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _empty(size):
     return np.empty(size, f32)
 
 
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _cells(
     part,
     first,
@@ -315,7 +211,7 @@ def _cells(
     return fine
 
 
-@numba.njit(**_PARALLEL)
+@numba.njit(**PARALLEL)
 def _cells_in_parallel(
     n_parts, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
 ):
@@ -375,7 +271,7 @@ def _out_of_bounds(a):
     return not (a.min() >= -LOG_MAX and a.max() <= LOG_MAX)  # NaN compares false
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _sum_of_rows(table, rows, values, first, last, out):
     """Fill out with the sum of values[j] * table[rows[j]] over j in first..last, four at a time to write out less."""
     out[:] = 0.0
@@ -393,16 +289,16 @@ def _sum_of_rows(table, rows, values, first, last, out):
         j += 1
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
     """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient."""
     for i in range(first, last):
         for j in range(indptr[i], indptr[i + 1]):
-            values[j] = _log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
+            values[j] = log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
         _sum_of_rows(weight, genes, values, indptr[i], indptr[i + 1], out[i])
 
 
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _by_gene(indptr, genes, values, n_genes):
     """The stored values sorted by gene: where each gene's begin, their cells, the values themselves."""
     starts = np.zeros(n_genes + 2, np.int64)
@@ -419,21 +315,21 @@ def _by_gene(indptr, genes, values, n_genes):
     return starts, cells, sorted_values
 
 
-@numba.njit(**_LOOP)
+@numba.njit(**LOOP)
 def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
     """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
     for g in range(first, last):
         _sum_of_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
 
 
-@numba.njit(**_PARALLEL)
+@numba.njit(**PARALLEL)
 def _encode_in_parallel(n_parts, indptr, genes, counts, scale, weight, values, out):
     for part in numba.prange(n_parts):
         first, last = part * out.shape[0] // n_parts, (part + 1) * out.shape[0] // n_parts
         _encode(first, last, indptr, genes, counts, scale, weight, values, out)
 
 
-@numba.njit(**_PARALLEL)
+@numba.njit(**PARALLEL)
 def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weight):
     for part in numba.prange(n_parts):
         first, last = part * by_weight.shape[0] // n_parts, (part + 1) * by_weight.shape[0] // n_parts
@@ -456,3 +352,33 @@ def encode_gradient(arguments, n_threads):
     indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
     _run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)
+
+
+@numba.njit(**LOOP)
+def _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+    """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
+
+    The shares, 1 minus beta, come as such: float32 would round 1 - 0.999 by a hundred thousandth.
+    """
+    # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
+    weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
+    share, square_share = shares
+    for k in range(weights.size):
+        g = scale * gradient[k] + decay * weights[k]
+        mean[k] += share * (g - mean[k])
+        square[k] += square_share * (g * g - square[k])
+        weights[k] -= rate * mean[k] / (np.sqrt(square[k]) * correction + eps)
+
+
+@numba.njit(**PARALLEL)
+def _adam_in_parallel(n_parts, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+    for part in numba.prange(n_parts):
+        first, last = part * weights.size // n_parts, (part + 1) * weights.size // n_parts
+        _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale)
+
+
+def adam(arrays, rate, correction, shares, others, n_threads):
+    """One step of Adam in place; `arrays`, flat, and numbers as `_adam` takes them, `others` from eps on."""
+    numbers = (f32(rate), f32(correction), (f32(shares[0]), f32(shares[1])), *map(f32, others))
+    size = arrays[0].size
+    _run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *numbers))

@@ -104,7 +104,7 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
         from sccvae import fused as compiled  # numba takes half a second to import
 
         stored = (x.indptr.numpy(), x.genes.numpy(), x.values.numpy())
-        with _threads() as n_threads:
+        with threads() as n_threads:
             result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight.numpy(), n_threads)
         if result is not None:
             r = Result(*[None if a is None else torch.from_numpy(a) for a in result])  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
 
 
 @contextmanager
-def _threads() -> Iterator[int]:
+def threads() -> Iterator[int]:
     """Yield torch's number of threads, and see that numba, which may share its OpenMP, does not change it."""
     n_threads = torch.get_num_threads()
     yield n_threads
@@ -220,7 +220,7 @@ class _Encode(torch.autograd.Function):
         out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
         scales = x.values.new_empty(0) if scale is None else scale
         tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
-        with _threads() as n_threads:
+        with threads() as n_threads:
             compiled.encode([t.numpy() for t in tensors], n_threads)
         ctx.n_genes = len(weight)
         return out
@@ -232,7 +232,7 @@ class _Encode(torch.autograd.Function):
 
         by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
         tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
-        with _threads() as n_threads:
+        with threads() as n_threads:
             compiled.encode_gradient([t.numpy() for t in tensors], n_threads)
         return None, None, by_weight
 

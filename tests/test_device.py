@@ -8,6 +8,7 @@ from helpers import same_state, small_counts, small_vae, state_of
 from test_train import TRAIN, VALIDATION, run
 
 from sccvae import device, train
+from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.kernels import PLAIN, for_device
 
@@ -83,16 +84,15 @@ def test_an_epoch_never_waits_for_the_gpu(where):
     counts = small_counts(90, n_batches=2)
     vae = small_vae(counts, dropout_rate=0.0, kernels=for_device(where)).to(where).train()
     weights = list(vae.parameters())
-    optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
+    optimizer = Adam(weights, clip=50.0, weight_decay=0.0)
     noise, source = torch.Generator(where).manual_seed(0), device.minibatches_on(where, counts)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for x in source([TRAIN, VALIDATION]):
             loss = vae(x, noise).loss()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
-            train._clip(weights, 50.0)
-            optimizer.step()
+            optimizer.step(1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)

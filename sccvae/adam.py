@@ -1,0 +1,62 @@
+"""Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with gradients clipped to a norm.
+
+On the CPU compiled, one pass over each weight. torch's own takes the same steps, but it spends a third of its time
+on things other than arithmetic, and its first step imports torch's compiler: two seconds and 150 MB.
+"""
+
+import math
+
+import torch
+
+from sccvae.kernels import threads
+
+BETAS = (0.9, 0.999)
+
+
+class Adam:
+    """Steps of Adam on `weights`; the gradients as a whole are first scaled down to the norm `clip`.
+
+    Parameters
+    ----------
+    eps
+        Added to the root of the mean square. 1e-4, not 1e-8: an entry that has hardly moved, such as a weight of a
+        gene that few cells have, then takes small steps.
+    weight_decay
+        Multiple of the weights that is added to the gradients.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter], *, clip: float, weight_decay: float, eps: float = 1e-4):
+        self.weights, self.clip, self.weight_decay, self.eps = weights, clip, weight_decay, eps
+        self.n_steps = 0
+        self.torch: torch.optim.Adam | None = None
+        if all(w.dtype == torch.float32 and w.device.type == "cpu" and w.is_contiguous() for w in weights):
+            self.moments = [torch.zeros(2, w.numel()) for w in weights]
+        else:
+            self.torch = torch.optim.Adam(weights, betas=BETAS, eps=eps, weight_decay=weight_decay)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for w in self.weights:
+            w.grad = None
+
+    def step(self, rate: float) -> None:
+        """Move the weights at a learning rate."""
+        self.n_steps += 1
+        if self.torch is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
+            self.torch.param_groups[0]["lr"] = rate
+            self.torch.step()
+            return
+        from sccvae import fused as compiled
+
+        bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
+        triples = [(w, w.grad, m) for w, m in zip(self.weights, self.moments, strict=True)]
+        gradients = [(w, g.reshape(-1), m) for w, g, m in triples if g is not None]
+        norm = math.sqrt(sum(torch.dot(g, g).item() for _, g, _ in gradients))
+        scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
+        rates = (rate / bias, 1 / math.sqrt(square_bias), [1 - beta for beta in BETAS])
+        others = (self.eps, self.weight_decay, scale)
+        with threads() as n_threads:
+            for w, gradient, moments in gradients:
+                arrays = (w.detach().view(-1).numpy(), gradient.numpy(), *moments.numpy())
+                compiled.adam(arrays, *rates, others, n_threads)

@@ -1,0 +1,122 @@
+"""Adam takes the steps of torch's, and clips to the norm it is given."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sccvae.adam import Adam
+
+SHAPES = [(300, 128), (7,), (1, 3), (128, 300)]
+
+
+def weights_of(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+
+
+def give_gradients(weights, step, scale=1.0):
+    generator = torch.Generator().manual_seed(100 + step)
+    for w in weights:
+        w.grad = scale * torch.randn(w.shape, generator=generator).to(w.dtype)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("clip", [1e9, 3.0])
+def test_steps_are_those_of_torch(clip, weight_decay, n_threads):
+    """Against torch in float64, with a learning rate that changes from step to step."""
+    ours, reference = weights_of(), weights_of(torch.float64)
+    adam = Adam(ours, clip=clip, weight_decay=weight_decay)
+    expected = torch.optim.Adam(reference, eps=1e-4, weight_decay=weight_decay)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        for step in range(20):
+            rate = 0.1 / (1 + step)
+            give_gradients(ours, step, scale=2.0)
+            for w, r in zip(ours, reference, strict=True):
+                r.grad = w.grad.double()
+            torch.nn.utils.clip_grad_norm_(reference, clip)
+            expected.param_groups[0]["lr"] = rate
+            expected.step()
+            adam.step(rate)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for w, r in zip(ours, reference, strict=True):
+        np.testing.assert_allclose(w.detach(), r.detach(), rtol=2e-5, atol=2e-6)
+
+
+def test_other_weights_go_to_torch():
+    ours, reference = weights_of(torch.float64), weights_of(torch.float64)
+    adam, expected = Adam(ours, clip=3.0, weight_decay=0.1), torch.optim.Adam(reference, eps=1e-4, weight_decay=0.1)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(reference, step)
+        torch.nn.utils.clip_grad_norm_(reference, 3.0)
+        expected.param_groups[0]["lr"] = 0.01
+        expected.step()
+        adam.step(0.01)
+    for w, r in zip(ours, reference, strict=True):
+        np.testing.assert_array_equal(w.detach(), r.detach())
+
+
+def test_clipping_scales_the_gradients_as_a_whole():
+    """Adam's first step hides the scale, all but for eps: gradients far below it move the weights in proportion."""
+    moved = []
+    for clip in (1e-6, 2e-6):
+        weights = weights_of()
+        start = [w.detach().clone() for w in weights]
+        give_gradients(weights, 0, scale=1e3)
+        norm = torch.linalg.vector_norm(torch.cat([w.grad.flatten() for w in weights]))
+        gradients = [w.grad.clone() for w in weights]
+        Adam(weights, clip=clip, weight_decay=0.0, eps=1.0).step(1e3)
+        for w, s, g in zip(weights, start, gradients, strict=True):
+            np.testing.assert_allclose(s - w.detach(), 1e3 * clip / norm * g, rtol=0.05, atol=3e-7)
+        moved.append(sum(float((w.detach() - s).abs().sum()) for w, s in zip(weights, start, strict=True)))
+    assert moved[1] > 1.8 * moved[0] > 0
+
+
+def test_a_weight_without_gradient_stays():
+    weights = weights_of()
+    give_gradients(weights, 0)
+    weights[1].grad = None
+    start = [w.detach().clone() for w in weights]
+    adam = Adam(weights, clip=1.0, weight_decay=0.0)
+    adam.step(0.1)
+    assert [bool(torch.equal(w, s)) for w, s in zip(weights, start, strict=True)] == [False, True, False, False]
+    adam.zero_grad()
+    assert all(w.grad is None for w in weights)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_shows_in_the_weights(bad):
+    weights = weights_of()
+    give_gradients(weights, 0)
+    weights[0].grad[0, 0] = bad
+    Adam(weights, clip=50.0, weight_decay=0.0).step(0.1)
+    assert not torch.isfinite(weights[0]).all()
+
+
+def test_a_gradient_that_is_not_contiguous():
+    ours, reference = weights_of(), weights_of()
+    for step in range(2):
+        give_gradients(ours, step)
+        give_gradients(reference, step)
+        ours[0].grad = ours[0].grad.T.contiguous().T
+    assert not ours[0].grad.is_contiguous()
+    Adam(ours, clip=1e9, weight_decay=0.0).step(0.1)
+    Adam(reference, clip=1e9, weight_decay=0.0).step(0.1)
+    np.testing.assert_array_equal(ours[0].detach(), reference[0].detach())
+
+
+def test_training_does_not_import_the_compiler_of_torch():
+    code = (
+        "import sys, sccvae, torch; m = sccvae.SCCVAE(sccvae.simulate.simulate(200, 50, seed=0), batch_key='batch');"
+        "m.train(2, progress_bar=False); m.get_normalized_expression(); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
