@@ -14,9 +14,9 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from sccvae import posterior, storage
+from sccvae import differential, posterior, storage
 from sccvae.data import Counts
-from sccvae.inputs import Schema
+from sccvae.inputs import Schema, labels_of
 from sccvae.kernels import for_device
 from sccvae.likelihoods import Likelihood
 from sccvae.networks import Architecture
@@ -37,6 +37,7 @@ class FittedModel:
         self._vae = VAE(architecture, torch.Generator().manual_seed(seed), for_device(device)).to(device).eval()
         self._counts: Counts | None = None
         self._cell_names: pd.Index | None = None
+        self._obs: pd.DataFrame | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
 
@@ -222,6 +223,76 @@ class FittedModel:
         log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)
 
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        *,
+        groupby: str | Sequence[Any] | pd.Series | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: Any = None,
+        idx2: Any = None,
+        mode: differential.Mode = "change",
+        delta: float | None = 0.25,
+        batch_correction: bool = True,
+        pseudocount: float | None = None,
+        fdr_target: float = 0.05,
+        n_samples: int = 200,
+        max_cells: int = 3000,
+        chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Genes whose mean normalised expression differs between groups of cells, judged by posterior samples.
+
+        After Boyeau et al. 2019 (https://doi.org/10.1101/794289); `sccvae.differential` says what differs, and why.
+
+        Parameters
+        ----------
+        groupby, group1, group2
+            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None:
+            all other cells).
+        idx1, idx2
+            Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
+        mode
+            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`: Bayes factor of
+            group 1 above group 2.
+        delta
+            Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
+        batch_correction
+            Decode both groups in all batches, and hold counts against those of the same batch.
+        pseudocount
+            Added to the mean expression (which sums to 1) of both; None takes it from the data.
+        n_samples, max_cells
+            Posterior draws; cells decoded per group. Memory: 4 bytes x groups x draws x genes, and a chunk of cells.
+
+        Returns
+        -------
+        Genes sorted by `bayes_factor` (log odds), with `proba_de`; `lfc_mean`, `_median`, `_std`, `_min`, `_max`, log2
+        of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean` (counts per cell),
+        `non_zeros_proportion`; `is_de_fdr_0.05`, the genes called at an expected false discovery rate of `fdr_target`.
+        With groupby, also `comparison`, `group1`, `group2`. `vanilla` has `proba_m1`, `proba_m2` but no calls.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            Which group is unknown, empty or compared with itself; the likelihood is not of counts.
+        """
+        if self.likelihood.support != "counts":
+            raise ValueError(
+                f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
+            )
+        options = differential.Options(mode, delta, pseudocount, fdr_target)
+        _check_positive(max_cells=max_cells, chunk_size=chunk_size)
+        counts, names = self._cells(adata, None)
+        obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
+        labels = None if groupby is None else labels_of(groupby, obs, names)
+        design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts))
+        batches = self._batch_codes("all" if batch_correction else None)
+        groups = posterior.group_expression(
+            self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
+        )
+        return differential.tables(groups, design, self.gene_names, options, seed=seed)
+
     # -------------------------------------------------------------------------------------------------------- storage
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -272,7 +343,7 @@ class FittedModel:
             model._vae.load_state_dict(tensors)
             model._rows, model._best_epoch = list(description["history"]), description["best_epoch"]
         if adata is not None:
-            model._counts, model._cell_names = schema.read(adata), adata.obs_names.copy()
+            model._remember(adata, schema.read(adata))
         return model
 
     # -------------------------------------------------------------------------------------------------------- details
@@ -346,6 +417,11 @@ class FittedModel:
         if not codes:
             raise ValueError("The list of batches is empty.")
         return codes
+
+    def _remember(self, adata: AnnData, counts: Counts) -> None:
+        """Keep what outputs take where they are given no data; columns added to `adata.obs` later are seen."""
+        self._counts, self._cell_names = counts, adata.obs_names.copy()
+        self._obs = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
 
     def _check_trained(self) -> None:
         if not self._rows:

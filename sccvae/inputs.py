@@ -184,27 +184,44 @@ def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ columns
 
 
-def _column(adata: AnnData, key: str) -> pd.Series:
-    if key not in adata.obs:
-        raise KeyError(_Text(f"adata.obs has no column {key!r}.{_did_you_mean(key, adata.obs.columns)}"))
-    column = adata.obs[key]
+def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index) -> pd.Series:
+    """Labels of the cells `names`, none missing: a column of `obs` by its name, or labels in the order of the cells."""
+    if not obs.index.equals(names):
+        raise ValueError("The cells of the AnnData have changed since the model was built: pass adata.")
+    if isinstance(groupby, str):
+        return _column(obs, groupby)
+    if isinstance(groupby, pd.Series) and not groupby.index.equals(obs.index):
+        raise ValueError("groupby is a Series whose index is not the names of the cells, in their order.")
+    labels = pd.Series(groupby, index=obs.index) if np.shape(groupby) == (len(obs),) else None
+    if labels is None:
+        raise ValueError(
+            f"groupby has shape {np.shape(groupby)}; expected a column of adata.obs or a label for each of "
+            f"{len(obs)} cells."
+        )
+    return _column(pd.DataFrame({"groupby": labels}), "groupby")
+
+
+def _column(obs: pd.DataFrame, key: str) -> pd.Series:
+    if key not in obs:
+        raise KeyError(_Text(f"adata.obs has no column {key!r}.{_did_you_mean(key, obs.columns)}"))
+    column = obs[key]
     missing = column.isna().to_numpy()
     if missing.any():
         raise ValueError(
-            f"adata.obs[{key!r}] has no value for {missing.sum()} of {adata.n_obs} cells, such as "
-            f"{_names(adata.obs_names[missing])}. Fill them in, or leave those cells out: "
+            f"adata.obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, such as "
+            f"{_names(obs.index[missing])}. Fill them in, or leave those cells out: "
             f"adata[adata.obs[{key!r}].notna()].copy()."
         )
     return column
 
 
 def _categories(adata: AnnData, key: str) -> tuple[str, ...]:
-    return tuple(str(c) for c in pd.Categorical(_column(adata, key)).remove_unused_categories().categories)
+    return tuple(str(c) for c in pd.Categorical(_column(adata.obs, key)).remove_unused_categories().categories)
 
 
 def _codes(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
     """(cells,) position of each cell's category among the known ones."""
-    categorical = pd.Categorical(_column(adata, key))
+    categorical = pd.Categorical(_column(adata.obs, key))
     present = set(categorical.codes)
     lookup = np.array(
         [
@@ -225,7 +242,7 @@ def _position(name: str, known: tuple[str, ...], what: str, key: str | None) -> 
 
 
 def _numbers(adata: AnnData, key: str) -> np.ndarray:
-    column = _column(adata, key)
+    column = _column(adata.obs, key)
     try:
         values = column.to_numpy(dtype=np.float64)
     except (TypeError, ValueError):

@@ -122,7 +122,7 @@ class SCCVAE(FittedModel):
         profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
         self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device)
         self._vae.start_from(counts)
-        self._counts, self._cell_names = counts, adata.obs_names.copy()
+        self._remember(adata, counts)
 
     def train(
         self,

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from sccvae.data import Counts, Minibatch
+from sccvae.differential import Group
 from sccvae.likelihoods import Decoded
 from sccvae.networks import Gaussian
 from sccvae.vae import VAE
@@ -50,6 +51,7 @@ def decode(
     batches: Sequence[int | None],
     n_samples: int | None,
     seed: int,
+    only_logits: bool = False,
 ) -> Iterator[Draw]:
     """Decode all cells in order: for each chunk, for each sample, for each batch.
 
@@ -59,6 +61,8 @@ def decode(
         Codes of the batches to decode in; None stands for each cell's own.
     n_samples
         Draws of z and l per cell; None decodes the posterior means once.
+    only_logits
+        Whether to leave out dispersion and drop-out.
     """
     noise = torch.Generator(vae.device).manual_seed(seed)
     for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
@@ -69,7 +73,7 @@ def decode(
                 log_l = q_l.mean if n_samples is None else q_l.sample(noise)
             for batch in batches:
                 there = x if batch is None else x.with_batch(batch)
-                yield Draw(rows, there, vae.decoder(z, there), log_l)
+                yield Draw(rows, there, vae.decoder(z, there, only_logits=only_logits), log_l)
 
 
 @torch.no_grad()
@@ -87,7 +91,8 @@ def expression(
     """(rows, normalised expression of the genes asked, averaged over samples and batches), chunk by chunk."""
     columns = None if genes is None else torch.from_numpy(genes).to(vae.device)
     per_chunk, total, done = (n_samples or 1) * len(batches), None, 0
-    for draw in decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+    draws = decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed, only_logits=True)
+    for draw in draws:
         rho = vae.likelihood.expression(draw.decoded)
         rho = rho if columns is None else rho[:, columns]
         if isinstance(library_size, str):
@@ -97,8 +102,89 @@ def expression(
             rho = rho * library_size
         total, done = rho if total is None else total.add_(rho), done + 1
         if done == per_chunk:
-            yield draw.rows, (total / per_chunk).cpu().numpy()
+            yield draw.rows, (total if per_chunk == 1 else total.div_(per_chunk)).cpu().numpy()
             total, done = None, 0
+
+
+def group_expression(
+    vae: VAE,
+    counts: Counts,
+    cells: Sequence[np.ndarray],
+    batches: Sequence[int | None],
+    n_samples: int,
+    *,
+    max_cells: int,
+    chunk_size: int | None,
+    seed: int,
+) -> list[Group]:
+    """Posterior draws of the mean expression of groups of cells, each decoded in the same batches, and its counts.
+
+    A draw is the Bayesian bootstrap (Rubin 1981) over the cells: their decoded z, weighted at random.
+
+    Parameters
+    ----------
+    cells
+        Numbers of the cells of each group.
+    batches
+        As in `decode`. In each cell's own, batch effects are left in, so counts are not split by batch, either.
+    max_cells
+        Cells of a group to decode; a larger group is represented by a random choice.
+    """
+    if n_samples < 10:
+        raise ValueError(f"n_samples is {n_samples}; expected at least 10, as their standard deviation is taken.")
+    groups = []
+    for number, of_group in enumerate(cells):
+        rng = np.random.default_rng([seed, number])
+        taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
+        some, draws_seed = counts[taken], int(rng.integers(2**62))
+        draws, total = np.zeros((n_samples, counts.n_genes), dtype=np.float32), np.zeros((n_samples, 1))
+        repeats = -(-1000 // (len(taken) * len(batches)))  # a small group has each cell's z drawn more often
+        decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=draws_seed)
+        for _, rho in decoded:
+            weights = rng.standard_exponential((len(rho), n_samples), dtype=np.float32)
+            draws += weights.T @ rho
+            total += weights.sum(0)[:, None]
+        observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
+        raw = counts.matrix[of_group]
+        groups.append(
+            Group(
+                n_cells=len(of_group),
+                samples=draws / total.astype(np.float32),
+                observed=observed,
+                expected=expected,
+                library=library * len(of_group) / len(taken),
+                raw=np.asarray(raw.sum(0, dtype=np.float64)).ravel(),
+                detected=raw.getnnz(0),
+            )
+        )
+    return groups
+
+
+@torch.no_grad()
+def _counts_and_expectation(
+    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes.
+
+    ZINB at the posterior means: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
+    """
+    shape, library = (counts.n_batches if by_batch else 1, counts.n_genes), 0.0
+    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
+    for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
+        assert draw.log_library is not None
+        mean = vae.likelihood.mean(draw.decoded, draw.log_library)
+        spread = torch.zeros_like(mean)
+        if draw.decoded.log_dispersion is not None:
+            spread = spread + torch.exp(-draw.decoded.log_dispersion)
+        kept = torch.ones_like(mean)
+        if draw.decoded.dropout is not None:
+            spread, kept = spread + draw.decoded.dropout.sigmoid(), torch.sigmoid(-draw.decoded.dropout)
+        weight = 1 / (1 + mean * spread)
+        batch = draw.x.codes[:, 0] if by_batch else torch.zeros_like(draw.x.codes[:, 0])
+        observed.index_add_(0, batch, (weight * draw.x.dense()).double())
+        expected.index_add_(0, batch, (weight * mean * kept).double())
+        library += float(draw.log_library.exp().sum(dtype=torch.float64))
+    return observed.cpu().numpy(), expected.cpu().numpy(), library
 
 
 @torch.no_grad()

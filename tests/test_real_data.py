@@ -63,6 +63,27 @@ def test_cortex(real):
     assert accuracy(neighbours(z), adata.obs["cell_type"]) > 0.85
 
 
+def test_markers_of_cortex(real):
+    """Textbook markers among the first 1,000 genes of the set are called, and up in their class."""
+    adata = real("cortex")[:, :1000].copy()
+    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+    table = trained(adata, 10).differential_expression(groupby="cell_type")
+    assert table["group1"].nunique() == 7
+    markers = {
+        "interneurons": ["Gad1", "Gad2", "Slc32a1", "Pvalb", "Sst", "Npy", "Reln", "Dlx1"],
+        "astrocytes_ependymal": ["Atp1b2", "Cspg5"],
+        "pyramidal SS": ["Rasgrf2"],
+    }
+    for cell_type, genes in markers.items():
+        found = table[table["group1"] == cell_type].loc[genes]
+        assert found["is_de_fdr_0.05"].all(), cell_type
+        assert (found["lfc_median"] > 0.5).all(), cell_type
+        others = table[(table["group1"] != cell_type) & table.index.isin(genes)]
+        assert (others["lfc_median"] < 0).mean() > 0.7
+    best = table[(table["group1"] == "interneurons") & (table["lfc_median"] > 0)].index
+    assert set(best[:5]) >= {"Gad1", "Gad2"}
+
+
 def test_pbmc_3tech(real):
     adata = real("pbmc_3tech")
     model = trained(adata, 25, batch_key="batch")

@@ -322,3 +322,100 @@ def test_a_failed_run_writes_nothing(adata, fingerprint, options, error, text):
 def test_only_an_anndata_will_do(thing):
     with pytest.raises(TypeError, match=f"^Expected an AnnData; found {type(thing).__name__}"):
         tl.integrate(thing)
+
+
+# --------------------------------------------------------------------------------------------------- rank_genes_groups
+
+
+@pytest.fixture(scope="module")
+def ranked(make_adata, fit):
+    """Normalised data, as they are when plots are made, with the ranking of a model that was built on the counts."""
+    adata = make_adata(160, 80)
+    del adata.var["highly_variable"]
+    model = fit(adata, 20, batch_key="batch")
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    tl.rank_genes_groups(adata, model, groupby="kind")
+    return adata, model
+
+
+def test_ranking_is_what_the_model_says(ranked):
+    adata, model = ranked
+    table = model.differential_expression(groupby="kind")
+    for kind in "wxyz":
+        expected = table[table["group1"] == kind]
+        found = sc.get.rank_genes_groups_df(adata, kind).set_index("names")
+        assert (np.diff(found["scores"]) <= 0).all()
+        found = found.loc[expected.index]
+        np.testing.assert_allclose(found["logfoldchanges"], expected["lfc_median"], rtol=1e-5)
+        np.testing.assert_allclose(found["pvals"], 1 - expected["proba_de"], atol=1e-9)
+        np.testing.assert_array_equal(found["pvals_adj"] <= 0.05, expected["is_de_fdr_0.05"])
+        np.testing.assert_array_equal(np.sign(found["scores"]), np.sign(expected["lfc_median"]))
+        np.testing.assert_allclose(np.exp(-found["scores"].abs()), found["pvals"], rtol=1e-3, atol=1e-30)
+        np.testing.assert_allclose(found["pct_nz_group"], expected["non_zeros_proportion1"])
+        np.testing.assert_allclose(found["pct_nz_reference"], expected["non_zeros_proportion2"])
+        assert 0 < expected["is_de_fdr_0.05"].sum() < 80
+
+
+def test_scanpy_plots_and_filters_the_ranking(ranked):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    adata = ranked[0].copy()
+    sc.pp.pca(adata, n_comps=5)  # of which the plot makes its dendrogram
+    shown = sc.pl.rank_genes_groups_dotplot(adata, n_genes=3, show=False)
+    labels = [text.get_text() for text in shown["mainplot_ax"].get_xticklabels()]
+    names = adata.uns["rank_genes_groups"]["names"]
+    assert sorted(labels) == sorted(gene for kind in "wxyz" for gene in names[kind][:3])
+    sc.pl.rank_genes_groups_dotplot(adata, n_genes=3, values_to_plot="logfoldchanges", show=False, dendrogram=False)
+    sc.pl.rank_genes_groups(adata, n_genes=3, show=False)
+    sc.pl.rank_genes_groups_heatmap(adata, n_genes=3, show=False, dendrogram=False)
+    sc.tl.filter_rank_genes_groups(adata, min_fold_change=1)
+    kept = pd.DataFrame(adata.uns["rank_genes_groups_filtered"]["names"])["w"].notna()
+    assert 0 < kept.sum() < 80
+    matplotlib.pyplot.close("all")
+
+
+def test_ranking_against_one_group_survives_a_file(ranked, tmp_path):
+    adata, model = ranked[0].copy(), ranked[1]
+    options = {"groupby": "kind", "groups": ["x", "y"], "reference": "z", "n_genes": 7, "key_added": "de"}
+    tl.rank_genes_groups(adata, model, **options, de_options={"delta": 0.5})
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    found = sc.get.rank_genes_groups_df(read, None, key="de")
+    assert list(found["group"].unique()) == ["x", "y"]
+    assert len(found) == 14
+    assert read.uns["de"]["params"]["reference"] == "z"
+    assert read.uns["de"]["params"]["delta"] == 0.5
+    assert "pts_rest" not in read.uns["de"]
+    pd.testing.assert_frame_equal(
+        found[["names", "logfoldchanges"]],
+        sc.get.rank_genes_groups_df(adata, None, key="de")[["names", "logfoldchanges"]],
+    )
+
+
+def test_ranking_of_new_data_reads_their_own_counts(ranked, make_adata):
+    new = make_adata(160, 80, 5)
+    new.obs_names = [f"new{i}" for i in range(160)]
+    tl.rank_genes_groups(new, ranked[1], groupby="kind", groups="w")
+    expected = ranked[1].differential_expression(new, groupby="kind", group1="w")
+    found = sc.get.rank_genes_groups_df(new, "w").set_index("names").loc[expected.index]
+    np.testing.assert_allclose(found["logfoldchanges"], expected["lfc_median"], rtol=1e-5)
+    sc.pp.log1p(new)
+    with pytest.raises(ValueError, match=r"^adata\.X holds values that are not counts"):
+        tl.rank_genes_groups(new, ranked[1], groupby="kind")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"groupby": "kin"}, KeyError, "adata.obs has no column 'kin'. Did you mean 'kind'?"),
+        ({"groupby": "kind", "groups": ["v"]}, ValueError, "group1 'v' is unknown; the groups are 'w', 'x', 'y', 'z'."),
+        ({"groupby": "kind", "reference": "v"}, ValueError, "group2 'v' is unknown;"),
+        ({"groupby": "kind", "de_options": {"mode": "vanilla"}}, ValueError, "de_options has mode='vanilla';"),
+    ],
+)
+def test_a_ranking_that_cannot_be_made_writes_nothing(ranked, options, error, text):
+    adata = ranked[0].copy()
+    with pytest.raises(error, match="^" + re.escape(text)):
+        tl.rank_genes_groups(adata, ranked[1], key_added="other", **options)
+    assert "other" not in adata.uns
