@@ -5,13 +5,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sccvae import datasets, metrics, pl, simulate, tl
+    from sccvae import datasets, generation, metrics, pl, simulate, tl
     from sccvae.model import SCCVAE
     from sccvae.storage import ModelFileError
     from sccvae.train import TrainingError
 
 __version__ = version("sccvae")
-__all__ = ["SCCVAE", "ModelFileError", "TrainingError", "datasets", "metrics", "pl", "simulate", "tl"]
+__all__ = ["SCCVAE", "ModelFileError", "TrainingError", "datasets", "generation", "metrics", "pl", "simulate", "tl"]
 
 _HOMES = {"SCCVAE": "sccvae.model", "ModelFileError": "sccvae.storage", "TrainingError": "sccvae.train"}
 

@@ -46,7 +46,7 @@ ARROWS = {
     "demo": {"metrics", "pl", "simulate", "tl"},
     "__main__": {"__init__", "demo", "tl"},
 }
-LEAVES = {"metrics", "pl", "datasets", "simulate"}
+LEAVES = {"distances", "generation", "metrics", "pl", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
 KNOW_ANNDATA = {"inputs", "fitted", "model", "tl", "__main__"} | LEAVES
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
