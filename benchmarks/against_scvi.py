@@ -12,15 +12,16 @@ epoch      Seconds per training epoch without validation, the first dropped; mil
            bare matrix products through torch: of the decoder's two heads, and of the whole network taken as dense.
 quality    scvi-tools by its defaults, and tuned (early stopping, lr 4e-3, KL warm-up of 10 epochs): its best held-out
            ELBO, and when. sccvae by its defaults, but the observed library size: when it reaches that ELBO.
-memory     Highest resident memory above that after import: training, and normalised expression (another process).
+memory     Highest resident memory above that after imports and reading the data: training, and (another process)
+           normalised expression. Needs Linux.
 inference  Cells per second: latent space, and normalised expression.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,15 +47,15 @@ BOTH = ("sccvae", "scvi")
 METHODS = {"epoch": (*BOTH, "floor"), "quality": (*BOTH, "scvi-tuned"), "memory": BOTH, "inference": BOTH}
 TABLE = {  # measure: what its numbers are
     "epoch": {"epoch_s": "seconds per epoch", "step_ms": "ms per step"},
-    "memory": {"train_mb": "MiB, training", "expression_mb": "MiB, normalised expression"}
-    | {"import_mb": "MiB after import, not in the above", "total_mb": "MiB, training, import included"},
+    "memory": {"train_mb": "MiB added by training", "total_mb": "MiB in all, training"}
+    | {"expression_mb": "MiB added by normalised expression", "array_mb": "MiB of the array alone"},
     "inference": {"latent": "cells per s, latent space", "expression": "cells per s, normalised expression"},
 }
 NETWORK = {"n_hidden": 128, "n_latent": 10, "n_layers": 1, "gene_likelihood": "zinb"}
 BATCH_SIZE, EPOCHS, CAP_OF_SIMULATED = 128, 4, 3
 
 
-def prepare(name: str, path: str, repeats: int) -> dict:
+def prepare(name: str, path: str, repeats: int, **_) -> dict:
     """Write the set `name` to `path`, with the held-out cells of every repeat in `obs`; return its description."""
     import anndata as ad
     import scanpy as sc
@@ -69,12 +70,11 @@ def prepare(name: str, path: str, repeats: int) -> dict:
         adata = ad.read_h5ad(Path(os.environ["SCCVAE_DATA"]) / file)
     adata.X = adata.X.tocsr().astype(np.float32)
     adata = ad.AnnData(adata.X, obs={"batch": adata.obs["batch"].astype(str).to_numpy()})
-    sc.pp.filter_genes(adata, min_cells=3)
-    if n_genes is not None:  # as most pipelines do
+    if n_genes is not None:  # scanpy's default choice of genes
         ranked = adata.copy()
         sc.pp.normalize_total(ranked, target_sum=1e4)
         sc.pp.log1p(ranked)
-        sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes, batch_key="batch")
+        sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes)
         adata = adata[:, ranked.var["highly_variable"]].copy()
     sc.pp.filter_cells(adata, min_counts=1)
     adata.obs["batch"] = adata.obs["batch"].astype("category")
@@ -182,19 +182,23 @@ def quality(method: str, adata, seed: int, cap: int | None, **_) -> dict:
     return {"best_elbo": curve[best][1], "best_s": curve[best][0], "best_epoch": best + 1, "curve": curve}
 
 
-def memory(method: str, adata, seed: int, path: str, import_mb: float, **_) -> dict:
+def memory(method: str, adata, seed: int, path: str, **_) -> dict:
+    before = resident_mb()
     model = make(method, adata, seed, **NETWORK)
     train(method, model, adata, seed, 3)
     peak = peak_mb()
     model.save(f"{path}.{method}", overwrite=True)
-    return {"train_mb": peak - import_mb, "import_mb": import_mb, "total_mb": peak}
+    return {"train_mb": peak - before, "total_mb": peak, "counts_mb": (adata.X.data.nbytes * 2) / 2**20}
 
 
-def expression_memory(method: str, adata, path: str, import_mb: float, **_) -> dict:
+def expression_memory(method: str, adata, path: str, **_) -> dict:
     kind = sys.modules["sccvae"].SCCVAE if method == "sccvae" else sys.modules["scvi"].model.SCVI
     model = kind.load(f"{path}.{method}", adata)
-    model.get_normalized_expression(return_numpy=True)
-    return {"expression_mb": peak_mb() - import_mb}
+    model.get_latent_representation(indices=np.arange(500))
+    forget_peak()
+    before = resident_mb()
+    array = model.get_normalized_expression(return_numpy=True)
+    return {"expression_mb": peak_mb() - before, "array_mb": array.nbytes / 2**20}
 
 
 def inference(method: str, adata, seed: int, **_) -> dict:
@@ -210,31 +214,43 @@ def inference(method: str, adata, seed: int, **_) -> dict:
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    """Highest resident memory of this process since `forget_peak`, MiB."""
+    return _status("VmHWM")
 
 
-def child(task: dict) -> None:
-    """Do one task in this process, and print its result as the last line."""
+def resident_mb() -> float:
+    """Resident memory of this process, MiB."""
+    return _status("VmRSS")
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) / 2**10
+
+
+def child(task: dict, functions: tuple) -> None:
+    """Do one task in this process, by one of the functions, and print its result as the last line."""
     warnings.filterwarnings("ignore")
-    if task["measure"] == "prepare":
-        result = prepare(task["set"], task["path"], task["repeats"])
-    else:
+    function = {f.__name__: f for f in functions}[task.pop("measure")]
+    if "method" in task:
         import anndata as ad
         import torch
 
         torch.set_num_threads(task["threads"])
-        if task["method"] != "floor":
-            __import__("sccvae" if task["method"] == "sccvae" else "scvi")
-        task["import_mb"] = peak_mb()
-        measure = {f.__name__: f for f in (epoch, quality, memory, expression_memory, inference)}[task.pop("measure")]
-        result = measure(adata=ad.read_h5ad(task["path"]), **task)
-    print("RESULT " + json.dumps(result), flush=True)
+        for module in {"sccvae": ["sccvae.model", "sccvae.fused"], "floor": []}.get(task["method"], ["scvi"]):
+            importlib.import_module(module)
+        task["adata"] = ad.read_h5ad(task["path"])
+        forget_peak()
+    print("RESULT " + json.dumps(function(**task)), flush=True)
 
 
-def ask(threads: int = 1, **task) -> dict | None:
+def ask(threads: int = 1, script: str = __file__, **task) -> dict | None:
     """What a child finds for a task; None, with its last words on stderr, if it fails."""
-    command = [sys.executable, __file__, "--child", json.dumps(task | {"threads": threads})]
+    command = [sys.executable, script, "--child", json.dumps(task | {"threads": threads})]
     environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "NUMBA")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -258,7 +274,7 @@ def machine() -> dict:
 def measure_set(name: str, args, folder: str, host: dict) -> None:
     """All measurements of one set: rows to the file, tables to the screen."""
     path = f"{folder}/{name}.h5ad"
-    about = ask(measure="prepare", set=name, path=path, repeats=args.repeats)
+    about = ask(measure="prepare", name=name, path=path, repeats=args.repeats)
     if about is None:
         return
     cap = args.cap or (CAP_OF_SIMULATED if SETS[name][0] is None else None)
@@ -332,7 +348,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        return child(json.loads(args.child))
+        return child(json.loads(args.child), (prepare, epoch, quality, memory, expression_memory, inference))
     if any(SETS[name][0] for name in args.sets) and "SCCVAE_DATA" not in os.environ:
         parser.error("set SCCVAE_DATA to the folder of the data sets")
     print(json.dumps(host := machine()))

@@ -1,0 +1,119 @@
+"""Time and memory of training against the number of cells, sccvae beside scvi-tools, as a figure.
+
+    python benchmarks/scaling.py [--cells 1000 3000 ...] [--threads 1] [--out scaling.jsonl] [--figure scaling.png]
+
+Simulated counts, 2,000 genes, about 95 % zeros; the same network, split and batch size for both (see README.md). Each
+measurement has a process of its own; the order of methods alternates. Seconds are those of a training epoch without
+validation, the second of two, because compilation and caches belong to the first. Memory is the highest resident
+memory above that after imports and reading the data. Appends every measurement to --out; --draw only draws what is
+there. Needs Linux, and a Python with sccvae and scvi-tools.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import against_scvi as base
+import numpy as np
+
+CELLS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
+LABELS = {"sccvae": ("sccvae", "#0072B2", "o"), "scvi": ("scvi-tools", "#D55E00", "s")}
+
+
+def prepare(path: str, cells: int, **_) -> dict:
+    """Write the first `cells` simulated cells, which are the same whatever their number, to `path`."""
+    from sccvae import simulate
+    from sccvae.data import split
+
+    adata = simulate.simulate(cells, 2000, n_batches=2, mean_library=200.0, keep_truth=False, seed=0)
+    codes = adata.obs["batch"].cat.codes.to_numpy()
+    adata.obs["held_out_0"] = np.isin(range(cells), split(codes, 0.9, np.random.default_rng(0))[1])
+    adata.write_h5ad(path)
+    return {"counts_mb": 2 * adata.X.data.nbytes / 2**20}
+
+
+def scale(method: str, adata, **_) -> dict:
+    """Seconds of the second epoch, and memory added."""
+    before = base.resident_mb()
+    model = base.make(method, adata, 0, **base.NETWORK)
+    if method == "sccvae":
+        base.train(method, model, adata, 0, 2)
+        seconds = float(model.history.query("split == 'training'")["seconds"].iloc[-1])
+    else:
+        clock, times = base.make_clock()
+        base.train(method, model, adata, 0, 2, callbacks=[clock])
+        seconds = float(np.diff(times["on_train_epoch_end"])[-1])
+    return {"epoch_s": seconds, "added_mb": base.peak_mb() - before}
+
+
+def draw(rows: list[dict], path: str) -> None:
+    """Medians over repeats: seconds per epoch, microseconds per cell, and memory, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (
+        ("seconds per epoch", lambda r: r["epoch_s"]),
+        ("microseconds per cell and epoch", lambda r: 1e6 * r["epoch_s"] / (0.9 * r["cells"])),
+        ("memory added by training, MiB", lambda r: r["added_mb"]),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, (title, value) in zip(axes, panels, strict=True):
+        for method, (label, color, marker) in LABELS.items():
+            of_method = [r for r in rows if r["method"] == method]
+            cells = sorted({r["cells"] for r in of_method})
+            medians = [statistics.median(value(r) for r in of_method if r["cells"] == n) for n in cells]
+            axis.plot(cells, medians, marker=marker, color=color, label=label)
+        axis.set(xscale="log", yscale="log", xlabel="cells", title=title)
+        axis.grid(alpha=0.3)
+    counts = {r["cells"]: r["counts_mb"] for r in rows}
+    axes[2].plot(sorted(counts), [counts[n] for n in sorted(counts)], "k:", label="the counts themselves")
+    axes[2].legend(frameon=False)
+    threads = "thread" if rows[0]["threads"] == 1 else "threads"
+    figure.suptitle(f"2,000 genes, 95 % zeros, {rows[0]['processor']}, {rows[0]['threads']} {threads}")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", type=int, default=CELLS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", default="scaling.jsonl")
+    parser.add_argument("--figure", default="scaling.png")
+    parser.add_argument("--draw", action="store_true", help="draw what --out holds")
+    args = parser.parse_args()
+    if not args.draw:
+        measure(args)
+    draw([json.loads(line) for line in Path(args.out).read_text().splitlines()], args.figure)
+
+
+def measure(args) -> None:
+    host = base.machine()
+    with tempfile.TemporaryDirectory() as folder:
+        for cells in args.cells:
+            path = f"{folder}/{cells}.h5ad"
+            about = base.ask(script=__file__, measure="prepare", path=path, cells=cells)
+            for repeat in range(args.repeats if about else 0):
+                for method in base.BOTH[:: -1 if repeat % 2 else 1]:
+                    result = base.ask(args.threads, script=__file__, measure="scale", method=method, path=path)
+                    if result is None:
+                        continue
+                    row = {"cells": cells, **about, "method": method, "repeat": repeat, "threads": args.threads}
+                    row |= {**result, "load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds")}
+                    print(json.dumps(row), flush=True)
+                    with open(args.out, "a") as sink:
+                        sink.write(json.dumps(row | host) + "\n")
+
+
+if __name__ == "__main__":
+    if "--child" in sys.argv:
+        base.child(json.loads(sys.argv[sys.argv.index("--child") + 1]), (prepare, scale))
+    else:
+        main()
