@@ -5,15 +5,36 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sccvae import datasets, generation, metrics, pl, simulate, tl
+    from sccvae import corruption, datasets, generation, metrics, pl, simulate, tl
+    from sccvae.autoencoders import Autoencoder
+    from sccvae.denoising import DenoisingAutoencoder
     from sccvae.model import SCCVAE
     from sccvae.storage import ModelFileError
     from sccvae.train import TrainingError
 
 __version__ = version("sccvae")
-__all__ = ["SCCVAE", "ModelFileError", "TrainingError", "datasets", "generation", "metrics", "pl", "simulate", "tl"]
+__all__ = [
+    "SCCVAE",
+    "Autoencoder",
+    "DenoisingAutoencoder",
+    "ModelFileError",
+    "TrainingError",
+    "corruption",
+    "datasets",
+    "generation",
+    "metrics",
+    "pl",
+    "simulate",
+    "tl",
+]
 
-_HOMES = {"SCCVAE": "sccvae.model", "ModelFileError": "sccvae.storage", "TrainingError": "sccvae.train"}
+_HOMES = {
+    "SCCVAE": "sccvae.model",
+    "Autoencoder": "sccvae.autoencoders",
+    "DenoisingAutoencoder": "sccvae.denoising",
+    "ModelFileError": "sccvae.storage",
+    "TrainingError": "sccvae.train",
+}
 
 
 def __getattr__(name: str) -> Any:

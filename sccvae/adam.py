@@ -30,7 +30,8 @@ class Adam:
         self.n_steps = 0
         self.torch: torch.optim.Adam | None = None
         if all(w.dtype == torch.float32 and w.device.type == "cpu" and w.is_contiguous() for w in weights):
-            self.moments = [torch.zeros(2, w.numel()) for w in weights]
+            moments = [torch.zeros(2, w.numel()).numpy() for w in weights]
+            self.arrays = [(w.detach().view(-1).numpy(), *m) for w, m in zip(weights, moments, strict=True)]
         else:
             self.torch = torch.optim.Adam(weights, betas=BETAS, eps=eps, weight_decay=weight_decay)
 
@@ -50,13 +51,11 @@ class Adam:
         from sccvae import fused as compiled
 
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
-        triples = [(w, w.grad, m) for w, m in zip(self.weights, self.moments, strict=True)]
-        gradients = [(w, g.reshape(-1), m) for w, g, m in triples if g is not None]
-        norm = math.sqrt(sum(torch.dot(g, g).item() for _, g, _ in gradients))
+        pairs = [(w.grad.reshape(-1), a) for w, a in zip(self.weights, self.arrays, strict=True) if w.grad is not None]
+        norm = math.sqrt(sum(torch.dot(g, g).item() for g, _ in pairs))
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
         rates = (rate / bias, 1 / math.sqrt(square_bias), [1 - beta for beta in BETAS])
         others = (self.eps, self.weight_decay, scale)
         with threads() as n_threads:
-            for w, gradient, moments in gradients:
-                arrays = (w.detach().view(-1).numpy(), gradient.numpy(), *moments.numpy())
-                compiled.adam(arrays, *rates, others, n_threads)
+            for gradient, (w, mean, square) in pairs:
+                compiled.adam((w, gradient.numpy(), mean, square), *rates, others, n_threads)

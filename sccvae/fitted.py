@@ -1,50 +1,28 @@
-"""What a model holds after construction and training, and everything that can be asked of it."""
+"""Everything that can be asked of an `SCCVAE` after training."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
 
 from sccvae import differential, posterior, storage
-from sccvae.data import Counts
-from sccvae.inputs import Schema, labels_of
-from sccvae.kernels import for_device
-from sccvae.likelihoods import Likelihood
-from sccvae.networks import Architecture
-from sccvae.vae import VAE
+from sccvae.held import HeldModel, check_positive
+from sccvae.inputs import labels_of
 
 
-class FittedModel:
-    """Weights, how to read data for them, and the history: all that is saved, and all that outputs need.
+class FittedModel(HeldModel):
+    """Outputs of the variational autoencoder: they need its weights, not its training data.
 
     Outputs are deterministic: posterior means, or draws from a generator with the seed given.
     """
 
-    def _set(self, schema, architecture, profiles, frequencies, seed, device) -> None:
-        self._schema: Schema = schema
-        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
-        self._seed: int = seed
-        device = device_of(device)
-        self._vae = VAE(architecture, torch.Generator().manual_seed(seed), for_device(device)).to(device).eval()
-        self._counts: Counts | None = None
-        self._cell_names: pd.Index | None = None
-        self._obs: pd.DataFrame | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._best_epoch = 0
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds."""
-        return pd.DataFrame(self._rows)
+    kind: ClassVar[str] = "SCCVAE"
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -111,7 +89,7 @@ class FittedModel:
         shape = (len(counts), counts.n_genes if genes is None else len(genes))
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
-        _check_positive(n_samples=n_samples, chunk_size=chunk_size)
+        check_positive(n_samples=n_samples, chunk_size=chunk_size)
         filled = np.empty(shape, dtype=dtype) if out is None else out
         if tuple(filled.shape) != shape:
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected (cells, genes) = {shape}.")
@@ -177,20 +155,11 @@ class FittedModel:
         `obs["sccvae_library"]`.
         """
         self._check_trained()
-        _check_positive(n_cells=n_cells)
-        profiles, weights = np.array(self._profiles), np.array(self._frequencies, dtype=float)
-        if batch is not None:
-            weights[~np.isin(profiles[:, 0], np.array(self._batch_codes(batch)))] = 0
+        check_positive(n_cells=n_cells)
         rng = np.random.default_rng(seed)
-        codes = profiles[rng.choice(len(profiles), size=n_cells, p=weights / weights.sum())]
+        codes = self._draw_profiles(n_cells, batch, rng)
         matrix, z, library = posterior.generate(self._vae, codes, rng)
-        obs: dict[str, Any] = self._schema.columns_of(codes)
-        if library is not None:
-            obs["sccvae_library"] = library
-            if self._schema.size_factor_key is not None:
-                obs[self._schema.size_factor_key] = library / np.exp(self._schema.log_size_offset)
-        frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(n_cells)])
-        return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
+        return self._generated(matrix, codes, z, library)
 
     def get_elbo(
         self, adata: AnnData | None = None, *, indices: Any = None, return_mean: bool = True, seed: int = 0
@@ -282,7 +251,7 @@ class FittedModel:
                 f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
             )
         options = differential.Options(mode, delta, pseudocount, fdr_target)
-        _check_positive(max_cells=max_cells, chunk_size=chunk_size)
+        check_positive(max_cells=max_cells, chunk_size=chunk_size)
         counts, names = self._cells(adata, None)
         obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
         labels = None if groupby is None else labels_of(groupby, obs, names)
@@ -293,75 +262,7 @@ class FittedModel:
         )
         return differential.tables(groups, design, self.gene_names, options, seed=seed)
 
-    # -------------------------------------------------------------------------------------------------------- storage
-
-    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Write the model, without data, to the folder `path`: `weights.safetensors` and `model.json`.
-
-        A save that is killed leaves the old model or the new one.
-
-        Raises
-        ------
-        FileExistsError
-            There is a model at `path` and `overwrite` is False.
-        """
-        description = {
-            "architecture": asdict(self._vae.architecture),
-            "schema": asdict(self._schema),
-            "profiles": self._profiles,
-            "frequencies": self._frequencies,
-            "seed": self._seed,
-            "best_epoch": self._best_epoch,
-            "history": self._rows,
-        }
-        storage.save(Path(path), self._vae.state_dict(), description, overwrite=overwrite)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike, adata: AnnData | None = None, *, device: str | torch.device = "auto"
-    ) -> Self:
-        """Read a model that `save` wrote. Nothing in the folder is executed.
-
-        Parameters
-        ----------
-        adata
-            Data to use where a method is given none, and to go on training with.
-
-        Raises
-        ------
-        FileNotFoundError, sccvae.ModelFileError
-            There is no model at `path`, or it is damaged, or another program made it.
-        """
-        device, (tensors, description) = device_of(device), storage.load(Path(path))
-        model = cls.__new__(cls)
-        with storage.readable(Path(path)):
-            schema, architecture = Schema(**description["schema"]), Architecture(**description["architecture"])
-            if len(schema.genes) != architecture.n_genes or tuple(map(len, schema.categories)) != architecture.n_levels:
-                raise ValueError("genes or categories do not match the architecture")
-            profiles, frequencies = description["profiles"], description["frequencies"]
-            model._set(schema, architecture, profiles, frequencies, description["seed"], device)
-            model._vae.load_state_dict(tensors)
-            model._rows, model._best_epoch = list(description["history"]), description["best_epoch"]
-        if adata is not None:
-            model._remember(adata, schema.read(adata))
-        return model
-
     # -------------------------------------------------------------------------------------------------------- details
-
-    @property
-    def gene_names(self) -> pd.Index:
-        """Names of the genes modelled, (genes,)."""
-        return pd.Index(self._schema.genes)
-
-    @property
-    def batches(self) -> tuple[str, ...]:
-        """Names of the batches, in the order of their codes."""
-        return self._schema.categories[0]
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """The distribution of the counts."""
-        return self._vae.likelihood
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""
@@ -369,79 +270,6 @@ class FittedModel:
         del parameters["genes"], parameters["categories"]
         parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items() if v not in (None, ())}
         return {"parameters": parameters, "history": self.history, "versions": storage.versions()}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._vae.device
-
-    def __repr__(self) -> str:
-        a, n_weights = self._vae.architecture, sum(p.numel() for p in self._vae.parameters())
-        cells = "no data" if self._counts is None else f"{len(self._counts):,} cells"
-        state = "not trained: call train()"
-        if self._rows:
-            state = f"trained for {self._rows[-1]['epoch']} epochs; holds epoch {self._best_epoch}"
-            best = [r for r in self._rows if r["epoch"] == self._best_epoch]
-            state += f", {best[-1]['split']} ELBO {best[-1]['elbo']:.1f} nats per cell" if best else ""
-        return (
-            f"SCCVAE on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
-            f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
-            f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
-            f"  {a.n_latent} latent, {a.n_layers} x {a.n_hidden} hidden, {n_weights:,} weights on {self.device}\n"
-            f"  {state}"
-        )
-
-    def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
-        """The cells a method is asked about, and their names."""
-        self._check_trained()
-        if adata is None and self._counts is None:
-            raise ValueError("This model was loaded without data: pass adata, here or as SCCVAE.load(path, adata).")
-        counts = self._schema.read(adata) if adata is not None else cast(Counts, self._counts)
-        names = adata.obs_names if adata is not None else cast(pd.Index, self._cell_names)
-        if indices is None:
-            return counts, names
-        indices = np.asarray(indices)
-        if indices.dtype == bool and indices.shape != (len(counts),):
-            raise ValueError(f"indices is a mask of shape {indices.shape}; expected a boolean for {len(counts)} cells.")
-        at = np.flatnonzero(indices) if indices.dtype == bool or indices.size == 0 else indices
-        return counts[at], names[at]
-
-    def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
-        """Codes of the batches named; `[None]` for each cell's own."""
-        if batches is None:
-            return [None]
-        if isinstance(batches, str) and batches == "all":
-            return list(range(len(self.batches)))
-        names: Iterable[Any] = [batches] if np.isscalar(batches) else batches
-        codes: list[int | None] = [self._schema.code_of_batch(name) for name in names]
-        if not codes:
-            raise ValueError("The list of batches is empty.")
-        return codes
-
-    def _remember(self, adata: AnnData, counts: Counts) -> None:
-        """Keep what outputs take where they are given no data; columns added to `adata.obs` later are seen."""
-        self._counts, self._cell_names = counts, adata.obs_names.copy()
-        self._obs = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
-
-    def _check_trained(self) -> None:
-        if not self._rows:
-            raise RuntimeError("The model is not trained yet: call train() first.")
-
-
-def _check_positive(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}; expected at least 1.")
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA device; pass device='cpu'.")
-    return device
 
 
 def _mean_or_all(values: np.ndarray, return_mean: bool) -> float | np.ndarray:

@@ -219,25 +219,34 @@ def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matri
 
 @torch.no_grad()
 def generate(
-    vae: VAE, codes: np.ndarray, rng: np.random.Generator
+    vae: VAE, codes: np.ndarray, rng: np.random.Generator, z: np.ndarray | None = None
 ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
-    """Cells from the prior under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None."""
+    """Cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
+
+    z is drawn from the prior unless it is given; l always is.
+    """
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
-    z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
+    if z is None:
+        z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
     chunk = chunk_of(a.n_genes)
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
         log_l = None
         if vae.likelihood.has_library:
-            prior = vae.library_prior(x)
-            noise = torch.from_numpy(rng.standard_normal(x.n_cells).astype(np.float32)).to(device)
-            log_l = prior.mean + prior.variance.sqrt() * noise
+            log_l = draw_log_library(vae, x, rng)
             library.append(log_l.exp().cpu().numpy())
         decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
         parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng)))
     return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
+
+
+def draw_log_library(vae: VAE, x: Minibatch, rng: np.random.Generator) -> torch.Tensor:
+    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read."""
+    prior = vae.library_prior(x)
+    noise = torch.from_numpy(rng.standard_normal(x.n_cells).astype(np.float32)).to(vae.device)
+    return prior.mean + prior.variance.sqrt() * noise
 
 
 @torch.no_grad()

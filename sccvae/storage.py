@@ -49,20 +49,20 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], description: dict[str, 
     os.replace(weights, folder / WEIGHTS)  # from here on the new model is what load() returns
 
 
-def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights (on the CPU) and description of a saved model.
+def load(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights (on the CPU) and description of a saved model of the class `kind`.
 
     Raises
     ------
     FileNotFoundError
         There is no model at that path.
     ModelFileError
-        The folder is damaged, or was written by something else.
+        The folder is damaged, was written by something else, or holds a model of another class.
     """
     for name in (WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"No sccvae model in {folder}: {name} is missing. Expected a folder written by SCCVAE.save()."
+                f"No sccvae model in {folder}: {name} is missing. Expected a folder written by {kind}.save()."
             )
     _parse((folder / DESCRIPTION).read_bytes(), folder / DESCRIPTION)
     try:
@@ -71,7 +71,11 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{folder / WEIGHTS} is damaged or not a safetensors file ({error}).") from error
-    return tensors, _parse(text.encode(), folder / WEIGHTS)
+    description = _parse(text.encode(), folder / WEIGHTS)
+    found = description.get("kind", "SCCVAE")  # models saved before there were others do not say
+    if found != kind:
+        raise ModelFileError(f"{folder} holds a model of {found}, not of {kind}: read it with {found}.load().")
+    return tensors, description
 
 
 @contextmanager

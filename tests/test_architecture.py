@@ -33,8 +33,13 @@ ARROWS = {
     "posterior": {"data", "differential", "likelihoods", "networks", "vae"},
     "inputs": {"data"},
     "storage": set(),
-    "fitted": {"data", "differential", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "vae"},
+    "held": {"data", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "vae"},
+    "fitted": {"differential", "held", "inputs", "posterior", "storage"},
     "model": {"data", "fitted", "inputs", "likelihoods", "networks", "train"},
+    "corruption": set(),
+    "chains": {"corruption", "data", "kernels", "networks", "vae"},
+    "autoencoders": {"chains", "data", "held", "inputs", "likelihoods", "networks", "posterior", "train"},
+    "denoising": {"autoencoders", "chains", "corruption", "data", "held", "likelihoods", "networks", "posterior"},
     "tl": {"differential", "inputs", "model"},
     "metrics": set(),
     "distances": set(),
@@ -48,7 +53,7 @@ ARROWS = {
 }
 LEAVES = {"distances", "generation", "metrics", "pl", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
-KNOW_ANNDATA = {"inputs", "fitted", "model", "tl", "__main__"} | LEAVES
+KNOW_ANNDATA = {"inputs", "held", "fitted", "model", "autoencoders", "denoising", "tl", "__main__"} | LEAVES
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
 
 
