@@ -243,6 +243,8 @@ def child(task: dict, functions: tuple) -> None:
         torch.set_num_threads(task["threads"])
         for module in {"sccvae": ["sccvae.model", "sccvae.fused"], "floor": []}.get(task["method"], ["scvi"]):
             importlib.import_module(module)
+        if task["method"] == "sccvae":
+            sys.modules["sccvae.fused"].exp(np.float32(0))  # numba imports half of itself at its first call
         task["adata"] = ad.read_h5ad(task["path"])
         forget_peak()
     print("RESULT " + json.dumps(function(**task)), flush=True)

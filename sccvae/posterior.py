@@ -27,8 +27,8 @@ class Draw(NamedTuple):
 
 
 def chunk_of(n_genes: int) -> int:
-    """Cells to decode at once: about a million values, enough for the arithmetic and little memory."""
-    return max(16, 2**20 // n_genes)
+    """Cells to decode at once: about half a million values, enough for the arithmetic and little memory."""
+    return max(16, 2**19 // n_genes)
 
 
 @torch.no_grad()

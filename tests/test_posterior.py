@@ -141,8 +141,8 @@ def test_subsets_and_other_orders_give_the_same_rows(trained, name, library):
     )
 
 
-def test_chunks_are_about_a_million_values():
-    assert chunk_of(1000) == 2**20 // 1000
+def test_chunks_are_about_half_a_million_values():
+    assert chunk_of(1000) == 2**19 // 1000
     assert chunk_of(200_000) == 16
 
 

@@ -1,0 +1,338 @@
+"""The relatives of `SCCVAE` without a prior: what they have in common, and the plain `Autoencoder`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from sccvae import posterior
+from sccvae.chains import Reconstructor
+from sccvae.data import Counts, Minibatch, split
+from sccvae.held import HeldModel, check_positive
+from sccvae.inputs import Schema, mask_of_genes
+from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
+from sccvae.networks import Architecture, check_choices
+from sccvae.train import Plan, Progress, fit
+
+logger = logging.getLogger("sccvae")
+
+Codes = Literal["fitted", "prior"]
+
+
+class AutoencodingModel(HeldModel):
+    """What the two autoencoders have in common: construction, training, and the code of a cell."""
+
+    objective: ClassVar[str] = "log-likelihood"
+    _vae: Reconstructor
+
+    def _build(
+        self,
+        adata: AnnData,
+        batch_key: str | None,
+        layer: str | None,
+        mask_var: str | np.ndarray | None,
+        sizes: dict[str, int],
+        dropout_rate: float,
+        gene_likelihood: LikelihoodName,
+        seed: int,
+        device: str | torch.device,
+        options: dict[str, Any],
+    ) -> None:
+        """Read and check the data, and make the network."""
+        sizes, seed = {name: int(n) for name, n in sizes.items()}, int(seed)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; expected 0 or more.")
+        schema, counts = Schema.learn(
+            adata,
+            layer=layer,
+            support=LIKELIHOODS[gene_likelihood].support,
+            batch_key=batch_key,
+            genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+        )
+        architecture = Architecture(
+            n_genes=counts.n_genes,
+            n_levels=counts.n_levels,
+            n_continuous=0,
+            **sizes,
+            dropout_rate=dropout_rate,
+            dispersion="gene",
+            gene_likelihood=gene_likelihood,
+            library="observed",
+            encode_covariates=False,
+            dropout_cost=0.05,
+        )
+        profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
+        self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
+        self._vae.start_from(counts)
+        self._remember(adata, counts)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        train_size: float = 0.9,
+        early_stopping: bool = True,
+        patience: int = 20,
+        learning_rate: float = 3e-3,
+        gradient_clip: float = 50.0,
+        weight_decay: float = 0.0,
+        progress_bar: bool = True,
+    ) -> None:
+        """Fit the model; called again, go on from where it stands.
+
+        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, at least 5.
+        batch_size
+            Cells per step.
+        train_size
+            Share of each batch's cells to train on; the others choose the best epoch.
+        early_stopping, patience
+            Stop after `patience` epochs without a higher log-likelihood of the held-out cells.
+        learning_rate
+            Highest rate of the one-cycle schedule of Adam.
+        gradient_clip, weight_decay
+            Highest norm of the gradient; L2 penalty.
+        progress_bar
+            One line on a terminal; nothing elsewhere.
+
+        Raises
+        ------
+        sccvae.TrainingError
+            The loss was not finite; the weights are those of the last good epoch.
+        """
+        if self._counts is None:
+            raise RuntimeError(
+                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
+            )
+        for what, value in {"max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{what} is {value}; expected more than 0.")
+        cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
+        plan = Plan(
+            max_epochs=max(5, round(800 * 128 / len(cells))) if max_epochs is None else max_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            kl_warmup=0.0,
+            early_stopping=early_stopping,
+            patience=patience,
+            gradient_clip=gradient_clip,
+            weight_decay=weight_decay,
+        )
+        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
+        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        try:
+            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+        finally:
+            self._rows += progress.rows
+            self._best_epoch = progress.best_epoch
+            self._vae.remember_codes(self._codes_of(self._counts))
+        if progress.stopped == "interrupted":
+            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch and split: log-likelihood of the reconstruction (nats per cell), learning rate, seconds.
+
+        `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
+        """
+        return pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
+
+    def get_latent_representation(self, adata: AnnData | None = None, *, indices: Any = None) -> np.ndarray:
+        """The code of each cell, (cells, n_latent) float32.
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers or a boolean mask; None takes all.
+        """
+        return self._codes_of(self._cells(adata, indices)[0])
+
+    @torch.no_grad()
+    def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
+        """Mean of p(x | z) at codes, (codes, genes) float32.
+
+        Parameters
+        ----------
+        z
+            (codes, n_latent) finite numbers.
+        batch
+            Name of the batch to decode in; may be left out where there is one.
+        library_size
+            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
+
+        Raises
+        ------
+        ValueError
+            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+        """
+        self._check_trained()
+        z, a = np.asarray(z, dtype=np.float32), self._vae.architecture
+        if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():
+            raise ValueError(f"z has shape {z.shape}; expected finite codes, (codes, n_latent) = (any, {a.n_latent}).")
+        if not 0 < library_size < np.inf:
+            raise ValueError(f"library_size is {library_size}; expected counts per cell, above 0.")
+        if batch is None and len(self.batches) > 1:
+            raise ValueError(
+                f"There are {len(self.batches)} batches; say which to decode in: batch={self.batches[0]!r}."
+            )
+        code = 0 if batch is None else self._schema.code_of_batch(batch)
+        mean, chunk = np.empty((len(z), a.n_genes), dtype=np.float32), posterior.chunk_of(a.n_genes)
+        for start in range(0, len(z), chunk):
+            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
+            x = Minibatch.of_covariates(np.full((len(part), 1), code), 0, a.n_genes).to(self.device)
+            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
+            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
+        return mean
+
+    def _codes_of(self, counts: Counts) -> np.ndarray:
+        z = np.empty((len(counts), self._vae.architecture.n_latent), dtype=np.float32)
+        for rows, _, q_z, _ in posterior.encode(self._vae, counts):
+            z[rows] = q_z.mean.cpu().numpy()
+        return z
+
+
+class Autoencoder(AutoencodingModel):
+    """Plain autoencoder: a code of each cell from which the decoder gives the cell back, and no prior over codes.
+
+    The same networks as `SCCVAE`, trained on log p(x | f(x)), f the encoder's mean. Nothing shapes the codes, so they
+    are not distributed as N(0, I): `generate(codes="prior")` shows what that does, `"fitted"` what a Gaussian mends.
+
+    Parameters
+    ----------
+    adata
+        (cells, genes) values in `X` or in `layer`: cells or any other samples, such as images with a pixel per column.
+    batch_key
+        Column of `obs` whose effect the decoder takes over, so that codes need not hold it.
+    layer
+        Layer with the values; None takes `X`.
+    mask_var
+        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    n_hidden, n_latent, n_layers
+        Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
+    dropout_rate
+        Share of hidden units left out in each training step.
+    gene_likelihood
+        `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
+        `bernoulli` for 0/1 values.
+    scale
+        Standard deviation of `normal`, in the units of the data, held fixed: 1 is the squared error, halved. None
+        learns one for each gene.
+    seed
+        Of the weights, the split and the noise of training. The global random state is not touched.
+    device
+        `auto` takes a GPU when there is one.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        What is wrong with the input, where, and how to mend it.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> model = sccvae.Autoencoder(adata, n_latent=5)
+    >>> model.train(max_epochs=2)
+    >>> model.decode(model.sample_codes(10)).shape
+    (10, 50)
+    """
+
+    kind: ClassVar[str] = "Autoencoder"
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        mask_var: str | np.ndarray | None = None,
+        n_hidden: int = 256,
+        n_latent: int = 20,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        gene_likelihood: LikelihoodName = "nb",
+        scale: float | None = None,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+    ):
+        check_choices(gene_likelihood=gene_likelihood)
+        sizes = {"n_hidden": n_hidden, "n_latent": n_latent, "n_layers": n_layers}
+        options = {"scale": checked_scale(scale, gene_likelihood)}
+        self._build(adata, batch_key, layer, mask_var, sizes, dropout_rate, gene_likelihood, seed, device, options)
+
+    @staticmethod
+    def _network(architecture, generator, kernels, options) -> Reconstructor:
+        return Reconstructor(architecture, generator, kernels, scale=options["scale"])
+
+    def sample_codes(self, n_codes: int, *, codes: Codes = "fitted", seed: int = 0) -> np.ndarray:
+        """Codes to decode, (n_codes, n_latent) float32.
+
+        Parameters
+        ----------
+        codes
+            `fitted`: from the Gaussian with the mean and covariance of the training cells' codes; `prior`: from
+            N(0, I), which an autoencoder was never asked to fill.
+        """
+        self._check_trained()
+        check_positive(n_codes=n_codes)
+        check_choice("codes", codes, get_args(Codes))
+        z = np.random.default_rng(seed).standard_normal((n_codes, self._vae.architecture.n_latent))
+        if codes == "fitted":
+            z = self._vae.code_mean.cpu().numpy() + z @ self._vae.code_factor.cpu().numpy().T
+        return z.astype(np.float32)
+
+    def generate(
+        self, n_cells: int, *, codes: Codes = "fitted", batch: str | Sequence[str] | None = None, seed: int = 0
+    ) -> AnnData:
+        """New cells: codes as `sample_codes` draws them, library from the batch's log-normal, x from the likelihood.
+
+        Parameters
+        ----------
+        codes
+            `fitted` or `prior`, see `sample_codes`.
+        batch
+            Name or names of the batches to generate in; None takes all, in the proportions of the training data.
+
+        Returns
+        -------
+        AnnData with the batch in `obs`, the codes in `obsm["X_sccvae"]` and, for counts, the library size in
+        `obs["sccvae_library"]`.
+        """
+        self._check_trained()
+        check_positive(n_cells=n_cells)
+        z, rng = self.sample_codes(n_cells, codes=codes, seed=seed), np.random.default_rng([seed, 1])
+        profiles = self._draw_profiles(n_cells, batch, rng)
+        matrix, z, library = posterior.generate(self._vae, profiles, rng, z)
+        return self._generated(matrix, profiles, z, library)
+
+
+def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
+    """The standard deviation to hold, if it can be held."""
+    if scale is None:
+        return None
+    if gene_likelihood != "normal":
+        raise ValueError(
+            f"scale is for gene_likelihood='normal'; {gene_likelihood!r} has no standard deviation to hold."
+        )
+    if not 0 < scale < np.inf:
+        raise ValueError(f"scale is {scale}; expected a standard deviation above 0, in the units of the data.")
+    return float(scale)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise unless `value` is one of those known."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")

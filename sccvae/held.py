@@ -1,0 +1,252 @@
+"""What every model of the package is: weights, how to read data for them, a history; drawing, save and load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from sccvae import posterior, storage
+from sccvae.data import Counts
+from sccvae.inputs import Schema
+from sccvae.kernels import Kernels, for_device
+from sccvae.likelihoods import Likelihood
+from sccvae.networks import Architecture
+from sccvae.vae import VAE
+
+
+class HeldModel:
+    """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
+
+    Outputs are deterministic: means, or draws from a generator with the seed given.
+    """
+
+    kind: ClassVar[str]  # the class that a saved model says it is of
+    objective: ClassVar[str] = "ELBO"  # what training makes as high as it can
+
+    def _set(self, schema, architecture, profiles, frequencies, seed, device, options=None) -> None:
+        self._schema: Schema = schema
+        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
+        self._seed: int = seed
+        self._options: dict[str, Any] = options or {}  # what `_network` needs beside the architecture
+        device = device_of(device)
+        generator = torch.Generator().manual_seed(seed)
+        self._vae = self._network(architecture, generator, for_device(device), self._options).to(device).eval()
+        self._counts: Counts | None = None
+        self._cell_names: pd.Index | None = None
+        self._obs: pd.DataFrame | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._best_epoch = 0
+
+    @staticmethod
+    def _network(
+        architecture: Architecture, generator: torch.Generator, kernels: Kernels, options: dict[str, Any]
+    ) -> VAE:
+        """The network that is trained."""
+        return VAE(architecture, generator, kernels)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds."""
+        return pd.DataFrame(self._rows)
+
+    def get_reconstruction(
+        self, adata: AnnData | None = None, *, indices: Any = None, chunk_size: int | None = None
+    ) -> np.ndarray:
+        """Mean of p(x | z) at each cell's code, (cells, genes) float32, in the units of the data.
+
+        For counts at the cell's library size, and before drop-out (`zinb`).
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers or a boolean mask; None takes all.
+        chunk_size
+            Cells decoded at once; None takes about half a million values.
+        """
+        counts, _ = self._cells(adata, indices)
+        check_positive(chunk_size=chunk_size)
+        mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
+        for rows, part in posterior.expression(
+            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0
+        ):
+            mean[rows] = part
+        return mean
+
+    # -------------------------------------------------------------------------------------------------------- storage
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write the model, without data, to the folder `path`: `weights.safetensors` and `model.json`.
+
+        A save that is killed leaves the old model or the new one.
+
+        Raises
+        ------
+        FileExistsError
+            There is a model at `path` and `overwrite` is False.
+        """
+        description = {
+            "kind": self.kind,
+            "architecture": asdict(self._vae.architecture),
+            "schema": asdict(self._schema),
+            "profiles": self._profiles,
+            "frequencies": self._frequencies,
+            "seed": self._seed,
+            "options": self._options,
+            "best_epoch": self._best_epoch,
+            "history": self._rows,
+        }
+        storage.save(Path(path), self._vae.state_dict(), description, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, adata: AnnData | None = None, *, device: str | torch.device = "auto"
+    ) -> Self:
+        """Read a model that `save` wrote. Nothing in the folder is executed.
+
+        Parameters
+        ----------
+        adata
+            Data to use where a method is given none, and to go on training with.
+
+        Raises
+        ------
+        FileNotFoundError, sccvae.ModelFileError
+            There is no model at `path`, or it is damaged, or another class or program made it.
+        """
+        device, (tensors, description) = device_of(device), storage.load(Path(path), cls.kind)
+        model = cls.__new__(cls)
+        with storage.readable(Path(path)):
+            schema, architecture = Schema(**description["schema"]), Architecture(**description["architecture"])
+            if len(schema.genes) != architecture.n_genes or tuple(map(len, schema.categories)) != architecture.n_levels:
+                raise ValueError("genes or categories do not match the architecture")
+            options = dict(description.get("options", {}))
+            profiles, frequencies = description["profiles"], description["frequencies"]
+            model._set(schema, architecture, profiles, frequencies, description["seed"], device, options)
+            model._vae.load_state_dict(tensors)
+            model._rows, model._best_epoch = list(description["history"]), description["best_epoch"]
+        if adata is not None:
+            model._remember(adata, schema.read(adata))
+        return model
+
+    # -------------------------------------------------------------------------------------------------------- details
+
+    @property
+    def gene_names(self) -> pd.Index:
+        """Names of the genes modelled, (genes,)."""
+        return pd.Index(self._schema.genes)
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches, in the order of their codes."""
+        return self._schema.categories[0]
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The distribution of the counts."""
+        return self._vae.likelihood
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._vae.device
+
+    def __repr__(self) -> str:
+        a, n_weights = self._vae.architecture, sum(p.numel() for p in self._vae.parameters())
+        cells = "no data" if self._counts is None else f"{len(self._counts):,} cells"
+        state = "not trained: call train()"
+        if self._rows:
+            state = f"trained for {self._rows[-1]['epoch']} epochs; holds epoch {self._best_epoch}"
+            best = [r for r in self._rows if r["epoch"] == self._best_epoch]
+            state += f", {best[-1]['split']} {self.objective} {best[-1]['elbo']:.1f} nats per cell" if best else ""
+        return (
+            f"{self.kind} on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
+            f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
+            f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
+            f"  {a.n_latent} latent, {a.n_layers} x {a.n_hidden} hidden, {n_weights:,} weights on {self.device}\n"
+            f"  {state}"
+        )
+
+    def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
+        """The cells a method is asked about, and their names."""
+        self._check_trained()
+        if adata is None and self._counts is None:
+            raise ValueError(
+                f"This model was loaded without data: pass adata, here or as {self.kind}.load(path, adata)."
+            )
+        counts = self._schema.read(adata) if adata is not None else cast(Counts, self._counts)
+        names = adata.obs_names if adata is not None else cast(pd.Index, self._cell_names)
+        if indices is None:
+            return counts, names
+        indices = np.asarray(indices)
+        if indices.dtype == bool and indices.shape != (len(counts),):
+            raise ValueError(f"indices is a mask of shape {indices.shape}; expected a boolean for {len(counts)} cells.")
+        at = np.flatnonzero(indices) if indices.dtype == bool or indices.size == 0 else indices
+        return counts[at], names[at]
+
+    def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
+        """Codes of the batches named; `[None]` for each cell's own."""
+        if batches is None:
+            return [None]
+        if isinstance(batches, str) and batches == "all":
+            return list(range(len(self.batches)))
+        names: Iterable[Any] = [batches] if np.isscalar(batches) else batches
+        codes: list[int | None] = [self._schema.code_of_batch(name) for name in names]
+        if not codes:
+            raise ValueError("The list of batches is empty.")
+        return codes
+
+    def _draw_profiles(self, n_cells: int, batch: str | Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:
+        """Codes of batch and covariates for new cells, in the proportions of the training data."""
+        profiles, weights = np.array(self._profiles), np.array(self._frequencies, dtype=float)
+        if batch is not None:
+            weights[~np.isin(profiles[:, 0], np.array(self._batch_codes(batch)))] = 0
+        return profiles[rng.choice(len(profiles), size=n_cells, p=weights / weights.sum())]
+
+    def _generated(
+        self, matrix: sp.csr_matrix, codes: np.ndarray, z: np.ndarray, library: np.ndarray | None
+    ) -> AnnData:
+        """New cells as an AnnData: covariates and library size in `obs`, z in `obsm["X_sccvae"]`."""
+        obs: dict[str, Any] = self._schema.columns_of(codes)
+        if library is not None:
+            obs["sccvae_library"] = library
+            if self._schema.size_factor_key is not None:
+                obs[self._schema.size_factor_key] = library / np.exp(self._schema.log_size_offset)
+        frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(len(codes))])
+        return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
+
+    def _remember(self, adata: AnnData, counts: Counts) -> None:
+        """Keep what outputs take where they are given no data; columns added to `adata.obs` later are seen."""
+        self._counts, self._cell_names = counts, adata.obs_names.copy()
+        self._obs = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
+
+    def _check_trained(self) -> None:
+        if not self._rows:
+            raise RuntimeError("The model is not trained yet: call train() first.")
+
+
+def check_positive(**numbers: int | None) -> None:
+    """Raise unless all numbers given are at least 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1.")
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA device; pass device='cpu'.")
+    return device
