@@ -1,7 +1,7 @@
 """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with gradients clipped to a norm.
 
 On the CPU compiled, one pass over each weight. torch's own takes the same steps, but it spends a third of its time
-on things other than arithmetic, and its first step imports torch's compiler: two seconds and 150 MB.
+on things other than arithmetic, and its first step imports torch's compiler: more than a second and 70 MB.
 """
 
 import math

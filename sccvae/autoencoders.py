@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,11 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae.chains import Reconstructor
-from sccvae.data import Counts, Minibatch, split
-from sccvae.held import HeldModel, check_positive
+from sccvae.data import Counts, Minibatch
+from sccvae.held import HeldModel, check_positive, checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import Architecture, check_choices
-from sccvae.train import Plan, Progress, fit
-
-logger = logging.getLogger("sccvae")
+from sccvae.networks import Architecture, check_choice, check_choices
 
 Codes = Literal["fitted", "prior"]
 
@@ -45,9 +41,7 @@ class AutoencodingModel(HeldModel):
         options: dict[str, Any],
     ) -> None:
         """Read and check the data, and make the network."""
-        sizes, seed = {name: int(n) for name, n in sizes.items()}, int(seed)
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; expected 0 or more.")
+        sizes, seed = {name: int(n) for name, n in sizes.items()}, checked_seed(seed)
         schema, counts = Schema.learn(
             adata,
             layer=layer,
@@ -67,10 +61,7 @@ class AutoencodingModel(HeldModel):
             encode_covariates=False,
             dropout_cost=0.05,
         )
-        profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
-        self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
-        self._vae.start_from(counts)
-        self._remember(adata, counts)
+        self._begin(adata, schema, counts, architecture, seed, device, options)
 
     def train(
         self,
@@ -111,16 +102,10 @@ class AutoencodingModel(HeldModel):
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
         """
-        if self._counts is None:
-            raise RuntimeError(
-                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
-            )
-        for what, value in {"max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{what} is {value}; expected more than 0.")
-        cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
-        plan = Plan(
-            max_epochs=max(5, round(800 * 128 / len(cells))) if max_epochs is None else max_epochs,
+        self._train(
+            max_epochs,
+            train_size,
+            progress_bar,
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0,
@@ -129,16 +114,9 @@ class AutoencodingModel(HeldModel):
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
         )
-        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
-        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
-        try:
-            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
-        finally:
-            self._rows += progress.rows
-            self._best_epoch = progress.best_epoch
-            self._vae.remember_codes(self._codes_of(self._counts))
-        if progress.stopped == "interrupted":
-            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
+
+    def _after_training(self) -> None:
+        self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])
 
     @property
     def history(self) -> pd.DataFrame:
@@ -158,7 +136,7 @@ class AutoencodingModel(HeldModel):
         indices
             Cells to use: numbers or a boolean mask; None takes all.
         """
-        return self._codes_of(self._cells(adata, indices)[0])
+        return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
 
     @torch.no_grad()
     def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
@@ -196,12 +174,6 @@ class AutoencodingModel(HeldModel):
             rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
             mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
         return mean
-
-    def _codes_of(self, counts: Counts) -> np.ndarray:
-        z = np.empty((len(counts), self._vae.architecture.n_latent), dtype=np.float32)
-        for rows, _, q_z, _ in posterior.encode(self._vae, counts):
-            z[rows] = q_z.mean.cpu().numpy()
-        return z
 
 
 class Autoencoder(AutoencodingModel):
@@ -330,9 +302,3 @@ def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
     if not 0 < scale < np.inf:
         raise ValueError(f"scale is {scale}; expected a standard deviation above 0, in the units of the data.")
     return float(scale)
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise unless `value` is one of those known."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")

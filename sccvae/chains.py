@@ -27,7 +27,7 @@ import scipy.sparse as sp
 import torch
 
 from sccvae.corruption import Corruption
-from sccvae.data import ALONG_CELLS, Counts, Minibatch
+from sccvae.data import Counts, Minibatch
 from sccvae.kernels import PLAIN, Kernels
 from sccvae.networks import Architecture
 from sccvae.vae import VAE, Elbo
@@ -211,10 +211,7 @@ def with_values(along: Minibatch, matrix: sp.csr_matrix) -> Minibatch:
 
 def gathered(x: Minibatch, cells: np.ndarray) -> Minibatch:
     """The cells numbered `cells` of a minibatch, in that order; the same cell may come more than once."""
-    matrix, at = matrix_of(x)[cells], torch.from_numpy(cells).to(x.indptr.device)
-    along = {name: getattr(x, name)[at] for name in ALONG_CELLS}
-    picked = with_values(x._replace(**along), matrix)
-    return picked._replace(log_total=along["log_total"], log_factorial=along["log_factorial"])
+    return x.take(torch.from_numpy(cells).to(x.indptr.device))
 
 
 def noise_start(support: str, log_size: np.ndarray, n_genes: int, rng: np.random.Generator) -> sp.csr_matrix:

@@ -58,6 +58,18 @@ class Minibatch(NamedTuple):
         indptr = self.indptr[first : last + 1] - start
         return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
 
+    def take(self, cells: torch.Tensor, n_stored: int | None = None) -> "Minibatch":
+        """The cells numbered `cells`, in that order, any of them more than once.
+
+        `n_stored` is how many values they have together; without it, a GPU must be waited for.
+        """
+        starts, lengths = self.indptr[cells], self.indptr[cells + 1] - self.indptr[cells]
+        indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
+        stored = torch.arange(len(shift), device=cells.device) + shift
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
+        return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along)
+
     @property
     def rows(self) -> torch.Tensor:
         """Row of every stored value, (stored,)."""

@@ -12,13 +12,13 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.autoencoders import AutoencodingModel, check_choice, checked_scale
+from sccvae.autoencoders import AutoencodingModel, checked_scale
 from sccvae.chains import Denoiser, noise_start
 from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data import Minibatch
 from sccvae.held import check_positive
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import check_choices
+from sccvae.networks import check_choice, check_choices
 
 Start = Literal["data", "noise"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from sccvae.data import ALONG_CELLS, Counts, Minibatch
+from sccvae.data import Counts, Minibatch
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 
@@ -43,17 +43,8 @@ class Resident:
         first = 0
         for cells in groups:
             n_stored = int((self.indptr[cells + 1] - self.indptr[cells]).sum())
-            yield self._minibatch(order[first : first + len(cells)], n_stored)
+            yield self.all.take(order[first : first + len(cells)], n_stored)
             first += len(cells)
-
-    def _minibatch(self, cells: torch.Tensor, n_stored: int) -> Minibatch:
-        x = self.all
-        starts, lengths = x.indptr[cells], x.indptr[cells + 1] - x.indptr[cells]
-        indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
-        stored = torch.arange(n_stored, device=cells.device) + shift
-        along = {name: getattr(x, name)[cells] for name in ALONG_CELLS}
-        return Minibatch(indptr, x.genes[stored], x.values[stored], x.n_genes, **along)
 
 
 def _bytes(counts: Counts) -> int:

@@ -39,9 +39,7 @@ class FittedModel(HeldModel):
             Cells to use: numbers or a boolean mask; None takes all.
         """
         counts, _ = self._cells(adata, indices)
-        mean, variance = np.empty((2, len(counts), self._vae.architecture.n_latent), dtype=np.float32)
-        for rows, _, q_z, _ in posterior.encode(self._vae, counts):
-            mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
+        mean, variance = posterior.latent(self._vae, counts)
         return (mean, variance) if return_variance else mean
 
     def get_normalized_expression(

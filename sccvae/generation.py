@@ -39,11 +39,9 @@ from sccvae.distances import (
 )
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from numpy.typing import NDArray
 
-    Matrix: TypeAlias = Any  # ArrayLike, or any SciPy sparse matrix or array
+    from sccvae.distances import Matrix
 
 __all__ = [
     "MMD",

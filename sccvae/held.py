@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,12 +16,15 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior, storage
-from sccvae.data import Counts
+from sccvae.data import Counts, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
 from sccvae.likelihoods import Likelihood
 from sccvae.networks import Architecture
+from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
+
+logger = logging.getLogger("sccvae")
 
 
 class HeldModel:
@@ -45,6 +49,50 @@ class HeldModel:
         self._obs: pd.DataFrame | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
+
+    def _begin(
+        self,
+        adata: AnnData,
+        schema: Schema,
+        counts: Counts,
+        architecture: Architecture,
+        seed: int,
+        device: str | torch.device,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the model of data that were read, and start it from them."""
+        profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
+        self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
+        self._vae.start_from(counts)
+        self._remember(adata, counts)
+
+    def _train(self, max_epochs: int | None, train_size: float, progress_bar: bool, **choices: Any) -> None:
+        """Train, or go on from where the model stands; `choices` are the other fields of a `Plan`."""
+        if self._counts is None:
+            raise RuntimeError(
+                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
+            )
+        for what in ("max_epochs", "batch_size", "learning_rate"):
+            value = max_epochs if what == "max_epochs" else choices[what]
+            if value is not None and value <= 0:
+                raise ValueError(f"{what} is {value}; expected more than 0.")
+        cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
+        if max_epochs is None:
+            max_epochs = max(5, round(800 * 128 / len(cells)))
+        plan = Plan(max_epochs=max_epochs, **choices)
+        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
+        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        try:
+            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+        finally:
+            self._rows += progress.rows
+            self._best_epoch = progress.best_epoch
+            self._after_training()
+        if progress.stopped == "interrupted":
+            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
+
+    def _after_training(self) -> None:
+        """What else is kept of a run, however it ended."""
 
     @staticmethod
     def _network(
@@ -233,6 +281,13 @@ class HeldModel:
     def _check_trained(self) -> None:
         if not self._rows:
             raise RuntimeError("The model is not trained yet: call train() first.")
+
+
+def checked_seed(seed: int) -> int:
+    """The seed as a whole number, if it is one that generators take."""
+    if int(seed) < 0:
+        raise ValueError(f"seed is {int(seed)}; expected 0 or more.")
+    return int(seed)
 
 
 def check_positive(**numbers: int | None) -> None:

@@ -1,20 +1,16 @@
 """`SCCVAE`: the model that users hold."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from anndata import AnnData
 
-from sccvae.data import split
 from sccvae.fitted import FittedModel
+from sccvae.held import checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, Dispersion, Library, check_choices
-from sccvae.train import Plan, Progress, fit
-
-logger = logging.getLogger("sccvae")
 
 
 class SCCVAE(FittedModel):
@@ -91,9 +87,7 @@ class SCCVAE(FittedModel):
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
-        seed, n_hidden, n_latent, n_layers = map(int, (seed, n_hidden, n_latent, n_layers))
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; expected 0 or more.")
+        seed, n_hidden, n_latent, n_layers = checked_seed(seed), int(n_hidden), int(n_latent), int(n_layers)
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
         schema, counts = Schema.learn(
             adata,
@@ -119,10 +113,7 @@ class SCCVAE(FittedModel):
             encode_covariates=encode_covariates,
             dropout_cost=dropout_cost,
         )
-        profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
-        self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device)
-        self._vae.start_from(counts)
-        self._remember(adata, counts)
+        self._begin(adata, schema, counts, architecture, seed, device)
 
     def train(
         self,
@@ -166,18 +157,10 @@ class SCCVAE(FittedModel):
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
         """
-        if self._counts is None:
-            raise RuntimeError(
-                "This model was loaded without data; load it as SCCVAE.load(path, adata) to train it on."
-            )
-        for what, value in {"max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{what} is {value}; expected more than 0.")
-        cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
-        if max_epochs is None:
-            max_epochs = max(5, round(800 * 128 / len(cells)))
-        plan = Plan(
-            max_epochs=max_epochs,
+        self._train(
+            max_epochs,
+            train_size,
+            progress_bar,
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0 if self._rows else kl_warmup,
@@ -186,12 +169,3 @@ class SCCVAE(FittedModel):
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
         )
-        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
-        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
-        try:
-            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
-        finally:
-            self._rows += progress.rows
-            self._best_epoch = progress.best_epoch
-        if progress.stopped == "interrupted":
-            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)

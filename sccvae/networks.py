@@ -4,7 +4,7 @@ Weights are drawn from, and dropout uses, a generator handed in: torch's global 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -56,8 +56,13 @@ def check_choices(**choices: str) -> None:
     """Raise ValueError unless every choice is one that an `Architecture` knows."""
     known = {"gene_likelihood": LIKELIHOODS, "dispersion": get_args(Dispersion), "library": get_args(Library)}
     for name, value in choices.items():
-        if value not in known[name]:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known[name]))}.")
+        check_choice(name, value, known[name])
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of those known."""
+    if value not in (known := tuple(known)):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
 
 
 class Gaussian(NamedTuple):

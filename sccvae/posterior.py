@@ -42,6 +42,14 @@ def encode(
         yield rows, x, *vae.encoder(x)
 
 
+def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of q(z|x), (cells, n_latent) float32 each."""
+    mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
+    for rows, _, q_z, _ in encode(vae, counts):
+        mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
+    return mean, variance
+
+
 @torch.no_grad()
 def decode(
     vae: VAE,
