@@ -596,7 +596,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(adata):
 @pytest.mark.parametrize(("n_cells", "epochs"), [(900, 114), (10_000, 10), (180_000, 5)])
 def test_number_of_epochs_by_default_makes_about_eight_hundred_steps(adata, monkeypatch, n_cells, epochs):
     plans = []
-    monkeypatch.setattr("sccvae.model.split", lambda *_: (np.arange(n_cells), np.arange(10)))
+    monkeypatch.setattr("sccvae.held.split", lambda *_: (np.arange(n_cells), np.arange(10)))
     monkeypatch.setattr("sccvae.held.fit", lambda *a, **_: plans.append(a[4]))
     sccvae.SCCVAE(adata, n_hidden=4).train()
     assert [plan.max_epochs for plan in plans] == [epochs]
