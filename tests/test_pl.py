@@ -207,10 +207,10 @@ def test_missing_labels_and_samples():
 
 
 def test_palette():
-    colours = pl._palette(36)
+    colours = pl.style.palette(36)
     assert len(set(colours)) == 36
     assert colours[:8] == ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
-    assert len(pl._palette(90)) == 90
+    assert len(pl.style.palette(90)) == 90
 
 
 def test_integration_errors():

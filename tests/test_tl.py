@@ -185,7 +185,7 @@ def test_scanpy_goes_on(plain):
 
 @pytest.mark.parametrize("expression", [None, True, False])
 def test_matrices_above_two_gibibytes_are_left_out_unless_asked(plain, monkeypatch, expression):
-    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60 - 1)
+    monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60 - 1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tl.integrate(plain, batch_key="batch", expression=expression, **QUICK)
@@ -202,14 +202,14 @@ def test_matrices_above_two_gibibytes_are_left_out_unless_asked(plain, monkeypat
 @pytest.mark.parametrize("through", ["integrate", "store"])
 def test_the_warning_points_at_the_users_line(plain, fit, monkeypatch, through):
     model = fit(plain)
-    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 1)
+    monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 1)
     with pytest.warns(UserWarning, match="Expression was left out") as caught:
         tl.integrate(plain, **QUICK) if through == "integrate" else tl.store(plain, model)
     assert caught[0].filename == __file__
 
 
 def test_matrices_of_just_two_gibibytes_are_stored(plain, monkeypatch):
-    monkeypatch.setattr(tl, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60)
+    monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tl.integrate(plain, batch_key="batch", **QUICK)
@@ -217,7 +217,7 @@ def test_matrices_of_just_two_gibibytes_are_stored(plain, monkeypatch):
 
 
 def test_the_limit_is_two_gibibytes():
-    assert tl.MAX_LAYER_BYTES == 2**31
+    assert tl.integration.MAX_LAYER_BYTES == 2**31
 
 
 def test_a_view_becomes_a_copy_of_its_own(plain, fingerprint):

@@ -1,0 +1,9 @@
+"""Plots. Every function returns a `matplotlib.figure.Figure` and draws it nowhere else unless `show=True`.
+
+The AnnData and matplotlib's settings stay as they were.
+"""
+
+from sccvae.pl.embedding import integration
+from sccvae.pl.training import history
+
+__all__ = ["history", "integration"]

@@ -1,0 +1,186 @@
+"""An embedding before and after integration, and what drawings of cells have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
+from sccvae.pl.training import draw_curves, history_frame, is_used
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def integration(
+    adata: AnnData,
+    *,
+    use_rep: str = "X_sccvae",
+    batch_key: str | None = None,
+    label_key: str | None = None,
+    layer: str | None = None,
+    history: pd.DataFrame | Mapping | None = None,
+    max_cells: int = 20_000,
+    show: bool = False,
+) -> Figure:
+    """UMAP of the cells before and after integration, coloured by batch and by cell type.
+
+    Before: the first 50 principal components of normalised log counts (of the 2,000 most variable genes, where there
+    are more). After: `use_rep`. Both layouts are made by `scanpy.tl.umap` from 15 neighbours with a fixed seed.
+
+    Parameters
+    ----------
+    adata
+        Data with raw counts and the embedding. Not written to: colours and layouts are not kept.
+    use_rep
+        Key of the embedding in ``adata.obsm``.
+    batch_key, label_key
+        Columns of ``adata.obs`` with batches and with cell types; at least one. Without `batch_key`, the one that
+        the embedding was made with, where ``adata.uns`` tells (``uns["sccvae"]`` of ``obsm["X_sccvae"]``). Missing
+        values are drawn in grey.
+    layer
+        Layer with the raw counts; by default the one the embedding was made with, else ``adata.X``.
+    history
+        Adds the curves of the ELBO and of the KL divergence, as `pl.history` takes them. By default
+        that of the embedding, ``adata.uns["sccvae"]["history"]``, where there is one.
+    max_cells
+        Draw a random sample of so many cells where there are more, the same at every call.
+    show
+        Open the figure in a window (or the notebook) now.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One row per key; columns before, after and, where there is a history, loss curves.
+
+    Raises
+    ------
+    KeyError
+        A key is in none of ``adata.obsm``, ``adata.obs``, ``adata.layers``.
+    ValueError
+        Neither key is given, a key holds more than 100 different values, or the counts are no counts.
+    """
+    made_with = adata.uns.get(use_rep.removeprefix("X_"), {})
+    parameters = made_with.get("parameters", {})
+    batch_key = parameters.get("batch_key") if batch_key is None else batch_key
+    layer = parameters.get("layer") if layer is None else layer
+    history = made_with.get("history") if history is None else history
+    keys = [key for key in (batch_key, label_key) if key is not None]
+    if not keys:
+        raise ValueError("Nothing to colour the cells by: pass batch_key, label_key, or both; columns of adata.obs.")
+    cells = sample(adata.n_obs, max_cells)
+    groups = {key: categories(adata, key, cells) for key in dict.fromkeys(keys)}
+    after = umap(embedding(adata, use_rep)[cells])
+    before = umap(pca_of_counts(adata, layer, cells))
+
+    frame = None if history is None else history_frame(history)
+    n_columns = 2 if frame is None else 3
+    figure = new_figure(2.5 * n_columns + max(map(legend_width, groups.values())), 2.5 * len(groups))
+    for row, (key, values) in enumerate(groups.items()):
+        axes = [figure.add_subplot(len(groups), n_columns, row * n_columns + i + 1) for i in range(n_columns)]
+        for axis, layout in zip(axes, (before, after), strict=False):
+            draw_cells(axis, layout, values)
+        draw_legend(axes[1], key, values)
+        if row == 0:
+            axes[0].set_title("Before: principal components", fontsize=MEDIUM)
+            axes[1].set_title(f"After: {use_rep}", fontsize=MEDIUM)
+        if frame is not None:
+            column = ("elbo", "kl_z")[row]
+            if is_used(frame, column):
+                draw_curves(axes[2], frame, column, legend=row == 0)
+    return finished(figure, show)
+
+
+def sample(n_cells: int, max_cells: int) -> NDArray:
+    """Numbers of the cells to draw, in random order: no batch then hides another that is drawn before it."""
+    return np.random.default_rng(0).permutation(n_cells)[:max_cells]
+
+
+def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
+    """A column of `obs` for the cells drawn: at most 100 categories."""
+    if key not in adata.obs.columns:
+        raise KeyError(f"{key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
+    values = pd.Categorical(adata.obs[key].iloc[cells]).remove_unused_categories()
+    if len(values.categories) > 100:
+        raise ValueError(
+            f"adata.obs[{key!r}] holds {len(values.categories)} different values: expected at most 100 categories, "
+            "such as batches or cell types."
+        )
+    return values
+
+
+def embedding(adata: AnnData, use_rep: str) -> NDArray:
+    """(cells, dimensions) of `obsm`."""
+    if use_rep not in adata.obsm:
+        raise KeyError(
+            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata, "
+            "batch_key=...) makes 'X_sccvae'."
+        )
+    return np.asarray(adata.obsm[use_rep], dtype=np.float32)
+
+
+def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray) -> NDArray:
+    """Principal components of normalised log counts: (cells, at most 50)."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"{layer!r} is not in adata.layers, which has {list(adata.layers)}.")
+    source, where = (adata.X, "adata.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
+    # Rows are fetched in ascending order: files on disk ask for that.
+    ascending = np.sort(cells)
+    counts = csr_matrix(source[ascending], dtype=np.float32)[np.searchsorted(ascending, cells)]
+    wrong = counts.data[(counts.data < 0) | (counts.data != np.rint(counts.data))]
+    if len(wrong):
+        raise ValueError(
+            f"{where} holds values that are not counts: {wrong[0]:.4g}. The picture before integration is made from "
+            "raw counts: pass layer=... with the layer that holds them."
+        )
+    slim = AnnData(counts)
+    sc.pp.normalize_total(slim, target_sum=1e4)
+    sc.pp.log1p(slim)
+    if slim.n_vars > 2000:
+        sc.pp.highly_variable_genes(slim, n_top_genes=2000)
+        slim = slim[:, slim.var["highly_variable"]].copy()
+    seeded(sc.pp.pca, slim, n_comps=min(50, slim.n_obs - 1, slim.n_vars - 1))
+    return slim.obsm["X_pca"]
+
+
+def umap(representation: NDArray) -> NDArray:
+    """UMAP layout: (cells, dimensions) -> (cells, 2)."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    names = pd.RangeIndex(len(representation)).astype(str)
+    slim = AnnData(obs=pd.DataFrame(index=names), obsm={"rep": representation})
+    seeded(sc.pp.neighbors, slim, n_neighbors=min(15, slim.n_obs - 1), use_rep="rep")
+    seeded(sc.tl.umap, slim)
+    return slim.obsm["X_umap"]
+
+
+def seeded(function, adata: AnnData, **arguments) -> None:
+    """Call a function of Scanpy with a fixed seed, which newer versions call `rng`."""
+    from inspect import signature
+
+    seed = "rng" if "rng" in signature(function).parameters else "random_state"
+    function(adata, **{seed: 0}, **arguments)
+
+
+def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:
+    """Cells at `layout`, (cells, 2), coloured by category; missing ones in grey."""
+    colours = np.array([*palette(len(values.categories)), MISSING])  # the code of a missing value is -1: the last
+    size = float(np.clip(9000 / len(layout), 0.6, 14))
+    # Rasterised, so that a PDF of 20,000 cells stays small.
+    ax.scatter(layout[:, 0], layout[:, 1], c=colours[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)
+    ax.set(xticks=[], yticks=[], box_aspect=1)
+    ax.set_xlabel("UMAP 1", fontsize=SMALL, loc="left")
+    ax.set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")
+    style(ax)

@@ -1,0 +1,6 @@
+"""Scanpy-style functions: they run a model on an AnnData and write the results back into it."""
+
+from sccvae.tl.integration import integrate, store
+from sccvae.tl.ranking import rank_genes_groups
+
+__all__ = ["integrate", "rank_genes_groups", "store"]
