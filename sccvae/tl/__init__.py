@@ -2,5 +2,6 @@
 
 from sccvae.tl.integration import integrate, store
 from sccvae.tl.ranking import rank_genes_groups
+from sccvae.tl.scores import score_integration
 
-__all__ = ["integrate", "rank_genes_groups", "store"]
+__all__ = ["integrate", "rank_genes_groups", "score_integration", "store"]
