@@ -92,8 +92,8 @@ def compare_embeddings(
     """
     if not embeddings:
         raise ValueError("There is no embedding to score: expected at least one, name -> (cells, dimensions).")
-    labels, batches = pd.Series(np.asarray(labels)), pd.Series(np.asarray(batches))
-    for name, values in (("labels", labels), ("batches", batches)):
+    kinds = {name: pd.Series(np.asarray(given)) for name, given in (("labels", labels), ("batches", batches))}
+    for name, values in kinds.items():
         if values.nunique() < 2:
             raise ValueError(
                 f"{name} holds {values.nunique()} different values: expected at least two, or there is nothing that "
@@ -102,12 +102,11 @@ def compare_embeddings(
     scib = _installed() if scib is None else scib
     if scib and not _installed():
         raise ImportError("scib=True needs scib-metrics: pip install scib-metrics. scib=False goes without.")
-    options = {"max_cells": max_cells, "seed": seed}
     rows = {}
     for name, z in embeddings.items():
-        row = embedding_scores(z, labels=labels, batches=batches, **options)
-        row["mixing_entropy"], row["mixing_entropy_sd"] = batch_mixing_entropy(z, batches, **options)
-        rows[name] = row
+        row = embedding_scores(z, **kinds, max_cells=max_cells, seed=seed)
+        entropy = batch_mixing_entropy(z, kinds["batches"], max_cells=max_cells, seed=seed)
+        rows[name] = row | dict(zip(("mixing_entropy", "mixing_entropy_sd"), entropy, strict=True))
     scores = pd.DataFrame.from_dict(rows, orient="index")
     scores["biology"], scores["mixing"] = (scores[list(of)].mean(axis=1) for of in (BIOLOGY, MIXING))
     scores["total"] = 0.6 * scores["biology"] + 0.4 * scores["mixing"]
@@ -115,7 +114,7 @@ def compare_embeddings(
     implementation = dict.fromkeys(own, f"sccvae {version('sccvae')}, scikit-learn {version('scikit-learn')}")
     scores = scores[own]
     if scib:
-        referee = _scib_scores(embeddings, labels, batches, unintegrated, max_cells, seed)
+        referee = _scib_scores(embeddings, kinds["labels"], kinds["batches"], unintegrated, max_cells, seed)
         implementation |= dict.fromkeys(referee.columns, f"scib-metrics {version('scib-metrics')}")
         scores = scores.join(referee)
     scores.attrs["implementation"] = implementation

@@ -38,8 +38,9 @@ ARROWS = {
     "storage": set(),
     "held": {"data", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "train", "vae"},
     "fitted": {"differential", "held", "inputs", "posterior", "storage"},
-    "model": {"fitted", "held", "inputs", "likelihoods", "networks"},
     "corruption": set(),
+    "cross_validation": {"corruption"},
+    "model": {"cross_validation", "fitted", "held", "inputs", "likelihoods", "networks"},
     "chains": {"corruption", "data", "kernels", "networks", "vae"},
     "autoencoders": {"chains", "data", "held", "inputs", "likelihoods", "networks", "posterior"},
     "denoising": {"autoencoders", "chains", "corruption", "data", "held", "likelihoods", "networks", "posterior"},
@@ -57,7 +58,17 @@ ARROWS = {
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
-KNOW_ANNDATA = {"inputs", "held", "fitted", "model", "autoencoders", "denoising", "tl", "__main__"} | LEAVES
+KNOW_ANNDATA = {
+    "inputs",
+    "held",
+    "fitted",
+    "model",
+    "autoencoders",
+    "cross_validation",
+    "denoising",
+    "tl",
+    "__main__",
+} | LEAVES
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
 
 

@@ -75,7 +75,7 @@ def test_a_sample_is_scored(cells):
 
 
 def test_errors(cells, monkeypatch):
-    with pytest.raises(KeyError, match="adata.obs has no column 'bach'. Did you mean 'batch'"):
+    with pytest.raises(KeyError, match=r"adata.obs has no column 'bach'\. Did you mean 'batch'"):
         tl.score_integration(cells, "bach", "cell_type", use_rep="truth")
     with pytest.raises(KeyError, match=r"'X_pca' is not in adata.obsm, which has \['z', 'truth', 'torn'\]"):
         tl.score_integration(cells, "batch", "cell_type")
@@ -95,9 +95,7 @@ def test_errors(cells, monkeypatch):
 
 @pytest.mark.skipif(find_spec("scib_metrics") is not None, reason="scib-metrics is installed: see the tests below")
 def test_without_scib_metrics_own_scores_are_given(cells, scores):
-    pd.testing.assert_frame_equal(
-        tl.score_integration(cells, "batch", "cell_type", use_rep=["truth", "torn"]), scores
-    )
+    pd.testing.assert_frame_equal(tl.score_integration(cells, "batch", "cell_type", use_rep=["truth", "torn"]), scores)
 
 
 @pytest.fixture(scope="module")

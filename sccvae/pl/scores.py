@@ -99,11 +99,12 @@ def score_table(
         scores = scores.sort_values(sort_by, ascending=False, kind="stable")
     methods, note = [str(name) for name in scores.index], _note(scores, named)
     label_width = 0.25 + 0.062 * max(map(len, methods))
-    figure, own = (ax.figure.figure, False) if ax is not None else (None, True)
-    if ax is None:
-        height = _HEIGHT * (len(methods) + 2.9) + (0.2 if note else 0.0)
+    if own := ax is None:
+        height = _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + (0.2 if note else 0.0)
         figure = new_figure(label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
         ax = figure.add_subplot()
+    else:
+        figure = ax.figure.figure
     _draw(ax, scores[list(named)].to_numpy(dtype=float), methods, groups)
     if note:
         ax.text(0, -0.2, note, fontsize=SMALL - 1, color="0.35", va="top", ha="left")
@@ -128,7 +129,7 @@ def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, di
     if texts:
         raise ValueError(f"The column {texts[0]!r} of the scores holds no numbers: leave it out of columns=.")
     titles = {column: title for of in (_OWN, _SCIB) for group in of.values() for column, title in group.items()}
-    return {"": {column: titles.get(column, str(column).replace("_", "\n", 1)) for column in columns}}
+    return {"": {column: titles.get(column, str(column).replace("_", "\n")) for column in columns}}
 
 
 def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:
@@ -178,7 +179,7 @@ def _draw(ax: Axes, values: np.ndarray, methods: list[str], groups: dict[str, di
                     ax.plot([x + 0.28, x + 0.72], [y + 0.2] * 2, color=line, linewidth=0.8, solid_capstyle="butt")
             x, column = x + 1, column + 1
         x += gap
-    ax.set(xlim=(-0.05, x - gap), ylim=(-0.05, n_rows + 1.9))
+    ax.set(xlim=(-0.05, x - gap), ylim=(-0.05, n_rows + (1.9 if any(groups) else 1.2)))
     ax.axis("off")
 
 

@@ -22,7 +22,7 @@ def score_integration(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score embeddings: are cell types kept apart, and batches mixed?
+    """Score embeddings: whether cell types are kept apart and batches mixed.
 
     `sccvae.pl.score_table` draws the result. Nothing is written to `adata`.
 
