@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,10 +98,13 @@ def score_table(
         raise KeyError(f"sort_by={sort_by!r} is not a column of the scores, which have {list(scores.columns)}.")
     if sort_by is not None:
         scores = scores.sort_values(sort_by, ascending=False, kind="stable")
-    methods, note = [str(name) for name in scores.index], _note(scores, named)
+    methods = [str(name) for name in scores.index]
+    note = fill(_note(scores, named), max(20, int(_WIDTH * len(named) / 0.052)))  # as wide as the table
     label_width = 0.25 + 0.062 * max(map(len, methods))
     if own := ax is None:
-        height = _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + (0.2 if note else 0.0)
+        height = (
+            _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
+        )
         figure = new_figure(label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
         ax = figure.add_subplot()
     else:
