@@ -93,7 +93,7 @@ def compare(
     """
     _check(n_splits, kept, settings)
     split_options = {name: _sorted_out(model_class, name, options) for name, options in settings.items()}
-    var = pd.DataFrame(index=pd.Index(genes))
+    counts, var = counts.astype(np.float32, copy=False), pd.DataFrame(index=pd.Index(genes))
     for name, (options, _) in split_options.items():  # a typing error in the last setting is found before hours of work
         if options.get("gene_likelihood") in ("normal", "bernoulli"):
             raise ValueError(

@@ -76,7 +76,7 @@ def compare_embeddings(
 
     - biology: ``knn_accuracy``, ``silhouette_label``, ``kmeans_ari``, ``kmeans_nmi``; ``biology``, their mean;
     - batches: ``silhouette_batch``, ``batch_entropy`` (a share of what can be reached), ``graph_connectivity``;
-      ``mixing``, their mean;
+      ``mixing``, their mean, without ``silhouette_batch`` where no label is found in two batches;
     - ``total``: 0.6 biology + 0.4 mixing, the weights of scIB (Luecken et al. 2022,
       https://doi.org/10.1038/s41592-021-01336-8). It has its weights, not its scores: compare it with ``total`` alone;
     - ``mixing_entropy``, ``mixing_entropy_sd``: `metrics.batch_mixing_entropy`, in nats, of at most log(batches);

@@ -99,7 +99,8 @@ def score_table(
     if sort_by is not None:
         scores = scores.sort_values(sort_by, ascending=False, kind="stable")
     methods = [str(name) for name in scores.index]
-    note = fill(_note(scores, named), max(20, int(_WIDTH * len(named) / 0.052)))  # as wide as the table
+    width = max(20, int(_WIDTH * len(named) / 0.052))  # of the table, in letters
+    note = fill(_note(scores, named), width, break_on_hyphens=False)
     label_width = 0.25 + 0.062 * max(map(len, methods))
     if own := ax is None:
         height = (
