@@ -153,7 +153,7 @@ def group_expression(
             draws += weights.T @ rho
             total += weights.sum(0)[:, None]
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
-        raw = counts.matrix[of_group]
+        raw = counts.rows(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
@@ -176,7 +176,7 @@ def _counts_and_expectation(
 
     ZINB at the posterior means: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
     """
-    shape, library = (counts.n_batches if by_batch else 1, counts.n_genes), 0.0
+    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), 0.0
     observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
     for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
         assert draw.log_library is not None
