@@ -27,6 +27,12 @@ from sccvae.vae import VAE
 logger = logging.getLogger("sccvae")
 
 
+def default_epochs(n_cells: int) -> int:
+    """Epochs of about 800 steps of 128 cells, beyond 5,000 cells of more, as their root; at least 5."""
+    n_steps = 800 * max(1.0, n_cells / 5000) ** 0.5
+    return max(5, round(n_steps * 128 / n_cells))
+
+
 class HeldModel:
     """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
 
@@ -78,7 +84,7 @@ class HeldModel:
                 raise ValueError(f"{what} is {value}; expected more than 0.")
         cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
         if max_epochs is None:
-            max_epochs = max(5, round(800 * 128 / len(cells)))
+            max_epochs = default_epochs(len(cells))
         plan = Plan(max_epochs=max_epochs, **choices)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
