@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from sccvae import corruption, datasets, generation, metrics, pl, simulate, tl
     from sccvae.autoencoders import Autoencoder
     from sccvae.denoising import DenoisingAutoencoder
-    from sccvae.model import SCCVAE
+    from sccvae.model import SCCVAE, cross_validate
     from sccvae.storage import ModelFileError
     from sccvae.train import TrainingError
 
@@ -20,6 +20,7 @@ __all__ = [
     "ModelFileError",
     "TrainingError",
     "corruption",
+    "cross_validate",
     "datasets",
     "generation",
     "metrics",
@@ -34,6 +35,7 @@ _HOMES = {
     "DenoisingAutoencoder": "sccvae.denoising",
     "ModelFileError": "sccvae.storage",
     "TrainingError": "sccvae.train",
+    "cross_validate": "sccvae.model",
 }
 
 

@@ -51,6 +51,7 @@ class FittedModel(HeldModel):
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent", "observed"] = 1.0,
         n_samples: int | None = None,
+        return_mean: bool = True,
         return_numpy: bool = False,
         dtype: str = "float32",
         out: Any = None,
@@ -71,6 +72,8 @@ class FittedModel(HeldModel):
             What rho is multiplied by: a number, or each cell's inferred ("latent") or observed library size.
         n_samples
             Mean over so many draws from q(z|x); None decodes its mean.
+        return_mean
+            False returns the `n_samples` draws themselves.
         return_numpy
             Array instead of DataFrame.
         out
@@ -80,23 +83,29 @@ class FittedModel(HeldModel):
 
         Returns
         -------
-        (cells, genes) DataFrame, array, or `out`. For `normal` and `bernoulli`, the mean of x.
+        (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
+        `normal` and `bernoulli`, the mean of x.
         """
         counts, names = self._cells(adata, indices)
         genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
-        shape = (len(counts), counts.n_genes if genes is None else len(genes))
+        shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
+        if not return_mean:
+            if n_samples is None:
+                raise ValueError("return_mean=False returns draws: say how many with n_samples.")
+            shape = (n_samples, *shape)
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
         check_positive(n_samples=n_samples, chunk_size=chunk_size)
         filled = np.empty(shape, dtype=dtype) if out is None else out
         if tuple(filled.shape) != shape:
-            raise ValueError(f"out has shape {tuple(filled.shape)}; expected (cells, genes) = {shape}.")
+            axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
+            raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
         batches = self._batch_codes(transform_batch)
-        for rows, rho in posterior.expression(
-            self._vae, counts, library_size, genes, chunk_size, batches=batches, n_samples=n_samples, seed=seed
-        ):
-            filled[rows] = rho
-        if out is not None or return_numpy:
+        options: dict[str, Any] = {"batches": batches, "n_samples": n_samples, "seed": seed}
+        options["keep_draws"] = not return_mean
+        for rows, rho in posterior.expression(self._vae, counts, library_size, genes, chunk_size, **options):
+            filled[(rows if return_mean else (slice(None), rows))] = rho
+        if out is not None or return_numpy or not return_mean:
             return filled
         columns = self.gene_names if genes is None else self.gene_names[genes]
         return pd.DataFrame(filled, index=names, columns=columns, copy=False)

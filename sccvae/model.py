@@ -1,16 +1,24 @@
 """`SCCVAE`: the model that users hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 
+from sccvae import cross_validation
 from sccvae.fitted import FittedModel
 from sccvae.held import checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, Dispersion, Library, check_choices
+
+OWN = "this model"  # in a table of cross-validation
+_NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
+_LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost")
+_KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
 class SCCVAE(FittedModel):
@@ -170,3 +178,133 @@ class SCCVAE(FittedModel):
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
         )
+
+    def cross_validate(
+        self,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        n_splits: int = 3,
+        kept: float = 0.8,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> pd.DataFrame:
+        """Molecular cross-validation of this model's settings, on its data, and of changes to them.
+
+        The model itself stays as it is: new ones are trained, `n_splits` for each setting. As `sccvae.cross_validate`,
+        which says what is returned; the row of the model's own settings is called "this model".
+
+        Parameters
+        ----------
+        settings
+            Name -> what is changed, such as ``{"5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
+        options
+            What is changed in all settings, its own as well. Training takes the defaults of `train` unless
+            changed here, whatever this model was trained with.
+        n_splits, kept, seed, progress_bar
+            As in `sccvae.cross_validate`.
+        """
+        if self._counts is None:
+            raise ValueError(
+                "This model was loaded without data: load it as SCCVAE.load(path, adata) to cross-validate it."
+            )
+        if settings is not None and OWN in settings:
+            raise ValueError(f"A setting is called {OWN!r}, the name of the model's own settings: rename it.")
+        own = {name: getattr(self._vae.architecture, name) for name in (*_NETWORK, *_LIKELIHOOD)}
+        own |= {name: getattr(self._schema, name) for name in _KEYS} | {"device": self.device} | dict(options or {})
+        every = {OWN: own} | {name: own | dict(changes) for name, changes in (settings or {}).items()}
+        obs, genes = cast(pd.DataFrame, self._obs), self.gene_names
+        return cross_validation.compare(
+            SCCVAE,
+            self._counts.matrix,
+            obs,
+            genes,
+            every,
+            n_splits=n_splits,
+            kept=kept,
+            seed=seed,
+            progress_bar=progress_bar,
+        )
+
+
+def cross_validate(
+    adata: AnnData,
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    mask_var: str | np.ndarray | None = None,
+    options: Mapping[str, Any] | None = None,
+    n_splits: int = 3,
+    kept: float = 0.8,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Tell which of several settings fits the data best, by molecular cross-validation.
+
+    Each molecule is dealt at random into a part to train on or a part held out (Batson, Royer & Webber 2019,
+    https://doi.org/10.1101/786269), the same for all settings. The loss of a setting is the Poisson negative
+    log-likelihood of the held-out counts under its expected counts, mean * (1 - dropout), scaled to the depth held out
+    of each cell. So models of different likelihoods compare. It judges denoising: not the library size, and not whether
+    batches are mixed, for which there is `sccvae.tl.score_integration`.
+
+    Parameters
+    ----------
+    adata, batch_key, layer, mask_var
+        As in `SCCVAE`.
+    settings
+        Name -> arguments of `SCCVAE` and of `SCCVAE.train`, such as
+        ``{"default": {}, "5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
+    options
+        Arguments of all settings, such as ``{"library": "observed"}``.
+    n_splits
+        How often molecules are dealt and every setting is trained.
+    kept
+        Share of the molecules to train on.
+    seed
+        Of the dealing; the models of split i have the seed `seed` + i.
+    progress_bar
+        One line on a terminal; nothing elsewhere.
+
+    Returns
+    -------
+    DataFrame, a row for each setting, the best first, and one for the "mean profile": all cells alike but for their
+    depth, the guess that a model must beat. Columns:
+
+    - `loss`, `loss_se`: nats per cell, lower is better; mean and standard error over splits;
+    - `excess`, `excess_se`: the same of the loss above that of the first row on the same molecules. Settings compare
+      by these: an excess below about two standard errors is no difference;
+    - `best`: whether it is the first row;
+    - `split_1`, ...: the loss in each split; `seconds`: what building and training took.
+
+    Standard errors are over ways to deal the molecules and over seeds, not over other cells.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        What is wrong with the data, with a setting, or with a number.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> settings = {"default": {}, "2 dimensions": {"n_latent": 2}}
+    >>> table = sccvae.cross_validate(adata, settings, batch_key="batch", options={"max_epochs": 2}, n_splits=2)
+    >>> table.shape
+    (3, 8)
+    """
+    genes = None if mask_var is None else mask_of_genes(adata, mask_var)
+    schema, counts = Schema.learn(adata, layer=layer, genes=genes)
+    common = {"batch_key": batch_key} | dict(options or {})
+    every = {name: common | dict(changes) for name, changes in settings.items()}
+    return cross_validation.compare(
+        SCCVAE,
+        counts.matrix,
+        adata.obs,
+        schema.genes,
+        every,
+        n_splits=n_splits,
+        kept=kept,
+        seed=seed,
+        progress_bar=progress_bar,
+    )

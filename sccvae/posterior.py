@@ -95,10 +95,15 @@ def expression(
     batches: Sequence[int | None],
     n_samples: int | None,
     seed: int,
+    keep_draws: bool = False,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, normalised expression of the genes asked, averaged over samples and batches), chunk by chunk."""
+    """(rows, normalised expression of the genes asked), chunk by chunk; (cells, genes), averaged over batches.
+
+    Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes).
+    """
     columns = None if genes is None else torch.from_numpy(genes).to(vae.device)
-    per_chunk, total, done = (n_samples or 1) * len(batches), None, 0
+    per_chunk, total, done, means = (n_samples or 1) * len(batches), None, 0, []
+    per_mean = len(batches) if keep_draws else per_chunk
     draws = decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed, only_logits=True)
     for draw in draws:
         rho = vae.likelihood.expression(draw.decoded)
@@ -109,9 +114,12 @@ def expression(
         elif library_size != 1:
             rho = rho * library_size
         total, done = rho if total is None else total.add_(rho), done + 1
+        if done % per_mean == 0:
+            means.append((total if per_mean == 1 else total.div_(per_mean)).cpu().numpy())
+            total = None
         if done == per_chunk:
-            yield draw.rows, (total if per_chunk == 1 else total.div_(per_chunk)).cpu().numpy()
-            total, done = None, 0
+            yield draw.rows, np.stack(means) if keep_draws else means[0]
+            done, means = 0, []
 
 
 def group_expression(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import entropy
 
 from sccvae import metrics
 
@@ -71,6 +72,39 @@ def test_batch_entropy_by_hand():
     local = np.log(2) * 2 / 6  # of cells 0 and 1, half and half; the others see one batch
     whole = -(2 / 6 * np.log(2 / 6) + 4 / 6 * np.log(4 / 6))
     assert metrics.batch_entropy(z, batches, k=2) == pytest.approx(local / whole)
+
+
+def test_batch_mixing_entropy_of_perfectly_mixed_batches():
+    """51 cells in each place, 17 of each of 3 batches: a cell's 50 neighbours are the others, 16, 17 and 17."""
+    places = np.repeat(np.arange(12.0), 51)[:, None] * 1000
+    batches = np.tile(np.repeat(["a", "b", "c"], 17), 12)
+    exact = entropy([16, 17, 17])
+    mean, sd = metrics.batch_mixing_entropy(places, batches)
+    assert mean == pytest.approx(exact, rel=1e-12)
+    assert sd == pytest.approx(0, abs=1e-12)
+    assert exact == pytest.approx(np.log(3), abs=5e-4)
+
+
+def test_batch_mixing_entropy_of_separated_batches(apart):
+    z, _, batches = apart
+    assert metrics.batch_mixing_entropy(z + 1000 * (batches == "10x")[:, None], batches) == (0, 0)
+
+
+def test_batch_mixing_entropy_is_a_bootstrap_of_the_mean_over_cells(apart):
+    z, _, batches = apart
+    distances = np.linalg.norm(z[:, None] - z, axis=2)
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.argsort(distances, axis=1)[:, :50]
+    of_cells = np.array([entropy([(batches[row] == b).sum() for b in ("10x", "plates")]) for row in nearest])
+    mean, sd = metrics.batch_mixing_entropy(z, batches, n_pools=400)
+    assert mean == pytest.approx(of_cells.mean(), abs=4 * of_cells.std() / np.sqrt(400 * 100))
+    assert sd == pytest.approx(of_cells.std() / 10, rel=0.15)
+    assert metrics.batch_mixing_entropy(z, batches, seed=1) != metrics.batch_mixing_entropy(z, batches)
+    assert metrics.batch_mixing_entropy(z, batches, seed=1) == metrics.batch_mixing_entropy(z, batches, seed=1)
+    assert np.isnan(metrics.batch_mixing_entropy(z, batches, n_pools=1)[1])
+    # Divided by what can be reached, it is `batch_entropy`.
+    whole = entropy([(batches == b).mean() for b in ("10x", "plates")])
+    assert metrics.batch_entropy(z, batches) == pytest.approx(of_cells.mean() / whole)
 
 
 def test_knn_accuracy_against_brute_force():

@@ -4,6 +4,7 @@ The AnnData and matplotlib's settings stay as they were.
 """
 
 from sccvae.pl.embedding import integration
+from sccvae.pl.scores import score_table
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration"]
+__all__ = ["history", "integration", "score_table"]

@@ -1,0 +1,196 @@
+"""Tables of scores as a figure."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sccvae.pl.style import MEDIUM, SMALL, finished, new_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Columns of `tl.score_integration`: heading of the group, column, heading.
+_OWN = {
+    "cell types": {
+        "knn_accuracy": "neighbour\naccuracy",
+        "silhouette_label": "silhouette",
+        "kmeans_ari": "k-means\nARI",
+        "kmeans_nmi": "k-means\nNMI",
+    },
+    "batches": {
+        "batch_entropy": "entropy of\nmixing",
+        "silhouette_batch": "silhouette",
+        "graph_connectivity": "graph\nconnected",
+    },
+    "together": {"biology": "cell\ntypes", "mixing": "batches", "total": "total"},
+}
+_SCIB = {
+    "cell types": {
+        "knn_accuracy": "neighbour\naccuracy",
+        "scib_isolated_labels": "isolated\nlabels",
+        "scib_kmeans_nmi": "k-means\nNMI",
+        "scib_kmeans_ari": "k-means\nARI",
+        "scib_silhouette_label": "silhouette",
+        "scib_clisi": "cLISI",
+    },
+    "batches": {
+        "batch_entropy": "entropy of\nmixing",
+        "scib_bras": "BRAS",
+        "scib_ilisi": "iLISI",
+        "scib_kbet": "kBET",
+        "scib_graph_connectivity": "graph\nconnected",
+        "scib_pcr": "PC\nregression",
+    },
+    "scIB": {"scib_biology": "cell\ntypes", "scib_mixing": "batches", "scib_total": "total"},
+}
+_WIDTH, _HEIGHT = 0.62, 0.3  # of a cell, in inches
+
+
+def score_table(
+    scores: pd.DataFrame,
+    *,
+    columns: Sequence[str] | None = None,
+    sort_by: str | None = None,
+    ax: Axes | None = None,
+    show: bool = False,
+) -> Figure:
+    """Table of scores, a row for each embedding; the best of each column is bold and underlined.
+
+    Darker is better: each column is coloured from its worst to its best, where they differ by more than 0.005, so that
+    rounding is not mistaken for a difference.
+
+    Parameters
+    ----------
+    scores
+        As from `sccvae.tl.score_integration`, higher being better; or any table of numbers with a row per method.
+    columns
+        Columns to show; None shows the scIB scores, where there are any, else the package's own, with the aggregates.
+        Of another table, all.
+    sort_by
+        Column whose highest value comes first; None takes ``scib_total`` or ``total``, where there is one, else keeps
+        the order.
+    ax
+        Draw into these axes instead of a figure of its own.
+    show
+        Open the figure in a window (or the notebook) now.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, KeyError
+        There is nothing to show; a column is unknown, or holds no numbers.
+    """
+    groups = _groups(scores, columns)
+    named = {column: title for of_group in groups.values() for column, title in of_group.items()}
+    if sort_by is None:
+        sort_by = next((column for column in ("scib_total", "total") if column in named), None)
+    elif sort_by not in scores:
+        raise KeyError(f"sort_by={sort_by!r} is not a column of the scores, which have {list(scores.columns)}.")
+    if sort_by is not None:
+        scores = scores.sort_values(sort_by, ascending=False, kind="stable")
+    methods = [str(name) for name in scores.index]
+    note = fill(_note(scores, named), max(20, int(_WIDTH * len(named) / 0.052)))  # as wide as the table
+    label_width = 0.25 + 0.062 * max(map(len, methods))
+    if own := ax is None:
+        height = (
+            _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
+        )
+        figure = new_figure(label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
+        ax = figure.add_subplot()
+    else:
+        figure = ax.figure.figure
+    _draw(ax, scores[list(named)].to_numpy(dtype=float), methods, groups)
+    if note:
+        ax.text(0, -0.2, note, fontsize=SMALL - 1, color="0.35", va="top", ha="left")
+    return finished(figure, show, own=own)
+
+
+def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """The columns to show by group: heading -> column -> heading."""
+    if scores.empty:
+        raise ValueError("scores is empty: expected a row for each embedding, as from sccvae.tl.score_integration.")
+    known = _SCIB if "scib_total" in scores else _OWN
+    if columns is None:
+        groups = {name: {c: title for c, title in of.items() if c in scores} for name, of in known.items()}
+        groups = {name: of for name, of in groups.items() if of}
+        if groups:
+            return groups
+        columns = list(scores.columns)
+    unknown = [column for column in columns if column not in scores]
+    if unknown:
+        raise KeyError(f"scores has no column {unknown[0]!r}: it has {list(scores.columns)}.")
+    texts = [column for column in columns if scores[column].dtype.kind not in "iufb"]
+    if texts:
+        raise ValueError(f"The column {texts[0]!r} of the scores holds no numbers: leave it out of columns=.")
+    titles = {column: title for of in (_OWN, _SCIB) for group in of.values() for column, title in group.items()}
+    return {"": {column: titles.get(column, str(column).replace("_", "\n")) for column in columns}}
+
+
+def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:
+    """Which packages computed the columns that are shown."""
+    said: dict[str, str] = scores.attrs.get("implementation", {})
+    by = dict.fromkeys(said[column] for column in shown if column in said)
+    if len(by) < 2:
+        return "".join(f"computed by {text}" for text in by)
+    lone = {text: [t.replace("\n", " ") for c, t in shown.items() if said.get(c) == text] for text in by}
+    first, *others = sorted(by, key=lambda text: len(lone[text]))
+    return f"{', '.join(lone[first])}: {first}; all others: {', '.join(others)}"
+
+
+def _draw(ax: Axes, values: np.ndarray, methods: list[str], groups: dict[str, dict[str, str]]) -> None:
+    """Cells of the table, row 0 at the top; x and y count columns and rows, groups stand a little apart."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    n_rows, gap, x, column = len(methods), 0.12 / _WIDTH, 0.0, 0
+    colours = colormaps["Blues"]
+    for row, name in enumerate(methods):
+        ax.text(-0.15, n_rows - row - 0.5, name, fontsize=MEDIUM, ha="right", va="center")
+    for heading, titles in groups.items():
+        if heading:
+            ax.text(x, n_rows + 1.25, heading, fontsize=MEDIUM, weight="bold", ha="left", va="bottom")
+            ax.plot([x, x + len(titles)], [n_rows + 1.15] * 2, color="0.2", linewidth=0.8)
+        for title in titles.values():
+            ax.text(x + 0.5, n_rows + 0.12, title, fontsize=SMALL, ha="center", va="bottom", linespacing=1.0)
+            shares, best = _shares(values[:, column])
+            for row in range(n_rows):
+                y, value = n_rows - row - 1, values[row, column]
+                face = "white" if np.isnan(value) else colours(0.05 + 0.7 * shares[row])
+                ax.add_patch(Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=face, edgecolor="none"))
+                text = "–" if np.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+                ax.text(
+                    x + 0.5,
+                    y + 0.5,
+                    text,
+                    fontsize=MEDIUM,
+                    ha="center",
+                    va="center",
+                    color="white" if shares[row] > 0.8 else "black",
+                    weight="bold" if best[row] else "normal",
+                )
+                if best[row]:
+                    line = "white" if shares[row] > 0.8 else "black"
+                    ax.plot([x + 0.28, x + 0.72], [y + 0.2] * 2, color=line, linewidth=0.8, solid_capstyle="butt")
+            x, column = x + 1, column + 1
+        x += gap
+    ax.set(xlim=(-0.05, x - gap), ylim=(-0.05, n_rows + (1.9 if any(groups) else 1.2)))
+    ax.axis("off")
+
+
+def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Position of each value between the worst and the best, in [0, 1]; which are the best as they are printed."""
+    known = values[~np.isnan(values)]
+    if not len(known) or np.ptp(known) <= 0.005:
+        return np.full(len(values), 0.4), np.zeros(len(values), dtype=bool)
+    shares = (values - known.min()) / np.ptp(known)
+    return np.nan_to_num(shares), np.round(values, 2) == np.round(known.max(), 2)

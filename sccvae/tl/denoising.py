@@ -1,0 +1,106 @@
+"""Denoised expression of single genes, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sccvae.inputs import check_adata
+from sccvae.model import SCCVAE
+
+
+def denoise(
+    adata: AnnData,
+    model: SCCVAE,
+    genes: str | Sequence[str],
+    *,
+    transform_batch: str | Sequence[str] | None = None,
+    interval: float = 0.9,
+    n_samples: int = 100,
+    key_added: str = "denoised",
+    seed: int = 0,
+) -> None:
+    """Denoised expression of some genes with a credible interval for each cell, as columns of `obs`.
+
+    Normalised expression, decoded from `n_samples` draws from q(z|x) and scaled to the median library size, so in the
+    units of `layers["sccvae"]`: molecules in a cell of median depth. The columns go where Scanpy colours by:
+    `sc.pl.umap(adata, color="Gata1_denoised")`.
+
+    The interval is that of the cell's place z among the others, seen through a decoder taken as known. It is
+    wider where fewer molecules tell what the cell is. It knows nothing of what a decoder fitted to few cells gets
+    wrong, so it holds the truth less often than it says (on 500 simulated cells, 0.75 of the time at 0.9); compare
+    groups of cells by `SCCVAE.differential_expression` instead.
+
+    Parameters
+    ----------
+    adata
+        The data that `model` was trained on (told by the names of the cells; its counts are then those of that time,
+        so `X` may have been normalised since), or new data.
+    model
+        A trained model of counts.
+    genes
+        Name or names of genes that it models.
+    transform_batch
+        Batch to decode in: None, each cell's own; a name; the mean over several names; "all", over all batches, which
+        removes their effect.
+    interval
+        Posterior probability of the interval, between equal tails.
+    n_samples
+        Posterior draws; memory is 4 bytes x draws x cells x genes.
+    key_added
+        Ending of the names of the columns.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    None. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the posterior mean;
+    `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
+
+    Raises
+    ------
+    ValueError, KeyError, RuntimeError
+        A gene or batch is unknown, a number is out of its range, or the model is not trained.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
+    >>> model.train(max_epochs=2)
+    >>> sccvae.tl.denoise(adata, model, "gene_7", transform_batch="all")
+    >>> bool((adata.obs["gene_7_denoised_lower"] <= adata.obs["gene_7_denoised_upper"]).all())
+    True
+    """
+    check_adata(adata)
+    if not 0 < interval < 1:
+        raise ValueError(f"interval is {interval}; expected a probability in (0, 1), such as 0.9.")
+    if n_samples < 20:
+        raise ValueError(f"n_samples is {n_samples}; expected at least 20, as the ends of an interval are taken.")
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise ValueError("genes is empty: expected the name of at least one gene.")
+    known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
+    source = None if known else adata
+    scale = float(np.median(model.get_latent_library_size(source))) if model.likelihood.has_library else 1.0
+    draws = model.get_normalized_expression(
+        source,
+        gene_list=names,
+        transform_batch=transform_batch,
+        library_size=scale,
+        n_samples=n_samples,
+        return_mean=False,
+        seed=seed,
+    )
+    lower, upper = np.quantile(draws, [(1 - interval) / 2, (1 + interval) / 2], axis=0).astype(np.float32)
+    endings = {"": draws.mean(0), "_lower": lower, "_upper": upper}
+    columns = {
+        f"{name}_{key_added}{ending}": values[:, column]
+        for column, name in enumerate(names)
+        for ending, values in endings.items()
+    }
+    kept = adata.obs.drop(columns=[column for column in columns if column in adata.obs])
+    adata.obs = pd.concat([kept, pd.DataFrame(columns, index=kept.index)], axis=1)  # one by one it becomes slow
