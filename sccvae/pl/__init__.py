@@ -3,7 +3,8 @@
 The AnnData and matplotlib's settings stay as they were.
 """
 
+from sccvae.pl.diagnostics import diagnostics
 from sccvae.pl.embedding import integration
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration"]
+__all__ = ["diagnostics", "history", "integration"]
