@@ -220,7 +220,7 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
     """Zero fractions, variances and calibration in words."""
     above, below = genes["zeros"] > genes["zeros_high"], genes["zeros"] < genes["zeros_low"]
     inside = 1 - float((above | below).mean())
-    text = f"The zero fraction of {inside:.0%} of the genes lies inside the model's 95 % interval"
+    text = f"The zero fraction of {inside:.0%} of the genes lies inside the model's 95% interval"
     if inside < EXPECTED["zeros_inside"][0]:
         text += f": {above.sum():,} genes have more zeros than the model expects, {below.sum():,} fewer. "
         text += (
@@ -240,7 +240,7 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
     checks.append(Check("variance_ratio", ratio, text + "."))
     coverage = float(ranks[1:-1].sum())  # without the lowest and the highest twentieth
     low, high = EXPECTED["coverage_90"]
-    text = f"90 % prediction intervals hold {coverage:.0%} of the counts"
+    text = f"90% prediction intervals hold {coverage:.0%} of the counts"
     text += ": they are too narrow" if coverage < low else ": they are too wide" if coverage > high else ""
     return [*checks, Check("coverage_90", coverage, text + ".")]
 
@@ -356,7 +356,9 @@ def check_cells(cells: pd.DataFrame) -> list[Check]:
     if worst.empty:
         text = "No cell is explained much worse than others of its library size."
     else:
-        listed = ", ".join(map(repr, map(str, worst.index[:5]))) + (", ..." if len(worst) > 5 else "")
+        listed = ", ".join(map(repr, map(str, worst.index[:5]))) + (
+            f" and {len(worst) - 5:,} more" if len(worst) > 5 else ""
+        )
         text = (
             f"{len(worst):,} of {len(cells):,} cells ({share:.1%}) are explained much worse than others of their "
             f"library size, worst first: {listed}. Look whether they are doublets, dying cells or a kind that is rare."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, cast
@@ -335,6 +336,67 @@ class FittedModel(HeldModel):
             n_neighbors=n_neighbors,
             history=self.history,
         )
+
+    def report(
+        self,
+        path: str | os.PathLike,
+        adata: AnnData | None = None,
+        *,
+        batch_key: str | None = None,
+        label_key: str | None = None,
+        title: str | None = None,
+        max_cells: int = 20_000,
+        seed: int = 0,
+    ) -> None:
+        """Write a page for collaborators: data, embedding, scores, training, diagnostics, parameters.
+
+        One HTML file that holds its figures, prints well and asks nothing of a network; one that is there is replaced.
+
+        Parameters
+        ----------
+        path
+            File to write, such as `report.html`.
+        adata
+            New data, genes in any order; None takes the training data.
+        batch_key, label_key
+            Columns of `obs` with batches (None takes the one that the model knows) and with kinds of cells; the
+            embedding is drawn and scored by them.
+        title
+            Heading; None names the numbers of cells and genes.
+        max_cells
+            Draw, score and diagnose a random choice of so many cells where there are more.
+
+        Raises
+        ------
+        RuntimeError, ValueError, KeyError, OSError
+            The model is not trained, or holds no data; there is no such column; `path` cannot be written.
+        """
+        from sccvae import report  # draws and scores, which takes matplotlib and scikit-learn
+
+        report.checked_path(path)
+        check_positive(max_cells=max_cells)
+        counts, names = self._cells(adata, None)
+        obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
+        batch_key = self._schema.batch_key if batch_key is None else batch_key
+        columns = {key: labels_of(key, obs, names) for key in (batch_key, label_key) if key is not None}
+        text = report.page(
+            AnnData(
+                counts.matrix,
+                obs=pd.DataFrame(columns, index=names),
+                var=pd.DataFrame(index=self.gene_names),
+                obsm={"X_sccvae": posterior.latent(self._vae, counts)[0]},
+            ),
+            self.diagnose(adata, batch_key=batch_key, max_cells=max_cells, seed=seed),
+            self.describe(),
+            title=title or f"Integration of {len(counts):,} cells and {counts.n_genes:,} genes",
+            summary=repr(self),
+            batch_key=batch_key,
+            label_key=label_key,
+            counts=self.likelihood.support == "counts",
+            max_cells=max_cells,
+            seed=seed,
+        )
+        report.write(path, text)
 
     # -------------------------------------------------------------------------------------------------------- details
 

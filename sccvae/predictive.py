@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy.special import betainc, pdtr
-from scipy.stats import binom
 
 BINS = 20  # of the rank histogram
 CALIBRATED_GENES, CALIBRATED_CELLS = 250, 400  # whose counts make it
@@ -145,6 +144,8 @@ def zero_interval(some: np.ndarray, square: np.ndarray, n_cells: int, share: flo
     (genes,) lowest and highest number of cells. The sum of 0/1 variables is taken as the binomial of the same mean and
     (but for rounding) variance, which has the same Poisson and normal limits; it is off by a cell at most.
     """
+    from scipy.stats import binom  # takes a third of a second to import
+
     some, square = np.maximum(some, 1e-12), np.maximum(square, 1e-24)
     trials = np.clip(np.round(some**2 / square), np.ceil(some), n_cells)
     low, high = (binom.ppf(q, trials, np.minimum(some / trials, 1)) for q in ((1 - share) / 2, (1 + share) / 2))

@@ -25,7 +25,7 @@ NAMES = {
     "held_out_gap": "held-out gap of ELBO",
     "zeros_inside": "zero fractions inside",
     "variance_ratio": "variance, model / data",
-    "coverage_90": "90 % intervals hold",
+    "coverage_90": "90% intervals hold",
     "batches_apart": "batches apart",
     "unexplained_cells": "cells unexplained",
 }
@@ -127,7 +127,7 @@ def _zeros(ax: Axes, diagnosis: Diagnosis) -> None:
     assert genes is not None
     inside = genes["zeros"].between(genes["zeros_low"] - 1e-9, genes["zeros_high"] + 1e-9).to_numpy()
     ax.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
-    for chosen, colour, name in ((inside, GOOD, "inside 95 %"), (~inside, BAD, "outside")):
+    for chosen, colour, name in ((inside, GOOD, "inside 95%"), (~inside, BAD, "outside")):
         some, label = genes[chosen], f"{name} ({chosen.mean():.0%})"
         ax.scatter(
             some["model_zeros"], some["zeros"], s=3, color=colour, alpha=0.6, linewidths=0, rasterized=True, label=label
