@@ -14,6 +14,7 @@ from sccvae.data import Counts, Minibatch
 from sccvae.differential import Group
 from sccvae.likelihoods import Decoded
 from sccvae.networks import Gaussian
+from sccvae.predictive import CountParameters
 from sccvae.vae import VAE
 
 
@@ -221,6 +222,16 @@ def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
             probability = torch.sigmoid(draw.decoded.dropout).cpu().numpy()
             result.setdefault("dropout", np.empty(shape, dtype=np.float32))[draw.rows] = probability
     return result
+
+
+@torch.no_grad()
+def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> Iterator[tuple[slice, CountParameters]]:
+    """(rows, parameters of p(x | z, l)) for chunks of cells in order, `n_samples` draws of z and l for each."""
+    for draw in decode(vae, counts, batches=[None], n_samples=n_samples, seed=seed):
+        mean = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
+        log_theta, logit = draw.decoded.log_dispersion, draw.decoded.dropout
+        theta = None if log_theta is None else log_theta.exp().cpu().numpy()
+        yield draw.rows, CountParameters(mean, theta, None if logit is None else logit.sigmoid().cpu().numpy())
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 The AnnData and matplotlib's settings stay as they were.
 """
 
+from sccvae.pl.diagnostics import diagnostics
 from sccvae.pl.embedding import integration
 from sccvae.pl.scores import score_table
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration", "score_table"]
+__all__ = ["diagnostics", "history", "integration", "score_table"]
