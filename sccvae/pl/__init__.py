@@ -4,6 +4,9 @@ The AnnData and matplotlib's settings stay as they were.
 """
 
 from sccvae.pl.embedding import integration
+from sccvae.pl.generation import generation
+from sccvae.pl.images import images
+from sccvae.pl.latent import interpolation, latent_grid, latent_scatter
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration"]
+__all__ = ["generation", "history", "images", "integration", "interpolation", "latent_grid", "latent_scatter"]
