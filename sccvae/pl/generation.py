@@ -92,11 +92,11 @@ def generation(
 def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) -> None:
     """A quantity of each gene against its mean, and its median over genes of like mean."""
     for x, (name, colour) in zip((real, generated), _KINDS, strict=True):
-        mean = np.asarray(x.mean(0), dtype=float).ravel()
-        square = np.asarray(x.astype(float).power(2).mean(0)).ravel()
+        x = x.astype(np.float64)
+        mean, square = (np.asarray(m.mean(0)).ravel() for m in (x, x.power(2)))
         values = square - mean**2 if what == "variance" else 1 - x.getnnz(0) / x.shape[0]
         found = (mean > 0) & (values > 0 if what == "variance" else True)
-        ax.scatter(mean[found], values[found], s=1.5, color=colour, alpha=0.25, linewidths=0, rasterized=True)
+        ax.scatter(mean[found], values[found], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
         ax.plot(*running_median(mean[found], values[found]), color=colour, linewidth=1.4, label=name, zorder=3)
     ax.set_xscale("log")
     if what == "variance":

@@ -70,7 +70,7 @@ def images(
                 f"The images of {title!r} have shape {x.shape}; expected (images, {blank.shape[2]} pixels)."
             )
         blank[i, : len(x)] = x
-    width = max(len(str(title)) for title in rows) * 0.058 + 0.15
+    width = max(len(str(title)) for title in rows) * 0.068 + 0.2
     figure = new_figure(
         0.42 * longest + width, 0.42 * len(dense) * shape[0] / shape[1] + (0.1 if columns is None else 0.3)
     )

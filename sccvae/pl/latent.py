@@ -164,7 +164,7 @@ def latent_grid(
         decoded = model.decode(z, batch=batch)
         figure = new_figure(4.2, 4.2)
         ax = figure.add_subplot()
-        draw_images(ax, decoded.reshape(n, n, -1), shape, extent=extent, gap=0)
+        draw_images(ax, decoded.reshape(n, n, -1), shape, extent=extent, gap=2)
         _name_dimensions(ax)
         return finished(figure, show)
     sets = dict(gene_list) if isinstance(gene_list, Mapping) else {"": list(gene_list or ())}
@@ -204,7 +204,8 @@ def interpolation(
 
     The lower panel is the log density of the aggregate posterior along each line minus its mean at the codes of the
     cells, in nats, as `sccvae.distances.line_log_density` estimates it: far below 0 a line crosses a hole. The
-    codes are the encoder's means; of an `SCCVAE`, all but the ends of the lines are draws from q(z|x).
+    codes are the encoder's means; of an `SCCVAE`, all but the ends of the lines are draws from q(z|x). Codes that are
+    the same, as those of equal images, count once.
 
     Parameters
     ----------
@@ -251,7 +252,9 @@ def interpolation(
     decoded = decoded.reshape(len(begin), n_points, -1)
     ends = np.unique(np.concatenate([begin, end]))
     spread[ends] = z[ends]
-    density = line_log_density(spread, begin, end, fine, n_neighbors=n_neighbors)
+    kept = np.union1d(np.unique(spread, axis=0, return_index=True)[1], ends)
+    numbered = np.searchsorted(kept, begin), np.searchsorted(kept, end)
+    density = line_log_density(spread[kept], *numbered, fine, n_neighbors=n_neighbors)
     names = [f"{a} to {b}" for a, b in zip(begin, end, strict=True)]
     if shape is not None:
         if model.likelihood.has_library:
@@ -261,8 +264,8 @@ def interpolation(
         top = figure.add_subplot(grid[0])
         draw_images(top, decoded, shape, extent=[-0.5 / (n_points - 1), 1 + 0.5 / (n_points - 1), len(begin), 0])
         top.set(xticks=[], yticks=np.arange(len(begin)) + 0.5, yticklabels=names, aspect="auto")
-        bottom = figure.add_subplot(grid[1], sharex=top)
-        bottom.tick_params(labelbottom=True)
+        top.tick_params(labelsize=SMALL, length=0)
+        bottom = figure.add_subplot(grid[1], xlim=top.get_xlim())
         _draw_density(bottom, fine, density, names, legend=len(names) > 1)
         return finished(figure, show)
     given = None if gene_list is None else genes_of(model, gene_list)
@@ -277,7 +280,7 @@ def interpolation(
         ax = figure.add_subplot(grid[0, i])
         images.append(_draw_genes(ax, levels[:, genes], model.gene_names[genes], along))
         ax.set_title(name, fontsize=MEDIUM)
-        _draw_density(figure.add_subplot(grid[1, i], sharex=ax), fine, density[[i]], [name], legend=False)
+        _draw_density(figure.add_subplot(grid[1, i], xlim=ax.get_xlim()), fine, density[[i]], [name], legend=False)
     for image in images:
         image.set_clim(min(i.norm.vmin for i in images), max(i.norm.vmax for i in images))
     bar = figure.colorbar(images[-1], ax=figure.axes, shrink=0.5, anchor=(0, 1), pad=0.02)
