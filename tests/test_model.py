@@ -15,6 +15,8 @@ import scipy.sparse as sp
 import torch
 import zarr
 from scipy import stats
+from scipy.special import logsumexp, softmax
+from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 import sccvae
@@ -899,3 +901,32 @@ def test_dispersions_are_near_the_truth():
     assert expressed.sum() > 50
     assert stats.spearmanr(fitted, truth).statistic > 0.7
     assert 0.5 < np.median(fitted / truth) < 1.2
+
+
+# --------------------------------------------------------------------------------------------------------------- digits
+
+
+def mixture_of_bernoullis(train, test, k, rng) -> np.ndarray:
+    """Log-likelihood of each row of `test` under k products of Bernoullis fitted to `train` by EM."""
+    share = rng.dirichlet(np.ones(k), size=len(train))
+    for _ in range(100):
+        weight, ones = share.mean(0), (share.T @ train + 0.5) / (share.sum(0)[:, None] + 1)
+        joint = train @ np.log(ones).T + (1 - train) @ np.log1p(-ones).T + np.log(weight)
+        share = softmax(joint, axis=1)
+    return logsumexp(test @ np.log(ones).T + (1 - test) @ np.log1p(-ones).T + np.log(weight), axis=1)
+
+
+def test_the_bernoulli_model_explains_unseen_digits_better_than_a_mixture():
+    pixels, _ = load_digits(return_X_y=True)
+    binary = np.random.default_rng(0).permutation((pixels >= 8).astype(np.float32))
+    train, test = binary[:1400], binary[1400:]
+    rng = np.random.default_rng(1)
+    independent = mixture_of_bernoullis(train, test, 1, rng).mean()
+    ones = (train.sum(0) + 0.5) / (len(train) + 1)
+    assert independent == pytest.approx((test * np.log(ones) + (1 - test) * np.log1p(-ones)).sum(1).mean(), abs=1e-4)
+    mixture = max(mixture_of_bernoullis(train, test, 10, rng).mean() for _ in range(3))
+    model = sccvae.SCCVAE(ad.AnnData(train), gene_likelihood="bernoulli", n_latent=10, n_hidden=128)
+    model.train(60, batch_size=100, progress_bar=False)
+    ours = model.get_marginal_ll(ad.AnnData(test), n_samples=100)
+    assert model.get_elbo(ad.AnnData(test)) < ours  # a lower bound
+    assert ours > mixture + 1 > independent + 4

@@ -159,7 +159,7 @@ def test_latent_grid_of_images(pictures):
     top_right, bottom_left = pictures.decode(np.array([[1, 2], [-1, -2]])).reshape(2, 3, 4)
     np.testing.assert_allclose(mosaic[1:4, -5:-1], top_right, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mosaic[-4:-1, 1:5], bottom_left, rtol=1e-4, atol=1e-5)
-    assert image.get_extent() == [-1.25, 1.25, -2.5, 2.5]  # each image is centred at its code
+    assert tuple(image.get_extent()) == (-1.25, 1.25, -2.5, 2.5)  # each image is centred at its code
     assert ax.get_xlabel() == "$z_1$"
     drawn(figure)
 

@@ -73,7 +73,7 @@ def generation(
     mixed = sample(2 * n, 2 * n)
     colours = np.array([colour for _, colour in _KINDS])[(mixed >= n).astype(int)]
     size = float(np.clip(9000 / (2 * n), 0.6, 10))
-    axes[0].scatter(*layout[mixed].T, c=colours, s=size, linewidths=0, alpha=0.7, rasterized=True)
+    axes[0].scatter(layout[mixed, 0], layout[mixed, 1], c=colours, s=size, linewidths=0, alpha=0.7, rasterized=True)
     axes[0].set(xticks=[], yticks=[], box_aspect=1)
     axes[0].set_xlabel("UMAP 1", fontsize=SMALL, loc="left")
     axes[0].set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def images(
-    rows: Mapping[str, NDArray],
+    rows: Mapping[str, Any],
     *,
     shape: tuple[int, int],
     columns: Sequence[str] | None = None,
@@ -75,7 +75,7 @@ def images(
         0.42 * longest + width, 0.42 * len(dense) * shape[0] / shape[1] + (0.1 if columns is None else 0.3)
     )
     ax = figure.add_subplot()
-    draw_images(ax, blank, shape, extent=[0, longest, len(dense) * shape[0] / shape[1], 0])
+    draw_images(ax, blank, shape, extent=(0, longest, len(dense) * shape[0] / shape[1], 0))
     ax.set(xticks=[], yticks=(np.arange(len(dense)) + 0.5) * shape[0] / shape[1], yticklabels=list(rows))
     if columns is not None:
         ax.xaxis.tick_top()
@@ -84,7 +84,9 @@ def images(
     return finished(figure, show)
 
 
-def draw_images(ax: Axes, values: NDArray, shape: tuple[int, int], *, extent: Sequence[float], gap: int = 1) -> None:
+def draw_images(
+    ax: Axes, values: NDArray, shape: tuple[int, int], *, extent: tuple[float, float, float, float], gap: int = 1
+) -> None:
     """A mosaic of images, (rows, columns, pixels), from the top left; NaN stays white.
 
     Raises

@@ -156,10 +156,12 @@ def latent_grid(
     if (shape is None) == (gene_list is None):
         raise ValueError("Pass either shape=(height, width), to draw images, or gene_list, to draw the mean of genes.")
     n = n_points or (15 if shape is not None else 60)
-    (left, right), (low, high) = ((-limits, limits),) * 2 if np.isscalar(limits) else limits  # type: ignore[misc, operator]
+    if not isinstance(limits, tuple):
+        limits = (-limits, limits), (-limits, limits)
+    (left, right), (low, high) = limits
     across, up = np.linspace(left, right, n), np.linspace(low, high, n)
     z = np.column_stack([np.tile(across, n), np.repeat(up[::-1], n)])  # row by row from the top
-    extent = [*_edges(left, right, n), *_edges(low, high, n)]
+    extent = (*_edges(left, right, n), *_edges(low, high, n))
     if shape is not None:
         decoded = model.decode(z, batch=batch)
         figure = new_figure(4.2, 4.2)
@@ -262,7 +264,7 @@ def interpolation(
         figure = new_figure(0.42 * n_points + 0.9, 0.42 * len(begin) + 1.7)
         grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * len(begin), 1.5])
         top = figure.add_subplot(grid[0])
-        draw_images(top, decoded, shape, extent=[-0.5 / (n_points - 1), 1 + 0.5 / (n_points - 1), len(begin), 0])
+        draw_images(top, decoded, shape, extent=(-0.5 / (n_points - 1), 1 + 0.5 / (n_points - 1), len(begin), 0))
         top.set(xticks=[], yticks=np.arange(len(begin)) + 0.5, yticklabels=names, aspect="auto")
         top.tick_params(labelsize=SMALL, length=0)
         bottom = figure.add_subplot(grid[1], xlim=top.get_xlim())
@@ -315,7 +317,7 @@ def _draw_codes(ax: Axes, z: NDArray, values: pd.Categorical | None, *, prior: b
         [COLOURS[0]] if values is None else np.array([*palette(len(values.categories)), MISSING])[values.codes[cells]]
     )
     size = float(np.clip(6000 / len(cells), 0.6, 10))
-    ax.scatter(*z[cells].T, c=colours, s=size, linewidths=0, alpha=0.8, rasterized=True)
+    ax.scatter(z[cells, 0], z[cells, 1], c=colours, s=size, linewidths=0, alpha=0.8, rasterized=True)
     if prior:
         turn = np.linspace(0, 2 * np.pi, 200)
         for radius in (1, 2, 3):
@@ -351,7 +353,7 @@ def _draw_density(ax: Axes, along: NDArray, density: NDArray, names: list[str], 
 def _draw_genes(ax: Axes, levels: NDArray, names: pd.Index, along: NDArray) -> Any:
     left, right = _edges(along[0], along[-1], len(along))
     image = ax.imshow(
-        levels.T, extent=[left, right, len(names), 0], aspect="auto", cmap="viridis", interpolation="nearest"
+        levels.T, extent=(left, right, len(names), 0), aspect="auto", cmap="viridis", interpolation="nearest"
     )
     ax.set(yticks=np.arange(len(names)) + 0.5, yticklabels=names)
     style(ax)
