@@ -259,36 +259,56 @@ def interpolation(
     density = line_log_density(spread[kept], *numbered, fine, n_neighbors=n_neighbors)
     names = [f"{a} to {b}" for a, b in zip(begin, end, strict=True)]
     if shape is not None:
-        if model.likelihood.has_library:
-            decoded = decoded / _PER_10_000
-        figure = new_figure(0.42 * n_points + 0.9, 0.42 * len(begin) + 1.7)
-        grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * len(begin), 1.5])
-        top = figure.add_subplot(grid[0])
-        draw_images(top, decoded, shape, extent=(-0.5 / (n_points - 1), 1 + 0.5 / (n_points - 1), len(begin), 0))
-        top.set(xticks=[], yticks=np.arange(len(begin)) + 0.5, yticklabels=names, aspect="auto")
-        top.tick_params(labelsize=SMALL, length=0)
-        bottom = figure.add_subplot(grid[1], xlim=top.get_xlim())
-        _draw_density(bottom, fine, density, names, legend=len(names) > 1)
-        return finished(figure, show)
+        images = decoded / _PER_10_000 if model.likelihood.has_library else decoded
+        return finished(_image_lines(images, shape, fine, density, names), show)
     given = None if gene_list is None else genes_of(model, gene_list)
-    figure = new_figure(2.7 * len(begin) + 0.5, 4.4)
-    grid = figure.add_gridspec(2, len(begin), height_ratios=[2.4, 1])
-    images = []
+    levels = np.log1p(decoded) if model.likelihood.has_library else decoded
+    unit = "log(1 + counts per 10,000)" if model.likelihood.has_library else "mean"
+    return finished(_gene_lines(levels, given, model.gene_names, unit, fine, density, names), show)
+
+
+def _image_lines(decoded: NDArray, shape: tuple[int, int], fine: NDArray, density: NDArray, names: list[str]) -> Figure:
+    """Images (lines, points, pixels), a row for each line, above the density on all lines."""
+    n_lines, n_points, _ = decoded.shape
+    figure = new_figure(0.42 * n_points + 0.9, 0.42 * n_lines + 1.7)
+    grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * n_lines, 1.5])
+    top = figure.add_subplot(grid[0])
+    draw_images(top, decoded, shape, extent=(*_edges(0, 1, n_points), n_lines, 0))
+    top.set(xticks=[], yticks=np.arange(n_lines) + 0.5, yticklabels=names, aspect="auto")
+    top.tick_params(labelsize=SMALL, length=0)
+    _draw_density(figure.add_subplot(grid[1], xlim=top.get_xlim()), fine, density, names, legend=n_lines > 1)
+    return figure
+
+
+def _gene_lines(
+    levels: NDArray,
+    given: NDArray | None,
+    gene_names: pd.Index,
+    unit: str,
+    fine: NDArray,
+    density: NDArray,
+    names: list[str],
+) -> Figure:
+    """Levels of genes (lines, points, genes), a heat map for each line, above the density on it."""
+    figure = new_figure(2.7 * len(names) + 0.5, 4.4)
+    grid = figure.add_gridspec(2, len(names), height_ratios=[2.4, 1])
+    along, images = np.linspace(0, 1, levels.shape[1]), []
     for i, name in enumerate(names):
-        levels = np.log1p(decoded[i]) if model.likelihood.has_library else decoded[i]
-        genes = np.argsort(-np.ptp(levels, axis=0), kind="stable")[:20] if given is None else given
-        if given is None:  # from those that fall to those that rise
-            genes = genes[np.argsort(levels[-1, genes] - levels[0, genes], kind="stable")]
+        genes = given
+        if genes is None:  # the 20 that change most, from those that fall to those that rise
+            genes = np.argsort(-np.ptp(levels[i], axis=0), kind="stable")[:20]
+            genes = genes[np.argsort(levels[i, -1, genes] - levels[i, 0, genes], kind="stable")]
         ax = figure.add_subplot(grid[0, i])
-        images.append(_draw_genes(ax, levels[:, genes], model.gene_names[genes], along))
+        images.append(_draw_genes(ax, levels[i][:, genes], gene_names[genes], along))
         ax.set_title(name, fontsize=MEDIUM)
         _draw_density(figure.add_subplot(grid[1, i], xlim=ax.get_xlim()), fine, density[[i]], [name], legend=False)
+    low, high = min(image.norm.vmin for image in images), max(image.norm.vmax for image in images)
     for image in images:
-        image.set_clim(min(i.norm.vmin for i in images), max(i.norm.vmax for i in images))
+        image.set_clim(low, high)
     bar = figure.colorbar(images[-1], ax=figure.axes, shrink=0.5, anchor=(0, 1), pad=0.02)
     bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.set_label("log(1 + counts per 10,000)" if model.likelihood.has_library else "mean", fontsize=SMALL)
-    return finished(figure, show)
+    bar.set_label(unit, fontsize=SMALL)
+    return figure
 
 
 def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
