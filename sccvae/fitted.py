@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 
-from sccvae import diagnostics, differential, posterior, storage
+from sccvae import diagnostics, differential, mixture, posterior, storage
 from sccvae.held import HeldModel, check_positive
 from sccvae.inputs import labels_of
+from sccvae.networks import check_choice
 from sccvae.predictive import predictive_check
+
+Prior = Literal["normal", "aggregate"]
+_STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
 
 
 class FittedModel(HeldModel):
@@ -25,6 +30,7 @@ class FittedModel(HeldModel):
     """
 
     kind: ClassVar[str] = "SCCVAE"
+    _aggregate: mixture.Mixture | None = None  # fitted to the training cells' posteriors when it is needed
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -149,11 +155,17 @@ class FittedModel(HeldModel):
         draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
         return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
 
-    def generate(self, n_cells: int, *, batch: str | Sequence[str] | None = None, seed: int = 0) -> AnnData:
-        """Cells that nobody sequenced: z ~ N(0, I), library from the batch's log-normal, counts from the likelihood.
+    def generate(
+        self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
+    ) -> AnnData:
+        """Cells that nobody sequenced: z and library size from a prior, counts from the likelihood.
 
         Parameters
         ----------
+        prior
+            `normal`: z ~ N(0, I), library size from the batch's log-normal, as the model assumes. `aggregate`: both
+            together from a mixture of Gaussians fitted to the posteriors of the training cells (`sccvae.mixture`),
+            which leaves out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
         batch
             Name or names of the batches to generate in; None takes all. Batches and covariates come in the
             proportions of the training data, continuous covariates at their means.
@@ -162,12 +174,22 @@ class FittedModel(HeldModel):
         -------
         AnnData of counts (CSR) with the batch and covariates in `obs`, z in `obsm["X_sccvae"]` and the library size in
         `obs["sccvae_library"]`.
+
+        Raises
+        ------
+        ValueError
+            `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
         """
         self._check_trained()
         check_positive(n_cells=n_cells)
+        check_choice("prior", prior, get_args(Prior))
         rng = np.random.default_rng(seed)
-        codes = self._draw_profiles(n_cells, batch, rng)
-        matrix, z, library = posterior.generate(self._vae, codes, rng)
+        codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
+        if prior == "aggregate":
+            profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
+            y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
+            z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
+        matrix, z, library = posterior.generate(self._vae, codes, rng, z, deviation)
         return self._generated(matrix, codes, z, library)
 
     def get_elbo(
@@ -408,6 +430,41 @@ class FittedModel(HeldModel):
         report.write(path, text)
 
     # -------------------------------------------------------------------------------------------------------- details
+
+    def _mixture(self) -> mixture.Mixture:
+        """The mixture fitted to the aggregate posterior: the one at hand, or else made from the data."""
+        if self._aggregate is None:
+            if self._counts is None:
+                raise ValueError(
+                    "This model was saved without its aggregate posterior and loaded without data to fit one to: load "
+                    "it as SCCVAE.load(path, adata), or pass prior='normal'."
+                )
+            profiles, index = np.unique(self._counts.codes, axis=0, return_inverse=True)
+            known = list(map(tuple, self._profiles))
+            at = np.array([known.index(tuple(p)) if tuple(p) in known else -1 for p in profiles.tolist()])
+            moments = posterior.aggregate(self._vae, self._counts)
+            self._aggregate = mixture.fit(*moments, at[index.ravel()], len(known), seed=self._seed)
+        return self._aggregate
+
+    def _after_training(self) -> None:
+        self._aggregate = None  # it was fitted to other posteriors
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The weights and, unless there are no data to fit it to, the mixture that `generate` draws from."""
+        tensors = super()._tensors()
+        if self._aggregate is None and (self._counts is None or not self._rows):
+            return tensors
+        return tensors | {_STORED + name: torch.from_numpy(a) for name, a in self._mixture()._asdict().items()}
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        stored = {name.removeprefix(_STORED): t.numpy() for name, t in tensors.items() if name.startswith(_STORED)}
+        super()._take({name: t for name, t in tensors.items() if not name.startswith(_STORED)})
+        if stored:
+            self._aggregate = mixture.Mixture(**stored)
+            k, d = len(self._aggregate.means), self._vae.architecture.n_latent + self.likelihood.has_library
+            shapes = ((len(self._profiles), k), (k, d), (k, d, d))
+            if tuple(a.shape for a in self._aggregate) != shapes:
+                raise ValueError("the mixture of the aggregate posterior does not match the architecture")
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""

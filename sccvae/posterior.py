@@ -51,6 +51,24 @@ def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     return mean, variance
 
 
+def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of q(y|x), (cells, dimensions) each; y is z and, where there is one, the library size.
+
+    That is as log l in standard deviations from its mean in the cell's batch, as its prior has them.
+    """
+    mean, variance = latent(vae, counts)
+    if not vae.likelihood.has_library:
+        return mean, variance
+    log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
+    if vae.architecture.infers_library:
+        for rows, _, _, q_l in encode(vae, counts):
+            assert q_l is not None
+            log_l[rows], uncertainty[rows] = q_l.mean.cpu().numpy(), q_l.variance.cpu().numpy()
+    centre, spread2 = (m.cpu().numpy()[counts.codes[:, 0]] for m in (vae.library_mean, vae.library_variance))
+    deviation = (log_l - centre) / np.sqrt(spread2)
+    return np.column_stack([mean, deviation]), np.column_stack([variance, uncertainty / spread2])
+
+
 @torch.no_grad()
 def decode(
     vae: VAE,
@@ -246,11 +264,16 @@ def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matri
 
 @torch.no_grad()
 def generate(
-    vae: VAE, codes: np.ndarray, rng: np.random.Generator, z: np.ndarray | None = None
+    vae: VAE,
+    codes: np.ndarray,
+    rng: np.random.Generator,
+    z: np.ndarray | None = None,
+    deviation: np.ndarray | None = None,
 ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
     """Cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
 
-    z is drawn from the prior unless it is given; l always is.
+    z is drawn from the prior unless it is given; so is l, of which `deviation`, (cells,), gives log l in standard
+    deviations from its mean in the batch.
     """
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
@@ -262,18 +285,23 @@ def generate(
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
         log_l = None
         if vae.likelihood.has_library:
-            log_l = draw_log_library(vae, x, rng)
+            log_l = draw_log_library(vae, x, rng, None if deviation is None else deviation[rows])
             library.append(log_l.exp().cpu().numpy())
         decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
         parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng)))
     return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
 
 
-def draw_log_library(vae: VAE, x: Minibatch, rng: np.random.Generator) -> torch.Tensor:
-    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read."""
+def draw_log_library(
+    vae: VAE, x: Minibatch, rng: np.random.Generator, deviation: np.ndarray | None = None
+) -> torch.Tensor:
+    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read.
+
+    `deviation`, (cells,), in standard deviations, is standard normal unless it is given.
+    """
     prior = vae.library_prior(x)
-    noise = torch.from_numpy(rng.standard_normal(x.n_cells).astype(np.float32)).to(vae.device)
-    return prior.mean + prior.variance.sqrt() * noise
+    deviation = rng.standard_normal(x.n_cells) if deviation is None else deviation
+    return prior.mean + prior.variance.sqrt() * torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
 
 
 @torch.no_grad()

@@ -5,7 +5,20 @@ The AnnData and matplotlib's settings stay as they were.
 
 from sccvae.pl.diagnostics import diagnostics
 from sccvae.pl.embedding import integration
+from sccvae.pl.generation import generation
+from sccvae.pl.images import images
+from sccvae.pl.latent import interpolation, latent_grid, latent_scatter
 from sccvae.pl.scores import score_table
 from sccvae.pl.training import history
 
-__all__ = ["diagnostics", "history", "integration", "score_table"]
+__all__ = [
+    "diagnostics",
+    "generation",
+    "history",
+    "images",
+    "integration",
+    "interpolation",
+    "latent_grid",
+    "latent_scatter",
+    "score_table",
+]
