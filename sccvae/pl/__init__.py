@@ -4,6 +4,8 @@ The AnnData and matplotlib's settings stay as they were.
 """
 
 from sccvae.pl.embedding import integration
+from sccvae.pl.gradient import gradient, trends
+from sccvae.pl.similarity import similarity
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration"]
+__all__ = ["gradient", "history", "integration", "similarity", "trends"]

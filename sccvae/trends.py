@@ -1,0 +1,128 @@
+"""Expression along pseudotime: smooth means with credible bands. Arrays in, arrays out.
+
+A trend is a local linear regression (Cleveland 1979, without the robust steps): at each point of a grid, a line fitted by
+weighted least squares to the nearest cells, with tricube weights that fall to 0 at the farthest of them. It follows the
+slope at both ends, where a running mean is biased, and where cells are few it reaches further.
+
+A draw of the trend takes z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin 1981):
+the first is what the counts of a cell leave open, the second that other cells could have been caught. The decoder's
+weights and the pseudotime count as known, so the band is that of the mean, given both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SAMPLES_OF_Z = 10  # decodings; each is weighted at random several times
+
+
+class Trend(NamedTuple):
+    """Of one set of cells: a grid of pseudotime, (points,), and of each gene mean and band there, (points, genes)."""
+
+    grid: np.ndarray
+    mean: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class Smoother:
+    """Local linear regression on one variable.
+
+    Parameters
+    ----------
+    x
+        Where the values lie, (cells,), finite.
+    grid
+        Where the curve is wanted, (points,).
+    span
+        Share of the cells that a point of the curve is fitted to.
+    """
+
+    def __init__(self, x: np.ndarray, grid: np.ndarray, span: float) -> None:
+        n_near = min(len(x), max(3, int(np.ceil(span * len(x)))))
+        apart = x[None, :] - grid[:, None]  # (points, cells)
+        reach = np.partition(np.abs(apart), n_near - 1, axis=1)[:, n_near - 1 : n_near]
+        reach = 1.0001 * np.maximum(reach, 1e-12)  # the farthest keeps a little weight: ties of it may be all there is
+        apart /= reach
+        kernel = np.maximum(1 - np.abs(apart) ** 3, 0) ** 3
+        self.moments = kernel, kernel * apart, kernel * apart**2
+
+    def __call__(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The curve through `values`, (cells, columns), with `weights`, (cells,): (points, columns)."""
+        s0, s1, s2 = ((moment @ weights)[:, None] for moment in self.moments)
+        weighted = weights[:, None] * values
+        a0, a1 = self.moments[0] @ weighted, self.moments[1] @ weighted
+        spread = s0 * s2 - s1**2  # 0 where all cells lie at one place: the mean is left
+        line = spread > 1e-9 * s0**2
+        return np.where(line, (s2 * a0 - s1 * a1) / np.where(line, spread, 1), a0 / s0)
+
+
+def trends(
+    draw: Callable[[int], np.ndarray],
+    pseudotime: np.ndarray,
+    lineages: Sequence[np.ndarray],
+    *,
+    n_points: int = 50,
+    span: float = 0.3,
+    level: float = 0.9,
+    n_samples: int = 200,
+    seed: int = 0,
+) -> list[Trend]:
+    """Trends of expression in each lineage.
+
+    Parameters
+    ----------
+    draw
+        Number of a draw -> expression with z drawn from the posterior, (cells, genes), 0 or more.
+    pseudotime
+        (cells,); cells without, not finite, are left out.
+    lineages
+        Boolean mask, (cells,), of the cells of each.
+    n_points
+        Points of each curve, from the 1st to the 99th percentile of the lineage's pseudotime.
+    span
+        Share of the lineage's cells that a point of its curve is fitted to.
+    level
+        Probability of the band.
+    n_samples
+        Draws of each curve.
+
+    Returns
+    -------
+    A `Trend` for each lineage, in the units of `draw`.
+
+    Raises
+    ------
+    ValueError
+        A lineage has fewer than 10 cells with a pseudotime; a number is out of range.
+    """
+    for name, value, fits, expected in (
+        ("n_points", n_points, n_points >= 2, "at least 2"),
+        ("span", span, 0 < span <= 1, "a share in (0, 1]"),
+        ("level", level, 0 < level < 1, "a probability between 0 and 1, such as 0.9"),
+        ("n_samples", n_samples, n_samples >= 20, "at least 20, as the band is made of their quantiles"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} is {value}; expected {expected}.")
+    known = np.isfinite(pseudotime)
+    cells = [np.flatnonzero(mask & known) for mask in lineages]
+    for number, some in enumerate(cells):
+        if len(some) < 10:
+            raise ValueError(f"Lineage number {number} has {len(some)} cells with a pseudotime; expected at least 10.")
+    grids = [np.linspace(*np.quantile(pseudotime[some], [0.01, 0.99]), n_points) for some in cells]
+    smoothers = [Smoother(pseudotime[some], grid, span) for some, grid in zip(cells, grids, strict=True)]
+    rng, curves = np.random.default_rng(seed), [[] for _ in cells]  # type: tuple[np.random.Generator, list[list]]
+    for number in range(SAMPLES_OF_Z):
+        expression = np.asarray(draw(number), dtype=np.float64)
+        for _ in range(number, n_samples, SAMPLES_OF_Z):
+            for some, smoother, found in zip(cells, smoothers, curves, strict=True):
+                found.append(smoother(expression[some], rng.standard_exponential(len(some))))
+    result = []
+    for grid, found in zip(grids, curves, strict=True):
+        drawn = np.maximum(np.stack(found), 0)  # a line may cross 0 where expression vanishes
+        lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        result.append(Trend(grid, drawn.mean(0), lower, upper))
+    return result
