@@ -4,10 +4,11 @@ Arrays in, arrays out. A cell is the Gaussian :math:`\mathcal N(m, \mathrm{diag}
 dimensions) each. Distances between two cells are
 
 - ``euclidean``: :math:`|m_1 - m_2|`, what `scanpy.pp.neighbors` takes; the variance is not used;
-- ``wasserstein``: :math:`W_2 = \sqrt{|m_1 - m_2|^2 + |\sqrt{v_1} - \sqrt{v_2}|^2}`, the 2-Wasserstein distance (Givens &
-  Shortt 1984; for diagonal covariances, where it is the Euclidean distance between the points :math:`(m, \sqrt v)`);
-- ``symmetric_kl``: :math:`\sqrt J`, :math:`J = \mathrm{KL}(q_1|q_2) + \mathrm{KL}(q_2|q_1)` in nats (Jeffreys 1946). The
-  root, because J grows like a squared distance: between posteriors of one variance it is :math:`|m_1 - m_2|^2 / v`.
+- ``wasserstein``: :math:`W_2 = \sqrt{|m_1 - m_2|^2 + |\sqrt{v_1} - \sqrt{v_2}|^2}`,
+  the 2-Wasserstein distance (Givens & Shortt 1984; for diagonal covariances, where it is the Euclidean distance between the points :math:`(m, \sqrt v)`);
+- ``symmetric_kl``: :math:`\sqrt J`, :math:`J = \mathrm{KL}(q_1|q_2) + \mathrm{KL}(q_2|q_1)` in nats
+  (Jeffreys 1946). The root, because J grows like a squared distance: between posteriors of one
+  variance it is :math:`|m_1 - m_2|^2 / v`.
 
 Distances are exact, computed in float64 a block of rows at a time: memory is bounded by `BLOCK_BYTES` and the result.
 """
@@ -115,8 +116,8 @@ def group_distances(distances: np.ndarray, codes: np.ndarray, *, method: Linkage
     r"""Distances between groups of cells, (groups, groups).
 
     ``average``: the mean distance between a cell of one and a cell of the other. ``ward``: between the groups' centres,
-    from distances alone: :math:`D^2_{ab} = \overline{d^2_{ab}} - (\overline{d^2_{aa}} + \overline{d^2_{bb}}) / 2`, which
-    is exact for Euclidean distances (energy distance of squares) and may need rounding up to 0 for others.
+    from distances alone: :math:`D^2_{ab} = \overline{d^2_{ab}} - (\overline{d^2_{aa}} + \overline{d^2_{bb}}) / 2`,
+    which is exact for Euclidean distances and may need rounding up to 0 for others.
 
     Parameters
     ----------
@@ -172,9 +173,7 @@ def linkage(distances: np.ndarray, *, method: Linkage = "average", optimal_order
 # -------------------------------------------------------------------------------------------------------------- details
 
 
-def _checked(
-    mean: np.ndarray, variance: np.ndarray | None, metric: Metric
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _checked(mean: np.ndarray, variance: np.ndarray | None, metric: Metric) -> tuple[np.ndarray, np.ndarray | None]:
     """Both as float64, if they are posteriors that the metric can compare."""
     if metric not in get_args(Metric):
         raise ValueError(f"metric is {metric!r}; expected one of {', '.join(map(repr, get_args(Metric)))}.")

@@ -46,7 +46,7 @@ ARROWS = {
     "seeding": set(),
     "similarity": set(),
     "trends": set(),
-    "tl": {"differential", "held", "inputs", "model", "seeding", "similarity", "trends"},
+    "tl": {"differential", "held", "inputs", "model", "posterior", "seeding", "similarity", "trends"},
     "metrics": set(),
     "distances": set(),
     "generation": {"distances"},

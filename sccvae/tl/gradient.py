@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
+from sccvae import posterior
 from sccvae import trends as curves
 from sccvae.inputs import check_adata, labels_of
 from sccvae.model import SCCVAE
@@ -23,7 +25,7 @@ def gradient(
     root: str | int | tuple[str, Any],
     use_rep: str = "X_sccvae",
     neighbors_key: str | None = None,
-    n_neighbors: int = 15,
+    n_neighbors: int = 30,
     n_dcs: int = 10,
     layout: str | None = None,
     key_added: str = "sccvae",
@@ -154,8 +156,8 @@ def trends(
 ) -> None:
     """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
 
-    Smooth curves by local linear regression; each draw of one takes z from every cell's posterior and weights the cells
-    at random. `sccvae.trends` says what the band covers: the mean at a pseudotime, not single cells.
+    Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not of
+    single cells, and as wide as the counts near it leave that mean open; `sccvae.trends` has the formulas.
 
     Parameters
     ----------
@@ -196,11 +198,14 @@ def trends(
     for name, mask in masks.items():
         if (n_cells := int((mask & np.isfinite(when)).sum())) < 10:
             raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
+    if model.likelihood.support != "counts":
+        raise ValueError(f"gene_likelihood={model.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
     known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
+    source = None if known else adata
 
     def draw(number: int) -> np.ndarray:
         return model.get_normalized_expression(
-            None if known else adata,
+            source,
             gene_list=genes,
             transform_batch=transform_batch,
             library_size=library_size,
@@ -209,8 +214,13 @@ def trends(
             seed=seed + number,
         )
 
+    columns = torch.from_numpy(model.gene_names.get_indexer(pd.Index(genes).astype(str))).to(model.device)
+    counts = (
+        (d.rows, *(part.cpu().numpy() for part in (expected[:, columns], (expected / weight)[:, columns])))
+        for d, expected, weight in posterior.count_moments(model._vae, model._cells(source, None)[0])
+    )
     options: dict[str, Any] = {"n_points": n_points, "span": span, "level": level, "n_samples": n_samples}
-    found = curves.trends(draw, when, list(masks.values()), **options, seed=seed)
+    found = curves.trends(draw, counts, when, list(masks.values()), **options, seed=seed)
     parts = [
         pd.DataFrame(
             {
@@ -233,7 +243,9 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         labels = labels_of(root[0], adata.obs, adata.obs_names)
         cells = np.flatnonzero(labels.astype(str) == str(root[1]))
         if not len(cells):
-            raise ValueError(f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}.")
+            raise ValueError(
+                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
+            )
         return cells
     if isinstance(root, str):
         if root not in adata.obs_names:
