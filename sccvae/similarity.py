@@ -5,7 +5,8 @@ dimensions) each. Distances between two cells are
 
 - ``euclidean``: :math:`|m_1 - m_2|`, what `scanpy.pp.neighbors` takes; the variance is not used;
 - ``wasserstein``: :math:`W_2 = \sqrt{|m_1 - m_2|^2 + |\sqrt{v_1} - \sqrt{v_2}|^2}`,
-  the 2-Wasserstein distance (Givens & Shortt 1984; for diagonal covariances, where it is the Euclidean distance between the points :math:`(m, \sqrt v)`);
+  the 2-Wasserstein distance (Givens & Shortt 1984; for diagonal covariances, where it is the Euclidean distance
+  between the points :math:`(m, \sqrt v)`);
 - ``symmetric_kl``: :math:`\sqrt J`, :math:`J = \mathrm{KL}(q_1|q_2) + \mathrm{KL}(q_2|q_1)` in nats
   (Jeffreys 1946). The root, because J grows like a squared distance: between posteriors of one
   variance it is :math:`|m_1 - m_2|^2 / v`.

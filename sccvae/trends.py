@@ -1,15 +1,16 @@
 """Expression along pseudotime: smooth means with credible bands. Arrays in, arrays out.
 
-A trend is a local linear regression (Cleveland 1979, without the robust steps): at each point of a grid, a line fitted by
-weighted least squares to the nearest cells, with tricube weights that fall to 0 at the farthest of them. It follows the
-slope at both ends, where a running mean is biased, and where cells are few it reaches further.
+A trend is a local linear regression (Cleveland 1979, without the robust steps): at each point of a grid, a line fitted
+by weighted least squares to the nearest cells, with tricube weights that fall to 0 at the farthest of them. It follows
+the slope at both ends, where a running mean is biased, and where cells are few it reaches further.
 
-A draw of the trend takes z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin 1981).
-That alone is far too sure: the decoder's weights count as known then, although they were fitted to the noise of these very
-counts, and bands of 90 % hold the truth one time in seven. So a draw is multiplied by r(t) ~ Gamma(1/2 + n, 1/2 + n),
-n = E^2 / V, where E and V are the kernel's sums of the expected counts and (kernel squared) of their variances: the
-posterior of a mean that as many overdispersed counts tell. The curve stays the decoder's, which is nearer to the truth than
-the mean of the counts; its band is as wide as the counts near each point leave that mean open. Pseudotime counts as known.
+A draw of the trend takes z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin
+1981). That alone is far too sure: the decoder's weights count as known then, although they were fitted to the noise of
+these very counts, and bands of 90 % hold the truth one time in seven. So a draw is multiplied by r(t) ~ Gamma(1/2 + n,
+1/2 + n), n = E^2 / V, where E and V are the kernel's sums of the expected counts and (kernel squared) of their
+variances: the posterior of a mean that as many overdispersed counts tell. The curve stays the decoder's, which is
+nearer to the truth than the mean of the counts; its band is as wide as the counts near each point leave that mean
+open. Pseudotime counts as known.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def trends(
     for number, some in enumerate(cells):
         if len(some) < 10:
             raise ValueError(f"Lineage number {number} has {len(some)} cells with a pseudotime; expected at least 10.")
-    grids = [np.linspace(*np.quantile(pseudotime[some], [0.01, 0.99]), n_points) for some in cells]
+    ends = [np.quantile(pseudotime[some], [0.01, 0.99]) for some in cells]
+    grids = [np.linspace(first, last, n_points) for first, last in ends]
     smoothers = [Smoother(pseudotime[some], grid, span) for some, grid in zip(cells, grids, strict=True)]
     rng = np.random.default_rng(seed)
     curves: list[list[np.ndarray]] = [[] for _ in cells]

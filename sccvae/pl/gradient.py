@@ -159,13 +159,11 @@ def _draw_pseudotime(ax: Axes, layout: np.ndarray, pseudotime: np.ndarray, root:
     """Cells in the colours of their pseudotime; those without in grey, beneath."""
     size = float(np.clip(9000 / len(layout), 0.6, 14))
     known = np.isfinite(pseudotime)
-    ax.scatter(*layout[~known].T, color=MISSING, s=size, linewidths=0, rasterized=True)
-    drawn = ax.scatter(
-        *layout[known].T, c=pseudotime[known], cmap="viridis", s=size, linewidths=0, alpha=0.85, rasterized=True
-    )
-    ax.scatter(*root.T, marker="P", s=55, color="#D55E00", edgecolors="white", linewidths=0.8, zorder=3)
+    x, y = layout.T
+    ax.scatter(x[~known], y[~known], color=MISSING, s=size, linewidths=0, rasterized=True)
+    drawn = ax.scatter(x[known], y[known], c=pseudotime[known], cmap="viridis", s=size, linewidths=0, rasterized=True)
+    ax.scatter(root[:, 0], root[:, 1], marker="P", s=55, color="#D55E00", edgecolors="white", linewidths=0.8, zorder=3)
     bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, aspect=15, pad=0.02)
-    bar.solids.set_alpha(1)
     bar.set_label("pseudotime", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
     bar.outline.set_visible(False)

@@ -75,9 +75,9 @@ def volcano(
         named = of_side[np.argsort(-surprise[of_side], kind="stable")][:n_names]
         heights = spread(surprise[named], 0.055 * top, 0.02 * top, 0.98 * top)
         for gene, height in zip(named, heights, strict=True):
-            ax.plot([change[gene], 0.79 * side * reach], [surprise[gene], height], color="0.6", linewidth=0.4, zorder=0)
+            ax.plot([change[gene], 0.72 * side * reach], [surprise[gene], height], color="0.6", linewidth=0.4, zorder=0)
             ax.text(
-                0.8 * side * reach,
+                0.73 * side * reach,
                 height,
                 str(rows.index[gene]),
                 fontsize=SMALL,
@@ -110,7 +110,8 @@ def dotplot(
 ) -> Figure:
     """`scanpy.pl.dotplot` with denoised expression as colour, and the share of cells with a count as size.
 
-    Scanpy takes both from one matrix. Denoised expression is above 0 in every cell, so that all dots would have one size.
+    Scanpy takes both from one matrix. Denoised expression is above 0 in every cell: all dots would have
+    one size.
 
     Parameters
     ----------
@@ -191,8 +192,8 @@ def _expression(adata: AnnData, layer: str, genes: list[str]) -> np.ndarray:
         frame, where = adata.obsm[layer], f"adata.obsm[{layer!r}]"
     else:
         raise KeyError(
-            f"{layer!r} is neither in adata.layers nor a table in adata.obsm: sccvae.tl.integrate(adata) makes 'sccvae' "
-            "and 'sccvae_corrected'."
+            f"{layer!r} is neither in adata.layers nor a table in adata.obsm: sccvae.tl.integrate(adata) makes "
+            "'sccvae' and 'sccvae_corrected'."
         )
     unknown = [gene for gene in genes if gene not in frame.columns]
     if unknown:

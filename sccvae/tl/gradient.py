@@ -33,9 +33,9 @@ def gradient(
 ) -> None:
     """Order the cells by diffusion pseudotime from a root, and lay them out as a graph; both through Scanpy.
 
-    Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the graph
-    of neighbours has to go from the root. It orders cells; it is no time, and it knows no direction but away from the
-    root, so the choice of the root is a statement of biology.
+    Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the
+    graph of neighbours has to go from the root. It orders cells; it is no time, and it knows no direction but away from
+    the root, so the choice of the root is a statement of biology.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def gradient(
 
     - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
     - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
-    - ``obsm["X_draw_graph_sccvae"]``: layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")`` and `sccvae.pl.gradient`;
+    - ``obsm["X_draw_graph_sccvae"]``: layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")``;
     - ``uns["sccvae_neighbors"]`` with its ``obsp``, unless `neighbors_key` is given;
     - ``uns["sccvae_gradient"]``: name of the root and parameters.
 
@@ -112,8 +112,8 @@ def gradient(
     apart = ~np.isfinite(pseudotime)
     if apart.any():
         warnings.warn(
-            f"No path leads from the root to {apart.sum():,} of {adata.n_obs:,} cells: their pseudotime is NaN. A larger "
-            "n_neighbors may connect them, if they belong to the same development.",
+            f"No path leads from the root to {apart.sum():,} of {adata.n_obs:,} cells: their pseudotime is NaN. A "
+            "larger n_neighbors may connect them, if they belong to the same development.",
             stacklevel=2,
         )
     drawing = layout or ("fa" if find_spec("fa2_modified") else "fr")
@@ -156,8 +156,8 @@ def trends(
 ) -> None:
     """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
 
-    Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not of
-    single cells, and as wide as the counts near it leave that mean open; `sccvae.trends` has the formulas.
+    Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not
+    of single cells, and as wide as the counts near it leave that mean open; `sccvae.trends` has the formulas.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def trends(
 
     columns = torch.from_numpy(model.gene_names.get_indexer(pd.Index(genes).astype(str))).to(model.device)
     counts = (
-        (d.rows, *(part.cpu().numpy() for part in (expected[:, columns], (expected / weight)[:, columns])))
+        (d.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy())
         for d, expected, weight in posterior.count_moments(model._vae, model._cells(source, None)[0])
     )
     options: dict[str, Any] = {"n_points": n_points, "span": span, "level": level, "n_samples": n_samples}
@@ -250,8 +250,8 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
     if isinstance(root, str):
         if root not in adata.obs_names:
             raise ValueError(
-                f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, a "
-                "number, or (column of adata.obs, category)."
+                f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, "
+                "a number, or (column of adata.obs, category)."
             )
         return np.array([adata.obs_names.get_loc(root)])
     if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
