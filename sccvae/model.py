@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import cross_validation
-from sccvae.fitted import FittedModel
+from sccvae.analysis import AnalysedModel
 from sccvae.held import checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -21,7 +21,7 @@ _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost")
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
-class SCCVAE(FittedModel):
+class SCCVAE(AnalysedModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
     The AnnData is checked and copied into sparse form here, and never changed.

@@ -196,28 +196,36 @@ def group_expression(
 
 
 @torch.no_grad()
-def _counts_and_expectation(
-    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes.
+def count_moments(
+    vae: VAE, counts: Counts, chunk_size: int | None = None
+) -> Iterator[tuple[Draw, torch.Tensor, torch.Tensor]]:
+    """(decoding, E[x], E[x] / Var[x]) at the posterior means, chunk by chunk, (cells, genes) each.
 
-    ZINB at the posterior means: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
+    ZINB: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
     """
-    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), 0.0
-    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
     for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
         assert draw.log_library is not None
         mean = vae.likelihood.mean(draw.decoded, draw.log_library)
-        spread = torch.zeros_like(mean)
+        spread, kept = torch.zeros_like(mean), torch.ones_like(mean)
         if draw.decoded.log_dispersion is not None:
             spread = spread + torch.exp(-draw.decoded.log_dispersion)
-        kept = torch.ones_like(mean)
         if draw.decoded.dropout is not None:
             spread, kept = spread + draw.decoded.dropout.sigmoid(), torch.sigmoid(-draw.decoded.dropout)
-        weight = 1 / (1 + mean * spread)
+        yield draw, mean * kept, 1 / (1 + mean * spread)
+
+
+@torch.no_grad()
+def _counts_and_expectation(
+    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes."""
+    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), 0.0
+    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
+    for draw, mean, weight in count_moments(vae, counts, chunk_size):
+        assert draw.log_library is not None
         batch = draw.x.codes[:, 0] if by_batch else torch.zeros_like(draw.x.codes[:, 0])
         observed.index_add_(0, batch, (weight * draw.x.dense()).double())
-        expected.index_add_(0, batch, (weight * mean * kept).double())
+        expected.index_add_(0, batch, (weight * mean).double())
         library += float(draw.log_library.exp().sum(dtype=torch.float64))
     return observed.cpu().numpy(), expected.cpu().numpy(), library
 
