@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,9 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from sccvae import diagnostics, differential, mixture, posterior, storage
+from sccvae import mixture, posterior, storage
 from sccvae.held import HeldModel, check_positive
-from sccvae.inputs import labels_of
 from sccvae.networks import check_choice
-from sccvae.predictive import predictive_check
 
 Prior = Literal["normal", "aggregate"]
 _STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model

@@ -39,7 +39,7 @@ ARROWS = {
     "mixture": set(),
     "storage": set(),
     "held": {"data", "inputs", "kernels", "likelihoods", "networks", "posterior", "storage", "train", "vae"},
-    "fitted": {"held", "inputs", "mixture", "networks", "posterior", "storage"},
+    "fitted": {"held", "mixture", "networks", "posterior", "storage"},
     "diagnostics": set(),
     "metrics": set(),
     "distances": set(),
