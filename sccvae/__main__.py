@@ -53,6 +53,25 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=integrate)
+    command = commands.add_parser(
+        "report",
+        help="write a page about a saved model for collaborators",
+        description="Write one HTML page about a saved model and the cells it was trained on, or new ones: data, "
+        "embedding, scores, training, diagnostics, parameters. It holds its figures and opens without a network.",
+        epilog="example: sccvae report model/ counts.h5ad -o report.html --label-key cell_type",
+        formatter_class=_Help,
+    )
+    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
+    command.add_argument("input", type=Path, help=".h5ad file with the raw counts")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".html file to write"
+    )
+    command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
+    command.add_argument("--label-key", metavar="COLUMN", help="column of obs with kinds of cells")
+    command.add_argument("--title", help="heading of the page")
+    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    command.set_defaults(run=report)
     command = commands.add_parser("demo", help="integrate a simulated set and show the result")
     command.add_argument("folder", type=Path, help="where integrated.h5ad and integration.png go")
     command.set_defaults(run=demo)
@@ -61,15 +80,10 @@ def parser() -> argparse.ArgumentParser:
 
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
-    import anndata
-
     from sccvae import SCCVAE, tl
 
     _check_paths(arguments)
-    try:
-        adata = anndata.read_h5ad(arguments.input)
-    except Exception as error:  # whatever is wrong with the file
-        raise ValueError(f"{arguments.input} cannot be read as an AnnData ({error}).") from error
+    adata = _read(arguments.input)
     mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
     options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
@@ -90,6 +104,17 @@ def integrate(arguments: argparse.Namespace) -> None:
     print(f"{model}\nwritten: {arguments.output}")
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Run `sccvae report`."""
+    from sccvae import SCCVAE
+
+    _check_paths(arguments)
+    model = SCCVAE.load(arguments.model, _read(arguments.input), device=arguments.device)
+    options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
+    model.report(arguments.output, **options)
+    print(f"{model}\nwritten: {arguments.output}")
+
+
 def demo(arguments: argparse.Namespace) -> None:
     """Run `sccvae demo`."""
     from sccvae.demo import run
@@ -103,13 +128,23 @@ def _check_paths(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"There is no file {arguments.input}.")
     if arguments.output.is_dir():
         raise IsADirectoryError(f"The output is a folder: {arguments.output}.")
-    if arguments.save_model and arguments.save_model.exists() and not arguments.save_model.is_dir():
+    if getattr(arguments, "save_model", None) and arguments.save_model.exists() and not arguments.save_model.is_dir():
         raise FileExistsError(f"{arguments.save_model} is a file; the model is saved in a folder.")
     folder = arguments.output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of the output does not exist: {folder}.")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"The folder of the output cannot be written to: {folder}.")
+
+
+def _read(path: Path):
+    """The AnnData of a file."""
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # whatever is wrong with the file
+        raise ValueError(f"{path} cannot be read as an AnnData ({error}).") from error
 
 
 def _write(adata, path: Path) -> None:

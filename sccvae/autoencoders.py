@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae.chains import Reconstructor
-from sccvae.data import Counts, Minibatch
+from sccvae.data import Counts
 from sccvae.held import HeldModel, check_positive, checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -83,7 +83,8 @@ class AutoencodingModel(HeldModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, at least 5.
+            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, more beyond 5,000
+            cells (as the root of their number), at least 5.
         batch_size
             Cells per step.
         train_size
@@ -137,43 +138,6 @@ class AutoencodingModel(HeldModel):
             Cells to use: numbers or a boolean mask; None takes all.
         """
         return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
-
-    @torch.no_grad()
-    def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
-        """Mean of p(x | z) at codes, (codes, genes) float32.
-
-        Parameters
-        ----------
-        z
-            (codes, n_latent) finite numbers.
-        batch
-            Name of the batch to decode in; may be left out where there is one.
-        library_size
-            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
-
-        Raises
-        ------
-        ValueError
-            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
-        """
-        self._check_trained()
-        z, a = np.asarray(z, dtype=np.float32), self._vae.architecture
-        if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():
-            raise ValueError(f"z has shape {z.shape}; expected finite codes, (codes, n_latent) = (any, {a.n_latent}).")
-        if not 0 < library_size < np.inf:
-            raise ValueError(f"library_size is {library_size}; expected counts per cell, above 0.")
-        if batch is None and len(self.batches) > 1:
-            raise ValueError(
-                f"There are {len(self.batches)} batches; say which to decode in: batch={self.batches[0]!r}."
-            )
-        code = 0 if batch is None else self._schema.code_of_batch(batch)
-        mean, chunk = np.empty((len(z), a.n_genes), dtype=np.float32), posterior.chunk_of(a.n_genes)
-        for start in range(0, len(z), chunk):
-            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
-            x = Minibatch.of_covariates(np.full((len(part), 1), code), 0, a.n_genes).to(self.device)
-            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
-            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
-        return mean
 
 
 class Autoencoder(AutoencodingModel):

@@ -4,7 +4,7 @@
 A `Minibatch` stays sparse; nothing here ever builds a dense (cells, genes) array of more than one minibatch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ import torch
 from scipy.special import gammaln
 
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
+_LOG_FACTORIALS = gammaln(np.arange(2**16) + 1.0)
+_BLOCK = 2**18  # stored values looked at in one go
 _GATHERED = 16  # minibatches gathered at once: fewer calls, and still little memory
 
 
@@ -105,7 +107,7 @@ class Counts:
     Attributes
     ----------
     matrix
-        (cells, genes) CSR, float32, int32 indices: no explicit zeros, no duplicates.
+        (cells, genes) CSR without explicit zeros or duplicates; counts in as few bytes as hold them, else float32.
     codes
         (cells, 1 + categorical covariates) int64; column 0 is the batch.
     n_levels
@@ -138,15 +140,15 @@ class Counts:
         log_size: np.ndarray | None = None,
         nonnegative: bool = True,
     ) -> "Counts":
-        """Counts of a canonical float32 CSR matrix, which is taken over, not copied.
+        """Counts of a canonical CSR matrix, which is taken over, not copied.
 
         `nonnegative=False` is for real-valued data, which have no totals and no factorials.
         """
         n = matrix.shape[0]
         log_total, log_factorial = np.zeros((2, n), dtype=np.float32)
         if nonnegative:
-            log_total = np.log(np.maximum(np.asarray(matrix.sum(1, dtype=np.float64)).ravel(), 1e-8)).astype(np.float32)
-            log_factorial = _row_sums_of_log_factorials(matrix)
+            log_total = np.log(np.maximum(_row_sums(matrix, lambda x: x), 1e-8)).astype(np.float32)
+            log_factorial = _row_sums(matrix, _log_factorial).astype(np.float32)
         counts = cls(
             matrix=matrix,
             codes=np.zeros((n, 1), dtype=np.int64) if codes is None else codes,
@@ -170,18 +172,25 @@ class Counts:
         """Number of genes."""
         return self.matrix.shape[1]
 
-    @property
-    def n_batches(self) -> int:
-        """Number of batches."""
-        return self.n_levels[0]
-
     def __getitem__(self, cells: np.ndarray) -> "Counts":
         """The cells numbered `cells`, in that order."""
         return replace(self, **{name: getattr(self, name)[cells] for name in ("matrix", *ALONG_CELLS)})
 
+    def rows(self, cells: np.ndarray | slice) -> sp.csr_matrix:
+        """The values of the cells numbered `cells`, float32 CSR, in that order."""
+        return self.matrix[cells].astype(np.float32, copy=False)
+
+    def gene_means(self, power: int = 1) -> np.ndarray:
+        """(genes,) float64: mean over all cells of the values to a power."""
+        sums, m = np.zeros(self.n_genes), self.matrix
+        for start in range(0, m.nnz, _BLOCK):
+            stored = slice(start, start + _BLOCK)
+            sums += np.bincount(m.indices[stored], m.data[stored].astype(np.float64) ** power, self.n_genes)
+        return sums / len(self)
+
     def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
         """The cells numbered `cells` as tensors on the CPU, in that order."""
-        part = self.matrix[cells]
+        part = self.rows(cells)
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
         arrays = {"indptr": part.indptr.astype(np.int64), "genes": part.indices, "values": part.data, **along}
         # Slices are read-only views, which tensors cannot be.
@@ -209,23 +218,32 @@ class Counts:
         A batch without two different totals takes the variance over all cells.
         """
         batch, log_size = self.codes[:, 0], self.log_size.astype(np.float64)
-        n = np.maximum(np.bincount(batch, minlength=self.n_batches), 1)
-        mean = np.bincount(batch, log_size, minlength=self.n_batches) / n
-        variance = np.bincount(batch, (log_size - mean[batch]) ** 2, minlength=self.n_batches) / n
+        n = np.maximum(np.bincount(batch, minlength=self.n_levels[0]), 1)
+        mean = np.bincount(batch, log_size, len(n)) / n
+        variance = np.bincount(batch, (log_size - mean[batch]) ** 2, len(n)) / n
         overall = max(float(log_size.var()), 1e-2)
         return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
 
 
-def _row_sums_of_log_factorials(matrix: sp.csr_matrix) -> np.ndarray:
-    """(cells,) sum of log(x!), through a table of the small counts, which are nearly all there are."""
-    data = matrix.data
-    table = gammaln(np.arange(1, 258, dtype=np.float64))
-    small = np.minimum(data, 256).astype(np.int64)
-    terms = table[small]
-    big = data > 256
-    terms[big] = gammaln(data[big].astype(np.float64) + 1)
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    return np.bincount(rows, terms, minlength=matrix.shape[0]).astype(np.float32)
+def narrowest(values: np.ndarray) -> type:
+    """The type that holds these counts in the fewest bytes."""
+    top = values.max(initial=0)
+    return np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.float32
+
+
+def _log_factorial(counts: np.ndarray) -> np.ndarray:
+    return _LOG_FACTORIALS[counts] if counts.dtype.kind == "u" else gammaln(counts.astype(np.float64) + 1)
+
+
+def _row_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(cells,) float64: sum over each cell's stored values of a function of them; temporaries stay small."""
+    sums, indptr, first = np.zeros(matrix.shape[0]), matrix.indptr, 0
+    while first < len(sums):
+        last = max(int(np.searchsorted(indptr, indptr[first] + _BLOCK, side="right")) - 1, first + 1)
+        rows = np.repeat(np.arange(last - first), np.diff(indptr[first : last + 1]))
+        sums[first:last] = np.bincount(rows, function(matrix.data[indptr[first] : indptr[last]]), last - first)
+        first = last
+    return sums
 
 
 def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +270,6 @@ def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tup
 
 
 def shuffled(cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One epoch: `cells` in random order, cut into minibatches of nearly equal size, none above `batch_size`.
-
-    Equal sizes, because a short last minibatch would weigh its cells more than the others.
-    """
+    """One epoch: `cells` in random order, cut into minibatches of nearly equal size, none above `batch_size`."""
+    # Nearly equal, because a short last minibatch would weigh its cells more than the others.
     return np.array_split(rng.permutation(cells), -(-len(cells) // batch_size))

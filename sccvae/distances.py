@@ -24,6 +24,7 @@ __all__ = [
     "MMD",
     "PathLogDensity",
     "PrecisionCoverage",
+    "line_log_density",
     "mmd",
     "path_log_density",
     "precision_coverage",
@@ -272,17 +273,46 @@ def path_log_density(
     if min(n_pairs, n_points) < 1:
         raise ValueError(f"n_pairs={n_pairs}, n_points={n_points}: expected at least 1 of each.")
     z = _codes(z, max_cells, seed)
-    if not 1 <= n_neighbors <= len(z) - 2:
-        raise ValueError(f"n_neighbors={n_neighbors} of {len(z)} cells: expected 1 to {len(z) - 2}.")
     normal = stream(seed, 4).standard_normal(z.shape)
     rng = stream(seed, 5)
     first = rng.integers(len(z), size=n_pairs)
     second = (first + rng.integers(1, len(z), size=n_pairs)) % len(z)
-    value, reference = (_path_excess(codes, first, second, n_points, n_neighbors) for codes in (z, normal))
-    return PathLogDensity(value, reference)
+    along = (np.arange(n_points) + 0.5) / n_points
+    densities = (line_log_density(codes, first, second, along, n_neighbors=n_neighbors) for codes in (z, normal))
+    return PathLogDensity(*(float(density.mean()) for density in densities))
 
 
-def _codes(z: ArrayLike, max_cells: int | None, seed: int) -> NDArray:
+def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors: int = 10) -> NDArray:
+    """Log density of codes on lines between pairs of them, minus its mean at the codes: see `path_log_density`.
+
+    Parameters
+    ----------
+    z
+        Codes (cells, dimensions).
+    first, second
+        Numbers of the codes where lines begin and end, (lines,) each.
+    along
+        (points,) on each line: 0 is its first end, 1 its second.
+
+    Returns
+    -------
+    numpy.ndarray
+        (lines, points), in nats. Raises as `path_log_density` does.
+    """
+    along, first, second = np.asarray(along), np.asarray(first), np.asarray(second)
+    n_cells = len(z := _codes(z, None, 0))
+    if not 1 <= n_neighbors <= n_cells - 2:
+        raise ValueError(f"n_neighbors={n_neighbors} of {n_cells} cells: expected 1 to {n_cells - 2}.")
+    z -= z.mean(0)
+    points = (z[first][:, None] + along[:, None] * (z[second] - z[first])[:, None]).reshape(-1, z.shape[1])
+    ends = np.repeat(np.column_stack([first, second]), len(along), axis=0)
+    at_codes = _log_distance(_kth_smallest(z, z, n_neighbors, np.arange(n_cells)[:, None])).mean()
+    at_points = _log_distance(_kth_smallest(points, z, n_neighbors, ends)).reshape(len(first), len(along))
+    # Constants of the dimension and of n_neighbors are the same for both and cancel.
+    return z.shape[1] * (at_codes - at_points) + np.log((n_cells - 1) / (n_cells - 2))
+
+
+def _codes(z: Any, max_cells: int | None, seed: int) -> NDArray:
     if max_cells is not None and max_cells < 3:
         raise ValueError(f"max_cells={max_cells}: expected at least 3, or None for all.")
     z = checked(z, "z", least=3)
@@ -291,25 +321,13 @@ def _codes(z: ArrayLike, max_cells: int | None, seed: int) -> NDArray:
     return as_float(sample(z, max_cells, stream(seed, 0)))
 
 
-def _path_excess(z: NDArray, first: NDArray, second: NDArray, n_points: int, n_neighbors: int) -> float:
-    """Mean log density on lines from codes `first` to `second` minus that at codes."""
-    z, n_cells = z - z.mean(0), len(z)
-    along = (np.arange(n_points) + 0.5) / n_points
-    points = (z[first][:, None] + along[:, None] * (z[second] - z[first])[:, None]).reshape(-1, z.shape[1])
-    first, second = np.repeat(first, n_points), np.repeat(second, n_points)
-    # Constants of the dimension and of n_neighbors are the same for both and cancel.
-    at_codes = _mean_log_distance(_kth_smallest(z, z, n_neighbors, np.arange(n_cells)[:, None]))
-    at_points = _mean_log_distance(_kth_smallest(points, z, n_neighbors, np.column_stack([first, second])))
-    return z.shape[1] * (at_codes - at_points) + float(np.log((n_cells - 1) / (n_cells - 2)))
-
-
-def _mean_log_distance(distance2: NDArray) -> float:
+def _log_distance(distance2: NDArray) -> NDArray:
     if not distance2.all():
         raise ValueError(
             f"{np.sum(distance2 == 0)} codes equal n_neighbors others, so that their density is infinite: remove "
             "duplicates, or pass a larger n_neighbors."
         )
-    return float(np.log(distance2).mean() / 2)
+    return np.log(distance2) / 2
 
 
 # ------------------------------------------------------------------------------------------------------------ distances

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 
-from sccvae import differential, posterior, storage
+from sccvae import mixture, posterior, storage
 from sccvae.held import HeldModel, check_positive
-from sccvae.inputs import labels_of
+from sccvae.networks import check_choice
+
+Prior = Literal["normal", "aggregate"]
+_STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
 
 
 class FittedModel(HeldModel):
@@ -23,6 +27,7 @@ class FittedModel(HeldModel):
     """
 
     kind: ClassVar[str] = "SCCVAE"
+    _aggregate: mixture.Mixture | None = None  # fitted to the training cells' posteriors when it is needed
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -147,11 +152,17 @@ class FittedModel(HeldModel):
         draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
         return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
 
-    def generate(self, n_cells: int, *, batch: str | Sequence[str] | None = None, seed: int = 0) -> AnnData:
-        """Cells that nobody sequenced: z ~ N(0, I), library from the batch's log-normal, counts from the likelihood.
+    def generate(
+        self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
+    ) -> AnnData:
+        """Cells that nobody sequenced: z and library size from a prior, counts from the likelihood.
 
         Parameters
         ----------
+        prior
+            `normal`: z ~ N(0, I), library size from the batch's log-normal, as the model assumes. `aggregate`: both
+            together from a mixture of Gaussians fitted to the posteriors of the training cells (`sccvae.mixture`),
+            which leaves out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
         batch
             Name or names of the batches to generate in; None takes all. Batches and covariates come in the
             proportions of the training data, continuous covariates at their means.
@@ -160,12 +171,22 @@ class FittedModel(HeldModel):
         -------
         AnnData of counts (CSR) with the batch and covariates in `obs`, z in `obsm["X_sccvae"]` and the library size in
         `obs["sccvae_library"]`.
+
+        Raises
+        ------
+        ValueError
+            `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
         """
         self._check_trained()
         check_positive(n_cells=n_cells)
+        check_choice("prior", prior, get_args(Prior))
         rng = np.random.default_rng(seed)
-        codes = self._draw_profiles(n_cells, batch, rng)
-        matrix, z, library = posterior.generate(self._vae, codes, rng)
+        codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
+        if prior == "aggregate":
+            profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
+            y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
+            z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
+        matrix, z, library = posterior.generate(self._vae, codes, rng, z, deviation)
         return self._generated(matrix, codes, z, library)
 
     def get_elbo(
@@ -199,77 +220,42 @@ class FittedModel(HeldModel):
         log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)
 
-    def differential_expression(
-        self,
-        adata: AnnData | None = None,
-        *,
-        groupby: str | Sequence[Any] | pd.Series | None = None,
-        group1: str | Sequence[str] | None = None,
-        group2: str | None = None,
-        idx1: Any = None,
-        idx2: Any = None,
-        mode: differential.Mode = "change",
-        delta: float | None = 0.25,
-        batch_correction: bool = True,
-        pseudocount: float | None = None,
-        fdr_target: float = 0.05,
-        n_samples: int = 200,
-        max_cells: int = 3000,
-        chunk_size: int | None = None,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Genes whose mean normalised expression differs between groups of cells, judged by posterior samples.
-
-        After Boyeau et al. 2019 (https://doi.org/10.1101/794289); `sccvae.differential` says what differs, and why.
-
-        Parameters
-        ----------
-        groupby, group1, group2
-            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None:
-            all other cells).
-        idx1, idx2
-            Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
-        mode
-            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`: Bayes factor of
-            group 1 above group 2.
-        delta
-            Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
-        batch_correction
-            Decode both groups in all batches, and hold counts against those of the same batch.
-        pseudocount
-            Added to the mean expression (which sums to 1) of both; None takes it from the data.
-        n_samples, max_cells
-            Posterior draws; cells decoded per group. Memory: 4 bytes x groups x draws x genes, and a chunk of cells.
-
-        Returns
-        -------
-        Genes sorted by `bayes_factor` (log odds), with `proba_de`; `lfc_mean`, `_median`, `_std`, `_min`, `_max`, log2
-        of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean` (counts per cell),
-        `non_zeros_proportion`; `is_de_fdr_0.05`, the genes called at an expected false discovery rate of `fdr_target`.
-        With groupby, also `comparison`, `group1`, `group2`. `vanilla` has `proba_m1`, `proba_m2` but no calls.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            Which group is unknown, empty or compared with itself; the likelihood is not of counts.
-        """
-        if self.likelihood.support != "counts":
-            raise ValueError(
-                f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
-            )
-        options = differential.Options(mode, delta, pseudocount, fdr_target)
-        check_positive(max_cells=max_cells, chunk_size=chunk_size)
-        counts, names = self._cells(adata, None)
-        obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
-        labels = None if groupby is None else labels_of(groupby, obs, names)
-        design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts))
-        batches = self._batch_codes("all" if batch_correction else None)
-        groups = posterior.group_expression(
-            self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
-        )
-        return differential.tables(groups, design, self.gene_names, options, seed=seed)
-
     # -------------------------------------------------------------------------------------------------------- details
+
+    def _mixture(self) -> mixture.Mixture:
+        """The mixture fitted to the aggregate posterior: the one at hand, or else made from the data."""
+        if self._aggregate is None:
+            if self._counts is None:
+                raise ValueError(
+                    "This model was saved without its aggregate posterior and loaded without data to fit one to: load "
+                    "it as SCCVAE.load(path, adata), or pass prior='normal'."
+                )
+            profiles, index = np.unique(self._counts.codes, axis=0, return_inverse=True)
+            known = list(map(tuple, self._profiles))
+            at = np.array([known.index(tuple(p)) if tuple(p) in known else -1 for p in profiles.tolist()])
+            moments = posterior.aggregate(self._vae, self._counts)
+            self._aggregate = mixture.fit(*moments, at[index.ravel()], len(known), seed=self._seed)
+        return self._aggregate
+
+    def _after_training(self) -> None:
+        self._aggregate = None  # it was fitted to other posteriors
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The weights and, unless there are no data to fit it to, the mixture that `generate` draws from."""
+        tensors = super()._tensors()
+        if self._aggregate is None and (self._counts is None or not self._rows):
+            return tensors
+        return tensors | {_STORED + name: torch.from_numpy(a) for name, a in self._mixture()._asdict().items()}
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        stored = {name.removeprefix(_STORED): t.numpy() for name, t in tensors.items() if name.startswith(_STORED)}
+        super()._take({name: t for name, t in tensors.items() if not name.startswith(_STORED)})
+        if stored:
+            self._aggregate = mixture.Mixture(**stored)
+            k, d = len(self._aggregate.means), self._vae.architecture.n_latent + self.likelihood.has_library
+            shapes = ((len(self._profiles), k), (k, d), (k, d, d))
+            if tuple(a.shape for a in self._aggregate) != shapes:
+                raise ValueError("the mixture of the aggregate posterior does not match the architecture")
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""

@@ -16,7 +16,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior, storage
-from sccvae.data import Counts, split
+from sccvae.data import Counts, Minibatch, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
 from sccvae.likelihoods import Likelihood
@@ -25,6 +25,12 @@ from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
 
 logger = logging.getLogger("sccvae")
+
+
+def default_epochs(n_cells: int) -> int:
+    """Epochs of about 800 steps of 128 cells, beyond 5,000 cells of more, as their root; at least 5."""
+    n_steps = 800 * max(1.0, n_cells / 5000) ** 0.5
+    return max(5, round(n_steps * 128 / n_cells))
 
 
 class HeldModel:
@@ -78,7 +84,7 @@ class HeldModel:
                 raise ValueError(f"{what} is {value}; expected more than 0.")
         cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
         if max_epochs is None:
-            max_epochs = max(5, round(800 * 128 / len(cells)))
+            max_epochs = default_epochs(len(cells))
         plan = Plan(max_epochs=max_epochs, **choices)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
@@ -131,6 +137,46 @@ class HeldModel:
             mean[rows] = part
         return mean
 
+    @torch.no_grad()
+    def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
+        """Mean of p(x | z) at codes, (codes, genes) float32.
+
+        Parameters
+        ----------
+        z
+            (codes, n_latent) finite numbers.
+        batch
+            Name of the batch to decode in; may be left out where there is one. Other categorical covariates take the
+            values that are commonest in it, continuous ones their means.
+        library_size
+            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
+
+        Raises
+        ------
+        ValueError
+            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+        """
+        self._check_trained()
+        z, a = np.asarray(z, dtype=np.float32), self._vae.architecture
+        if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():
+            raise ValueError(f"z has shape {z.shape}; expected finite codes, (codes, n_latent) = (any, {a.n_latent}).")
+        if not 0 < library_size < np.inf:
+            raise ValueError(f"library_size is {library_size}; expected counts per cell, above 0.")
+        if batch is None and len(self.batches) > 1:
+            raise ValueError(
+                f"There are {len(self.batches)} batches; say which to decode in: batch={self.batches[0]!r}."
+            )
+        code = 0 if batch is None else self._schema.code_of_batch(batch)
+        in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
+        profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
+        mean, chunk = np.empty((len(z), a.n_genes), dtype=np.float32), posterior.chunk_of(a.n_genes)
+        for start in range(0, len(z), chunk):
+            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
+            x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(self.device)
+            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
+            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
+        return mean
+
     # -------------------------------------------------------------------------------------------------------- storage
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -154,7 +200,7 @@ class HeldModel:
             "best_epoch": self._best_epoch,
             "history": self._rows,
         }
-        storage.save(Path(path), self._vae.state_dict(), description, overwrite=overwrite)
+        storage.save(Path(path), self._tensors(), description, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -181,11 +227,19 @@ class HeldModel:
             options = dict(description.get("options", {}))
             profiles, frequencies = description["profiles"], description["frequencies"]
             model._set(schema, architecture, profiles, frequencies, description["seed"], device, options)
-            model._vae.load_state_dict(tensors)
+            model._take(tensors)
             model._rows, model._best_epoch = list(description["history"]), description["best_epoch"]
         if adata is not None:
             model._remember(adata, schema.read(adata))
         return model
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What is saved beside the description."""
+        return self._vae.state_dict()
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set what `_tensors` gave."""
+        self._vae.load_state_dict(tensors)
 
     # -------------------------------------------------------------------------------------------------------- details
 

@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae.data import Counts
+from sccvae.data import Counts, narrowest
 
 Support = Literal["counts", "real", "binary"]
 MAX_COUNT = 2**24  # the largest whole number below which float32 holds every one exactly
@@ -274,7 +274,7 @@ def _size_factors(adata: AnnData, key: str) -> np.ndarray:
 
 
 def _read_matrix(adata: AnnData, layer: str | None, support: Support, genes: Sequence[str]) -> sp.csr_matrix:
-    """All cells, the genes named in that order, as a checked canonical float32 CSR of its own memory."""
+    """All cells, the genes named in that order, as a checked canonical CSR of its own memory, counts narrowed."""
     columns = _columns_of(adata, genes)
     parts = []
     for start, block in _blocks(adata, layer):
@@ -286,12 +286,13 @@ def _read_matrix(adata: AnnData, layer: str | None, support: Support, genes: Seq
         wrong = _wrong_values(block.data, support)
         if wrong.any():
             raise ValueError(_wrong_value_message(adata, layer, support, start, block, wrong, genes))
-        own = (block.data.astype(np.float32), block.indices.astype(np.int32), block.indptr.copy())  # astype copies
+        dtype = np.float32 if support == "real" else narrowest(block.data)
+        own = (block.data.astype(dtype), block.indices.astype(np.int32), block.indptr.copy())  # astype copies
         part = sp.csr_matrix(own, shape=block.shape)
         part.sort_indices()
         part.eliminate_zeros()
         parts.append(part)
-    matrix = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr", dtype=np.float32)
+    matrix = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr", dtype=max(part.dtype for part in parts))
     if support == "counts":
         _check_empty_cells(adata, matrix)
     return matrix
@@ -334,8 +335,13 @@ def _blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_mat
 
 def _wrong_values(values: np.ndarray, support: Support) -> np.ndarray:
     """(stored,) whether a value lies outside what the likelihood is about. Every value is looked at."""
-    if values.dtype == bool:
-        return np.zeros(len(values), dtype=bool)
+    wrong = np.zeros(len(values), dtype=bool)
+    for start in range(0, len(values) if values.dtype != bool else 0, 2**18):  # in pieces: temporaries stay small
+        wrong[start : start + 2**18] = _are_wrong(values[start : start + 2**18], support)
+    return wrong
+
+
+def _are_wrong(values: np.ndarray, support: Support) -> np.ndarray:
     if support == "real":
         return ~(np.abs(values) <= np.finfo(np.float32).max)
     if support == "binary":

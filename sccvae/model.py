@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import cross_validation
-from sccvae.fitted import FittedModel
+from sccvae.analysis import AnalysedModel
 from sccvae.held import checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -21,7 +21,7 @@ _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost")
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
-class SCCVAE(FittedModel):
+class SCCVAE(AnalysedModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
     The AnnData is checked and copied into sparse form here, and never changed.
@@ -144,7 +144,8 @@ class SCCVAE(FittedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, at least 5.
+            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, more beyond 5,000
+            cells (as the root of their number), at least 5.
         batch_size
             Cells per step.
         train_size

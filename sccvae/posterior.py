@@ -14,6 +14,7 @@ from sccvae.data import Counts, Minibatch
 from sccvae.differential import Group
 from sccvae.likelihoods import Decoded
 from sccvae.networks import Gaussian
+from sccvae.predictive import CountParameters
 from sccvae.vae import VAE
 
 
@@ -48,6 +49,24 @@ def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     for rows, _, q_z, _ in encode(vae, counts):
         mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
     return mean, variance
+
+
+def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of q(y|x), (cells, dimensions) each; y is z and, where there is one, the library size.
+
+    That is as log l in standard deviations from its mean in the cell's batch, as its prior has them.
+    """
+    mean, variance = latent(vae, counts)
+    if not vae.likelihood.has_library:
+        return mean, variance
+    log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
+    if vae.architecture.infers_library:
+        for rows, _, _, q_l in encode(vae, counts):
+            assert q_l is not None
+            log_l[rows], uncertainty[rows] = q_l.mean.cpu().numpy(), q_l.variance.cpu().numpy()
+    centre, spread2 = (m.cpu().numpy()[counts.codes[:, 0]] for m in (vae.library_mean, vae.library_variance))
+    deviation = (log_l - centre) / np.sqrt(spread2)
+    return np.column_stack([mean, deviation]), np.column_stack([variance, uncertainty / spread2])
 
 
 @torch.no_grad()
@@ -161,7 +180,7 @@ def group_expression(
             draws += weights.T @ rho
             total += weights.sum(0)[:, None]
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
-        raw = counts.matrix[of_group]
+        raw = counts.rows(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
@@ -177,28 +196,36 @@ def group_expression(
 
 
 @torch.no_grad()
-def _counts_and_expectation(
-    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes.
+def count_moments(
+    vae: VAE, counts: Counts, chunk_size: int | None = None
+) -> Iterator[tuple[Draw, torch.Tensor, torch.Tensor]]:
+    """(decoding, E[x], E[x] / Var[x]) at the posterior means, chunk by chunk, (cells, genes) each.
 
-    ZINB at the posterior means: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
+    ZINB: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
     """
-    shape, library = (counts.n_batches if by_batch else 1, counts.n_genes), 0.0
-    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
     for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
         assert draw.log_library is not None
         mean = vae.likelihood.mean(draw.decoded, draw.log_library)
-        spread = torch.zeros_like(mean)
+        spread, kept = torch.zeros_like(mean), torch.ones_like(mean)
         if draw.decoded.log_dispersion is not None:
             spread = spread + torch.exp(-draw.decoded.log_dispersion)
-        kept = torch.ones_like(mean)
         if draw.decoded.dropout is not None:
             spread, kept = spread + draw.decoded.dropout.sigmoid(), torch.sigmoid(-draw.decoded.dropout)
-        weight = 1 / (1 + mean * spread)
+        yield draw, mean * kept, 1 / (1 + mean * spread)
+
+
+@torch.no_grad()
+def _counts_and_expectation(
+    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes."""
+    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), 0.0
+    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
+    for draw, mean, weight in count_moments(vae, counts, chunk_size):
+        assert draw.log_library is not None
         batch = draw.x.codes[:, 0] if by_batch else torch.zeros_like(draw.x.codes[:, 0])
         observed.index_add_(0, batch, (weight * draw.x.dense()).double())
-        expected.index_add_(0, batch, (weight * mean * kept).double())
+        expected.index_add_(0, batch, (weight * mean).double())
         library += float(draw.log_library.exp().sum(dtype=torch.float64))
     return observed.cpu().numpy(), expected.cpu().numpy(), library
 
@@ -224,6 +251,16 @@ def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
+def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> Iterator[tuple[slice, CountParameters]]:
+    """(rows, parameters of p(x | z, l)) for chunks of cells in order, `n_samples` draws of z and l for each."""
+    for draw in decode(vae, counts, batches=[None], n_samples=n_samples, seed=seed):
+        mean = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
+        log_theta, logit = draw.decoded.log_dispersion, draw.decoded.dropout
+        theta = None if log_theta is None else log_theta.exp().cpu().numpy()
+        yield draw.rows, CountParameters(mean, theta, None if logit is None else logit.sigmoid().cpu().numpy())
+
+
+@torch.no_grad()
 def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
     """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
     rng = np.random.default_rng(seed)
@@ -235,11 +272,16 @@ def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matri
 
 @torch.no_grad()
 def generate(
-    vae: VAE, codes: np.ndarray, rng: np.random.Generator, z: np.ndarray | None = None
+    vae: VAE,
+    codes: np.ndarray,
+    rng: np.random.Generator,
+    z: np.ndarray | None = None,
+    deviation: np.ndarray | None = None,
 ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
     """Cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
 
-    z is drawn from the prior unless it is given; l always is.
+    z is drawn from the prior unless it is given; so is l, of which `deviation`, (cells,), gives log l in standard
+    deviations from its mean in the batch.
     """
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
@@ -251,18 +293,23 @@ def generate(
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
         log_l = None
         if vae.likelihood.has_library:
-            log_l = draw_log_library(vae, x, rng)
+            log_l = draw_log_library(vae, x, rng, None if deviation is None else deviation[rows])
             library.append(log_l.exp().cpu().numpy())
         decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
         parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng)))
     return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
 
 
-def draw_log_library(vae: VAE, x: Minibatch, rng: np.random.Generator) -> torch.Tensor:
-    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read."""
+def draw_log_library(
+    vae: VAE, x: Minibatch, rng: np.random.Generator, deviation: np.ndarray | None = None
+) -> torch.Tensor:
+    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read.
+
+    `deviation`, (cells,), in standard deviations, is standard normal unless it is given.
+    """
     prior = vae.library_prior(x)
-    noise = torch.from_numpy(rng.standard_normal(x.n_cells).astype(np.float32)).to(vae.device)
-    return prior.mean + prior.variance.sqrt() * noise
+    deviation = rng.standard_normal(x.n_cells) if deviation is None else deviation
+    return prior.mean + prior.variance.sqrt() * torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
 
 
 @torch.no_grad()

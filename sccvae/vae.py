@@ -76,8 +76,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
         """Set what the data tell before the first step: the library prior, the decoder's bias, the dispersion."""
-        mean = np.asarray(counts.matrix.mean(0), dtype=np.float64).ravel()
-        n_cells = len(counts)
+        mean, n_cells = counts.gene_means(), len(counts)
         if self.likelihood.support == "counts":
             library_mean, library_variance = counts.library_prior()
             self.library_mean.copy_(torch.from_numpy(library_mean))
@@ -89,8 +88,7 @@ class VAE(nn.Module):
             start = np.log(ones / (1 - ones))
         else:
             start = mean
-            square = np.asarray(counts.matrix.power(2).mean(0), dtype=np.float64).ravel()
-            sigma = np.sqrt(np.maximum(square - mean**2, 1e-4))
+            sigma = np.sqrt(np.maximum(counts.gene_means(power=2) - mean**2, 1e-4))
             per_gene = self.decoder.dispersion_head.bias if self.decoder.per_cell else self.decoder.log_dispersion
             per_gene.copy_(torch.from_numpy(np.log(sigma)))
         self.decoder.logits.bias.copy_(torch.from_numpy(start))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from sccvae.data import Counts, Minibatch, shuffled, split
+from sccvae import data
+from sccvae.data import Counts, Minibatch, narrowest, shuffled, split
 
 
 @pytest.fixture
@@ -36,7 +37,35 @@ def test_totals_and_log_factorials_agree_with_their_definitions(counts, dense):
     np.testing.assert_allclose(counts.log_factorial, gammaln(dense.astype(float) + 1).sum(1), rtol=1e-6)
     np.testing.assert_array_equal(counts.log_size, counts.log_total)
     assert counts.log_factorial[3] == 0
-    assert (len(counts), counts.n_genes, counts.n_batches) == (20, 7, 3)
+    assert (len(counts), counts.n_genes, counts.n_levels) == (20, 7, (3, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_sums_over_rows_and_genes_do_not_depend_on_type_or_block(dense, dtype, monkeypatch):
+    monkeypatch.setattr(data, "_BLOCK", 5)  # shorter than some rows
+    dense = np.minimum(dense, np.float32(2**24 if dtype is np.float32 else np.iinfo(dtype).max))
+    counts = Counts.from_csr(sp.csr_matrix(dense.astype(dtype)))
+    seen = np.arange(20) != 3
+    np.testing.assert_allclose(counts.log_total[seen], np.log(dense.sum(1, dtype=float)[seen]), rtol=1e-6)
+    np.testing.assert_allclose(counts.log_factorial, gammaln(dense.astype(float) + 1).sum(1), rtol=1e-6)
+    for power in (1, 2):
+        np.testing.assert_allclose(counts.gene_means(power), (dense.astype(float) ** power).mean(0), rtol=1e-12)
+    assert counts.minibatch(np.array([1, 2])).values.dtype == torch.float32
+    assert counts.rows(slice(0, 2)).dtype == np.float32
+
+
+def test_a_cell_without_values_between_others_and_a_count_that_no_table_holds():
+    dense = np.float32([[0, 0], [70_000, 3], [0, 0], [1, 2]])
+    counts = Counts.from_csr(sp.csr_matrix(dense))
+    np.testing.assert_allclose(counts.log_factorial, gammaln(dense.astype(float) + 1).sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("top", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16), (65_535, np.uint16), (65_536, np.float32)]
+)
+def test_the_narrowest_type_holds_the_largest_count(top, dtype):
+    assert narrowest(np.float64([0, top])) is dtype
+    assert dtype(top) == top
 
 
 def test_real_values_have_neither_totals_nor_factorials():

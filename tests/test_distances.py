@@ -222,15 +222,16 @@ def test_path_density_has_no_unit():
 def test_path_density_by_brute_force():
     z, first, second, n_points, k = normal(0, 40, 2), np.array([0, 5, 9]), np.array([3, 1, 30]), 4, 3
     at_codes = [np.sort(np.delete(np.linalg.norm(z - code, axis=1), i))[k - 1] for i, code in enumerate(z)]
-    at_points = []
+    at_points, along = [], (np.arange(n_points) + 0.5) / n_points
     for i, j in zip(first, second, strict=True):
-        for t in (np.arange(n_points) + 0.5) / n_points:
+        for t in along:
             away = np.linalg.norm(np.delete(z, [i, j], axis=0) - ((1 - t) * z[i] + t * z[j]), axis=1)
             at_points.append(np.sort(away)[k - 1])
     # density = k / (number of others * volume of the ball)
     log_codes, log_points = -np.log(39) - 2 * np.log(at_codes), -np.log(38) - 2 * np.log(at_points)
-    expected = log_points.mean() - log_codes.mean()
-    assert distances._path_excess(z, first, second, n_points, k) == pytest.approx(expected, abs=1e-9)
+    expected = (log_points - log_codes.mean()).reshape(3, n_points)
+    found = distances.line_log_density(z, first, second, along, n_neighbors=k)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------- kinds of input

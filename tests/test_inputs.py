@@ -62,7 +62,7 @@ def learn(adata, **options):
 def assert_same_counts(found, expected):
     assert found.matrix.format == "csr"
     assert found.matrix.has_canonical_format
-    assert (found.matrix.dtype, found.matrix.indices.dtype) == (np.float32, np.int32)
+    assert (found.matrix.dtype, found.matrix.indices.dtype) == (expected.matrix.dtype, np.int32)
     assert (found.matrix.data != 0).all()
     for name in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(found.matrix, name), getattr(expected.matrix, name), err_msg=name)
@@ -201,6 +201,17 @@ def test_counts_are_a_copy(adata):
     adata.obs["batch"] = "a"
     np.testing.assert_array_equal(counts.matrix.toarray(), before)
     assert set(counts.codes[:, 0]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(200, np.uint8), (300, np.uint16), (70_000, np.float32)])
+def test_counts_take_as_few_bytes_as_hold_them_all(adata, monkeypatch, top, dtype):
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 8 * adata.n_vars * 7)  # 7 cells a block, the large count in one of them
+    dense = adata.X.toarray()
+    dense[-1, -1] = top
+    adata.X = dense
+    matrix = learn(adata).matrix
+    assert matrix.dtype == dtype
+    np.testing.assert_array_equal(matrix.toarray(), dense)
 
 
 def test_real_values_keep_their_sign(adata):

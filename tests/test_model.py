@@ -15,6 +15,8 @@ import scipy.sparse as sp
 import torch
 import zarr
 from scipy import stats
+from scipy.special import logsumexp, softmax
+from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 import sccvae
@@ -520,6 +522,103 @@ def test_the_model_accepts_the_cells_it_generated(layered, fit, name):
     assert np.isfinite(model.get_elbo(new))
 
 
+@pytest.fixture(scope="module")
+def uneven(fit):
+    """Kinds of cells that differ in size, of which batch `a` has two and batch `b` the other two; a model of them."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(800) % 4
+    profiles = rng.dirichlet(np.ones(40), size=4)
+    library = rng.lognormal(np.log([60, 150, 150, 400])[kind], 0.1)
+    counts = rng.poisson(profiles[kind] * library[:, None]).astype(np.float32)
+    obs = pd.DataFrame({"batch": np.array(["a", "b"])[kind // 2], "kind": kind}, index=[f"c{i}" for i in range(800)])
+    real = ad.AnnData(sp.csr_matrix(counts), obs=obs)
+    return real, fit(real, 60, batch_key="batch", gene_likelihood="poisson", n_hidden=32), profiles
+
+
+def nearest_kind(cells, profiles) -> np.ndarray:
+    """The kind under whose profile the counts of each cell are likeliest."""
+    return (cells.X @ np.log(profiles + 1e-4).T).argmax(1)
+
+
+def test_the_aggregate_prior_keeps_kinds_to_their_batches_and_sizes(uneven):
+    real, model, profiles = uneven
+    new = model.generate(2000, prior="aggregate", seed=1)
+    kind, batch = nearest_kind(new, profiles), new.obs["batch"].to_numpy()
+    assert (nearest_kind(real, profiles) == real.obs["kind"]).mean() > 0.99
+    assert np.isin(kind[batch == "a"], (0, 1)).mean() > 0.93
+    assert np.isin(kind[batch == "b"], (2, 3)).mean() > 0.93
+    np.testing.assert_allclose(np.bincount(kind, minlength=4) / 2000, 0.25, atol=0.05)
+    for k in range(4):
+        drawn, there = (np.log(np.asarray(x.X.sum(1)).ravel()) for x in (new[kind == k], real[real.obs["kind"] == k]))
+        assert abs(np.median(drawn) - np.median(there)) < 0.15
+    # The model's own prior knows nothing of it.
+    plain = model.generate(2000, seed=1)
+    assert np.isin(nearest_kind(plain, profiles)[(plain.obs["batch"] == "a").to_numpy()], (0, 1)).mean() < 0.9
+
+
+def test_the_aggregate_prior_is_nearer_to_the_data(uneven):
+    real, model, _ = uneven
+    scores = {
+        prior: sccvae.generation.two_sample_auc(
+            *(sccvae.generation.log_normalized(x, total=150) for x in (real.X, model.generate(800, prior=prior).X))
+        )
+        for prior in ("normal", "aggregate")
+    }
+    assert scores["aggregate"] < 0.72 < scores["normal"] - 0.1
+
+
+def test_aggregate_draws_are_the_same_for_the_same_seed(uneven):
+    _, model, _ = uneven
+    one, same, other = (model.generate(50, prior="aggregate", seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.X.toarray(), same.X.toarray())
+    np.testing.assert_array_equal(one.obsm["X_sccvae"], same.obsm["X_sccvae"])
+    assert not np.array_equal(one.X.toarray(), other.X.toarray())
+    assert set(model.generate(50, prior="aggregate", batch="b").obs["batch"]) == {"b"}
+
+
+@pytest.mark.parametrize(
+    "name", ["batch", "no_batch", "categorical", "continuous", "size_factors", "normal", "bernoulli"]
+)
+def test_the_aggregate_prior_of_every_kind_of_model(layered, fit, name):
+    options = {k: v for k, v in EVERY_OPTION[name].items() if k != "layer"}
+    layered.X = layered.layers[EVERY_OPTION[name]["layer"]] if "layer" in EVERY_OPTION[name] else layered.X
+    model = fit(layered, 2, **options)
+    new = model.generate(40, prior="aggregate")
+    assert new.obsm["X_sccvae"].shape == (40, 4)
+    assert np.isfinite(model.get_elbo(new))
+
+
+def test_training_on_fits_the_aggregate_prior_anew(adata, fit):
+    model = fit(adata, 2)
+    first = model.generate(20, prior="aggregate").obsm["X_sccvae"]
+    model.train(3, progress_bar=False)
+    mean, sd = model.get_latent_representation().mean(0), model.get_latent_representation().std(0)
+    second = model.generate(2000, prior="aggregate").obsm["X_sccvae"]
+    assert not np.allclose(first, second[:20])
+    np.testing.assert_allclose(second.mean(0), mean, atol=0.1 + 0.1 * sd.max())
+
+
+def test_an_unknown_prior_is_an_error(model):
+    with pytest.raises(ValueError, match="prior is 'vamp'; expected one of 'normal', 'aggregate'"):
+        model.generate(3, prior="vamp")
+
+
+def test_decode_gives_the_normalised_expression_of_codes(adata, fit):
+    model = fit(adata, 2, batch_key="batch", categorical_covariate_keys=["donor"], continuous_covariate_keys=["age"])
+    z = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    rho = model.decode(z, batch="b")
+    np.testing.assert_allclose(rho.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.decode(z, batch="b", library_size=50), 50 * rho, rtol=1e-5)
+    # The donor that is commonest in the batch, at the mean age.
+    donors = adata.obs["donor"][adata.obs["batch"] == "c"].value_counts()
+    cells = adata[:3].copy()
+    cells.obs = cells.obs.assign(batch="c", donor=donors.idxmax(), age=adata.obs["age"].mean())
+    z = model.get_latent_representation(cells)
+    np.testing.assert_allclose(
+        model.decode(z, batch="c"), model.get_normalized_expression(cells, return_numpy=True), rtol=2e-3, atol=1e-6
+    )
+
+
 def test_generated_cells_look_like_real_cells(adata, fit):
     model = fit(adata, 60, batch_key="batch")
     new = model.generate(2000)
@@ -593,8 +692,10 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(adata):
     assert f"holds epoch {held_out.idxmax()}, validation ELBO {held_out.max():.1f}" in repr(model)
 
 
-@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 114), (10_000, 10), (180_000, 5)])
-def test_number_of_epochs_by_default_makes_about_eight_hundred_steps(adata, monkeypatch, n_cells, epochs):
+@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 114), (5_000, 20), (20_000, 10), (45_000, 7), (180_000, 5)])
+def test_number_of_epochs_by_default_makes_eight_hundred_steps_or_their_share_by_root(
+    adata, monkeypatch, n_cells, epochs
+):
     plans = []
     monkeypatch.setattr("sccvae.held.split", lambda *_: (np.arange(n_cells), np.arange(10)))
     monkeypatch.setattr("sccvae.held.fit", lambda *a, **_: plans.append(a[4]))
@@ -802,3 +903,32 @@ def test_dispersions_are_near_the_truth():
     assert expressed.sum() > 50
     assert stats.spearmanr(fitted, truth).statistic > 0.7
     assert 0.5 < np.median(fitted / truth) < 1.2
+
+
+# --------------------------------------------------------------------------------------------------------------- digits
+
+
+def mixture_of_bernoullis(train, test, k, rng) -> np.ndarray:
+    """Log-likelihood of each row of `test` under k products of Bernoullis fitted to `train` by EM."""
+    share = rng.dirichlet(np.ones(k), size=len(train))
+    for _ in range(100):
+        weight, ones = share.mean(0), (share.T @ train + 0.5) / (share.sum(0)[:, None] + 1)
+        joint = train @ np.log(ones).T + (1 - train) @ np.log1p(-ones).T + np.log(weight)
+        share = softmax(joint, axis=1)
+    return logsumexp(test @ np.log(ones).T + (1 - test) @ np.log1p(-ones).T + np.log(weight), axis=1)
+
+
+def test_the_bernoulli_model_explains_unseen_digits_better_than_a_mixture():
+    pixels, _ = load_digits(return_X_y=True)
+    binary = np.random.default_rng(0).permutation((pixels >= 8).astype(np.float32))
+    train, test = binary[:1400], binary[1400:]
+    rng = np.random.default_rng(1)
+    independent = mixture_of_bernoullis(train, test, 1, rng).mean()
+    ones = (train.sum(0) + 0.5) / (len(train) + 1)
+    assert independent == pytest.approx((test * np.log(ones) + (1 - test) * np.log1p(-ones)).sum(1).mean(), abs=1e-4)
+    mixture = max(mixture_of_bernoullis(train, test, 10, rng).mean() for _ in range(3))
+    model = sccvae.SCCVAE(ad.AnnData(train), gene_likelihood="bernoulli", n_latent=10, n_hidden=128)
+    model.train(60, batch_size=100, progress_bar=False)
+    ours = model.get_marginal_ll(ad.AnnData(test), n_samples=100)
+    assert model.get_elbo(ad.AnnData(test)) < ours  # a lower bound
+    assert ours > mixture + 1 > independent + 4

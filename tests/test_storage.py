@@ -53,6 +53,7 @@ def answers(model, adata) -> list[np.ndarray]:
         model.get_elbo(adata, return_mean=False),
         model.posterior_predictive_sample(adata).toarray(),
         model.generate(30).X.toarray(),
+        model.generate(30, prior="aggregate").X.toarray(),
         *model.get_likelihood_parameters(adata).values(),
     ]
 
@@ -94,6 +95,34 @@ def test_a_loaded_model_has_no_data_unless_given(adata, model, saved):
     loaded = SCCVAE.load(saved, adata)
     assert repr(loaded) == repr(model)
     np.testing.assert_array_equal(loaded.get_latent_representation(), model.get_latent_representation())
+
+
+def test_a_model_saved_without_its_aggregate_posterior_needs_data_for_it(adata, saved):
+    """As models were before it was stored."""
+    tensors = load_file(saved / WEIGHTS)
+    with safe_open(saved / WEIGHTS, "pt") as handle:
+        metadata = handle.metadata()
+    stored = {name for name in tensors if name.startswith("aggregate.")}
+    assert stored == {"aggregate.weights", "aggregate.means", "aggregate.factors"}
+    save_file({name: t for name, t in tensors.items() if name not in stored}, saved / WEIGHTS, metadata=metadata)
+    old = SCCVAE.load(saved)
+    assert old.generate(3).n_obs == 3
+    with pytest.raises(
+        ValueError, match=r"saved without its aggregate posterior .* load it as SCCVAE.load\(path, adata\)"
+    ):
+        old.generate(3, prior="aggregate")
+    assert SCCVAE.load(saved, adata).generate(3, prior="aggregate").n_obs == 3
+
+
+def test_an_aggregate_posterior_of_another_model_is_refused(saved):
+    tensors = load_file(saved / WEIGHTS)
+    with safe_open(saved / WEIGHTS, "pt") as handle:
+        metadata = handle.metadata()
+    save_file(
+        tensors | {"aggregate.means": tensors["aggregate.means"][:, 1:].clone()}, saved / WEIGHTS, metadata=metadata
+    )
+    with pytest.raises(ModelFileError, match="the mixture of the aggregate posterior does not match"):
+        SCCVAE.load(saved)
 
 
 def test_training_goes_on_as_if_nothing_had_happened(adata, fit, tmp_path):

@@ -3,8 +3,30 @@
 The AnnData and matplotlib's settings stay as they were.
 """
 
+from sccvae.pl.diagnostics import diagnostics
 from sccvae.pl.embedding import integration
+from sccvae.pl.generation import generation
+from sccvae.pl.gradient import gradient, trends
+from sccvae.pl.images import images
+from sccvae.pl.latent import interpolation, latent_grid, latent_scatter
+from sccvae.pl.ranking import dotplot, volcano
 from sccvae.pl.scores import score_table
+from sccvae.pl.similarity import similarity
 from sccvae.pl.training import history
 
-__all__ = ["history", "integration", "score_table"]
+__all__ = [
+    "diagnostics",
+    "dotplot",
+    "generation",
+    "gradient",
+    "history",
+    "images",
+    "integration",
+    "interpolation",
+    "latent_grid",
+    "latent_scatter",
+    "score_table",
+    "similarity",
+    "trends",
+    "volcano",
+]

@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 
 from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
 from sccvae.pl.training import draw_curves, history_frame, is_used
+from sccvae.seeding import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,14 +165,6 @@ def umap(representation: NDArray) -> NDArray:
     seeded(sc.pp.neighbors, slim, n_neighbors=min(15, slim.n_obs - 1), use_rep="rep")
     seeded(sc.tl.umap, slim)
     return slim.obsm["X_umap"]
-
-
-def seeded(function, adata: AnnData, **arguments) -> None:
-    """Call a function of Scanpy with a fixed seed, which newer versions call `rng`."""
-    from inspect import signature
-
-    seed = "rng" if "rng" in signature(function).parameters else "random_state"
-    function(adata, **{seed: 0}, **arguments)
 
 
 def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:

@@ -1,8 +1,20 @@
 """Scanpy-style functions: they run a model on an AnnData and write the results back into it."""
 
 from sccvae.tl.denoising import denoise
+from sccvae.tl.gradient import gradient, trends
 from sccvae.tl.integration import integrate, store
 from sccvae.tl.ranking import rank_genes_groups
 from sccvae.tl.scores import score_integration
+from sccvae.tl.similarity import hierarchy, similarity
 
-__all__ = ["denoise", "integrate", "rank_genes_groups", "score_integration", "store"]
+__all__ = [
+    "denoise",
+    "gradient",
+    "hierarchy",
+    "integrate",
+    "rank_genes_groups",
+    "score_integration",
+    "similarity",
+    "store",
+    "trends",
+]

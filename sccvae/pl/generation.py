@@ -1,0 +1,117 @@
+"""Real and generated cells side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from sccvae.pl.embedding import pca_of_counts, sample, umap
+from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+_KINDS = (("real", COLOURS[0]), ("generated", COLOURS[3]))
+
+
+def generation(
+    real: AnnData, generated: AnnData, *, layer: str | None = None, max_cells: int = 3_000, show: bool = False
+) -> Figure:
+    """Real and generated cells: on one UMAP, and the variance and the share of zeros of each gene against its mean.
+
+    The layout is that of `pl.integration`, of both kinds of cells together: where one colour lies alone, cells are
+    missing, or are of no kind. The curves are medians over genes of like mean.
+
+    Parameters
+    ----------
+    real
+        AnnData with raw counts, best of cells that the generator was not trained on.
+    generated
+        AnnData of generated counts, its genes in any order.
+    layer
+        Layer of `real` with the raw counts; None takes `X`.
+    max_cells
+        At most so many cells of each kind are drawn and counted; as many of each.
+    show
+        Open the figure in a window (or the notebook) now.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    KeyError
+        `generated` lacks genes of `real`, or `layer` is not there.
+    ValueError
+        The values are no counts.
+    """
+    from anndata import AnnData
+
+    missing = real.var_names.difference(generated.var_names)
+    if len(missing):
+        raise KeyError(
+            f"generated lacks {len(missing)} of the {real.n_vars} genes of real, such as {missing[0]!r}: expected the "
+            "same genes, as in real[:, generated.var_names]."
+        )
+    if layer is not None and layer not in real.layers:
+        raise KeyError(f"{layer!r} is not in real.layers, which has {list(real.layers)}.")
+    n = min(real.n_obs, generated.n_obs, max_cells)
+    x = csr_matrix((real.X if layer is None else real.layers[layer])[np.sort(sample(real.n_obs, n))])
+    order = generated.var_names.get_indexer(real.var_names)
+    y = csr_matrix(generated.X[np.sort(sample(generated.n_obs, n))])[:, order]
+    both = vstack([x, y], format="csr")
+    layout = umap(pca_of_counts(AnnData(both), None, np.arange(2 * n)))
+
+    figure = new_figure(7.8, 2.7)
+    axes = [figure.add_subplot(1, 3, i + 1) for i in range(3)]
+    mixed = sample(2 * n, 2 * n)
+    colours = np.array([colour for _, colour in _KINDS])[(mixed >= n).astype(int)]
+    size = float(np.clip(9000 / (2 * n), 0.6, 10))
+    axes[0].scatter(layout[mixed, 0], layout[mixed, 1], c=colours, s=size, linewidths=0, alpha=0.7, rasterized=True)
+    axes[0].set(xticks=[], yticks=[], box_aspect=1)
+    axes[0].set_xlabel("UMAP 1", fontsize=SMALL, loc="left")
+    axes[0].set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")
+    axes[0].set_title(f"{n:,} cells of each kind", fontsize=MEDIUM)
+    _draw_genes(axes[1], x, y, "variance")
+    _draw_genes(axes[2], x, y, "share of zeros")
+    for ax in axes:
+        style(ax)
+    handles = [axes[1].lines[i] for i in range(2)]
+    figure.legend(
+        handles, [name for name, _ in _KINDS], loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
+    )
+    return finished(figure, show)
+
+
+def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) -> None:
+    """A quantity of each gene against its mean, and its median over genes of like mean."""
+    for x, (name, colour) in zip((real, generated), _KINDS, strict=True):
+        x = x.astype(np.float64)
+        mean, square = (np.asarray(m.mean(0)).ravel() for m in (x, x.power(2)))
+        values = square - mean**2 if what == "variance" else 1 - x.getnnz(0) / x.shape[0]
+        found = (mean > 0) & (values > 0 if what == "variance" else True)
+        ax.scatter(mean[found], values[found], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+        ax.plot(*running_median(mean[found], values[found]), color=colour, linewidth=1.4, label=name, zorder=3)
+    ax.set_xscale("log")
+    if what == "variance":
+        ax.set_yscale("log")
+        ends = np.array(ax.get_xlim())
+        ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":", zorder=0)  # Poisson counts
+        ax.set_xlim(*ends)
+    ax.set_box_aspect(1)
+    ax.set_xlabel("mean count of the gene", fontsize=SMALL)
+    ax.set_title(what, fontsize=MEDIUM)
+
+
+def running_median(x: NDArray, y: NDArray, n_bins: int = 25) -> tuple[NDArray, NDArray]:
+    """Medians of x and of y in bins of x that hold about as many points each."""
+    if len(x) == 0:
+        return x, y
+    bins = np.array_split(np.argsort(x, kind="stable"), min(n_bins, len(x)))
+    return np.array([np.median(x[b]) for b in bins]), np.array([np.median(y[b]) for b in bins])

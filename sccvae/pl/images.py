@@ -1,0 +1,109 @@
+"""Samples that are images: rows of them, and mosaics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sccvae.pl.style import SMALL, finished, new_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def images(
+    rows: Mapping[str, Any],
+    *,
+    shape: tuple[int, int],
+    columns: Sequence[str] | None = None,
+    show: bool = False,
+) -> Figure:
+    """Rows of images, such as originals above their reconstructions, or the steps of a chain.
+
+    Parameters
+    ----------
+    rows
+        Title of each row and its images, (images, pixels), dense or SciPy sparse. All are drawn on one scale, from the
+        smallest value (white) to the largest (black).
+    shape
+        Height and width of the images in pixels.
+    columns
+        Names of the columns, as many as the longest row has images.
+    show
+        Open the figure in a window (or the notebook) now.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        `rows` is empty, or `shape` has not as many pixels as an image; there are more images than `columns`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> figure = images({"originals": np.eye(4)}, shape=(2, 2))
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['originals']
+    """
+    from scipy.sparse import issparse
+
+    if not rows:
+        raise ValueError("rows is empty: expected {title: images}, such as {'originals': adata.X[:10]}.")
+    dense = [np.asarray(x.toarray() if issparse(x) else x, dtype=float) for x in rows.values()]
+    longest = max(len(x) for x in dense)
+    if columns is not None and len(columns) != longest:
+        raise ValueError(
+            f"There are {len(columns)} names of columns; expected {longest}, as many as the longest row has."
+        )
+    blank = np.full((len(dense), longest, dense[0].shape[-1]), np.nan)
+    for i, (title, x) in enumerate(zip(rows, dense, strict=True)):
+        if x.ndim != 2 or x.shape[1] != blank.shape[2]:
+            raise ValueError(
+                f"The images of {title!r} have shape {x.shape}; expected (images, {blank.shape[2]} pixels)."
+            )
+        blank[i, : len(x)] = x
+    width = max(len(str(title)) for title in rows) * 0.068 + 0.2
+    figure = new_figure(
+        0.42 * longest + width, 0.42 * len(dense) * shape[0] / shape[1] + (0.1 if columns is None else 0.3)
+    )
+    ax = figure.add_subplot()
+    draw_images(ax, blank, shape, extent=(0, longest, len(dense) * shape[0] / shape[1], 0))
+    ax.set(xticks=[], yticks=(np.arange(len(dense)) + 0.5) * shape[0] / shape[1], yticklabels=list(rows))
+    if columns is not None:
+        ax.xaxis.tick_top()
+        ax.set(xticks=np.arange(longest) + 0.5, xticklabels=columns)
+    ax.tick_params(labelsize=SMALL, length=0)
+    return finished(figure, show)
+
+
+def draw_images(
+    ax: Axes, values: NDArray, shape: tuple[int, int], *, extent: tuple[float, float, float, float], gap: int = 1
+) -> None:
+    """A mosaic of images, (rows, columns, pixels), from the top left; NaN stays white.
+
+    Raises
+    ------
+    ValueError
+        `shape` has not as many pixels as an image.
+    """
+    n_rows, n_columns, n_pixels = values.shape
+    height, width = shape
+    if height * width != n_pixels:
+        raise ValueError(
+            f"shape {shape} has {height * width} pixels; expected {n_pixels}, one for each column of the data."
+        )
+    mosaic = np.full((n_rows * (height + gap), n_columns * (width + gap)), np.nan)
+    for row in range(n_rows):
+        for column in range(n_columns):
+            top, left = row * (height + gap) + gap // 2, column * (width + gap) + gap // 2
+            mosaic[top : top + height, left : left + width] = values[row, column].reshape(shape)
+    ax.imshow(mosaic, cmap="gray_r", extent=extent, interpolation="nearest")
+    ax.spines[:].set_visible(False)

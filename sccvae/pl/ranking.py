@@ -1,0 +1,201 @@
+"""Genes that differ between groups of cells: volcano and dots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sccvae.pl.labels import spread
+from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def volcano(
+    table: pd.DataFrame,
+    group: str | None = None,
+    *,
+    n_names: int = 8,
+    ax: Axes | None = None,
+    show: bool = False,
+) -> Figure:
+    """Fold change of each gene against how sure it is; genes called at the false discovery rate in colour.
+
+    Parameters
+    ----------
+    table
+        As `SCCVAE.differential_expression` returns it (``mode="change"``): genes in the index, columns ``lfc_median``,
+        ``bayes_factor`` and ``is_de_fdr_...``.
+    group
+        Group to draw (column ``group1``), where the table has several.
+    n_names
+        Genes to name on each side, the surest ones called.
+    ax
+        Draw into these axes.
+    show
+        Open the figure in a window (or the notebook) now.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Upwards, -log10 of the posterior probability that the gene has not changed.
+
+    Raises
+    ------
+    KeyError, ValueError
+        A column is missing; the table has several groups and none is named.
+    """
+    rows, title, called_by = _comparison(table, group)
+    change = rows["lfc_median"].to_numpy(dtype=float)
+    surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)
+    called = rows[called_by].to_numpy(dtype=bool)
+    figure = new_figure(4.6, 3.4) if ax is None else ax.figure.figure
+    own = ax is None
+    ax = figure.add_subplot() if ax is None else ax
+    for mask, colour, name in (
+        (~called, "0.75", "not called"),
+        (called & (change > 0), COLOURS[3], "higher"),
+        (called & (change <= 0), COLOURS[0], "lower"),
+    ):
+        ax.scatter(
+            change[mask], surprise[mask], s=7, color=colour, linewidths=0, alpha=0.8, label=f"{name} ({mask.sum():,})"
+        )
+    reach = 1.5 * max(0.5, float(np.abs(change).max(initial=0)))
+    top = 1.06 * max(1.0, float(surprise.max(initial=0)))
+    ax.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
+    for side in (-1, 1):
+        of_side = np.flatnonzero(called & (np.sign(change) == side))
+        named = of_side[np.argsort(-surprise[of_side], kind="stable")][:n_names]
+        heights = spread(surprise[named], 0.055 * top, 0.02 * top, 0.98 * top)
+        for gene, height in zip(named, heights, strict=True):
+            ax.plot([change[gene], 0.72 * side * reach], [surprise[gene], height], color="0.6", linewidth=0.4, zorder=0)
+            ax.text(
+                0.73 * side * reach,
+                height,
+                str(rows.index[gene]),
+                fontsize=SMALL,
+                fontstyle="italic",
+                ha="left" if side > 0 else "right",
+                va="center",
+            )
+    ax.set_xlabel("log2 fold change (posterior median)", fontsize=SMALL)
+    ax.set_ylabel("-log10 probability of no change", fontsize=SMALL)
+    ax.set_title(title, fontsize=MEDIUM)
+    style(ax)
+    ax.legend(
+        fontsize=SMALL, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, handletextpad=0.1,
+        title=called_by.removeprefix("is_de_").replace("fdr_", "called at an expected false discovery rate of "),
+        title_fontsize=SMALL,
+    )  # fmt: skip
+    return finished(figure, show, own=own)
+
+
+def dotplot(
+    adata: AnnData,
+    var_names: Sequence[str] | Mapping[str, Sequence[str]],
+    groupby: str,
+    *,
+    layer: str = "sccvae",
+    counts_layer: str | None = None,
+    standard_scale: str | None = "var",
+    show: bool = False,
+    **kwargs: Any,
+) -> Figure:
+    """`scanpy.pl.dotplot` with denoised expression as colour, and the share of cells with a count as size.
+
+    Scanpy takes both from one matrix. Denoised expression is above 0 in every cell: all dots would have
+    one size.
+
+    Parameters
+    ----------
+    adata
+        After `sccvae.tl.integrate`.
+    var_names
+        Genes, or genes by name of the group that they mark.
+    groupby
+        Column of `obs`.
+    layer
+        Denoised expression: key of ``adata.layers``, or of ``adata.obsm`` where only some genes were modelled.
+    counts_layer
+        Layer with the counts; None takes ``adata.X``. Normalised ones will do, as only what is above 0 counts.
+    standard_scale
+        ``"var"`` scales the colours of each gene from 0 to 1, ``"group"`` those of each group, None neither.
+    show
+        Open the figure in a window (or the notebook) now.
+    kwargs
+        Further arguments of `scanpy.pl.dotplot`, such as ``dendrogram=True``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    KeyError
+        There is no such layer, column or gene.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    nested = var_names.values() if hasattr(var_names, "values") else [var_names]
+    genes = list(dict.fromkeys(gene for group in nested for gene in ([group] if isinstance(group, str) else group)))
+    denoised = _expression(adata, layer, genes)
+    if groupby not in adata.obs:
+        raise KeyError(f"{groupby!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
+    counts = adata[:, genes].X if counts_layer is None else adata[:, genes].layers[counts_layer]
+    counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
+    groups = pd.Categorical(adata.obs[groupby])
+    shares = pd.DataFrame(counts > 0, columns=genes).groupby(groups, observed=True).mean()
+    slim = AnnData(denoised, obs=pd.DataFrame({groupby: groups}, index=adata.obs_names), var=pd.DataFrame(index=genes))
+    slim.uns.update({key: adata.uns[key] for key in adata.uns if key.startswith("dendrogram_")})
+    options = {"cmap": "viridis", "colorbar_title": "denoised expression", **kwargs}
+    options.setdefault("size_title", "cells with a count (%)")
+    drawn = sc.pl.dotplot(
+        slim, var_names, groupby, standard_scale=standard_scale, dot_size_df=shares[genes], return_fig=True, **options
+    )
+    drawn.make_figure()
+    return finished(drawn.fig, show)
+
+
+def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, str, str]:
+    """The rows of one comparison, its name, and the column that says which genes are called."""
+    called = [column for column in table.columns if str(column).startswith("is_de_fdr_")]
+    missing = [column for column in ("lfc_median", "bayes_factor") if column not in table.columns]
+    if missing or not called:
+        raise ValueError(
+            f"The table lacks the columns {missing or ['is_de_fdr_...']} (it has {list(table.columns)}): expected what "
+            "model.differential_expression(mode='change') returns."
+        )
+    if "group1" not in table.columns:
+        return table, "", called[0]
+    known = list(dict.fromkeys(table["group1"]))
+    if group is None and len(known) > 1:
+        raise ValueError(f"The table compares several groups: name one, group=... of {known}.")
+    if group is not None and group not in known:
+        raise KeyError(f"The table has no group {group!r}; it has {known}.")
+    rows = table if group is None else table[table["group1"] == group]
+    return rows, str(rows["comparison"].iloc[0]) if "comparison" in rows else str(group), called[0]
+
+
+def _expression(adata: AnnData, layer: str, genes: list[str]) -> np.ndarray:
+    """Denoised expression of the genes, (cells, genes)."""
+    if layer in adata.layers:
+        frame, where = adata.to_df(layer=layer), f"adata.layers[{layer!r}]"
+    elif layer in adata.obsm and isinstance(adata.obsm[layer], pd.DataFrame):
+        frame, where = adata.obsm[layer], f"adata.obsm[{layer!r}]"
+    else:
+        raise KeyError(
+            f"{layer!r} is neither in adata.layers nor a table in adata.obsm: sccvae.tl.integrate(adata) makes "
+            "'sccvae' and 'sccvae_corrected'."
+        )
+    unknown = [gene for gene in genes if gene not in frame.columns]
+    if unknown:
+        raise KeyError(f"{where} has no gene {unknown[0]!r}.")
+    return frame[genes].to_numpy()

@@ -1,0 +1,152 @@
+"""Posterior predictive checks: counts beside p(x'|x), what a model would draw for the same cells again.
+
+Arrays in, arrays out (Gelman, Meng & Stern 1996). z and l come from their posteriors, x' from the likelihood. Given the
+decoder's weights, the cells are independent under p(x'|x). So the number of cells without a count of a gene is a sum of
+independent 0/1 variables, whose quantiles need no replicate of the data (`zero_interval`), and the place of a count in
+its predictive distribution is a mean of distribution functions (`CountParameters.cdf`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.special import betainc, pdtr
+
+BINS = 20  # of the rank histogram
+CALIBRATED_GENES, CALIBRATED_CELLS = 250, 400  # whose counts make it
+
+
+class CountParameters(NamedTuple):
+    """p(x | z, l) of some cells at one draw of z and l: Poisson, NB or ZINB as theta and drop-out are there."""
+
+    mean: np.ndarray  # (cells, genes), before drop-out
+    theta: np.ndarray | None  # (genes,) or (cells, genes)
+    dropout: np.ndarray | None  # (cells, genes), a probability
+
+    def zero(self) -> np.ndarray:
+        """P(x = 0), (cells, genes)."""
+        zero = np.exp(-self.mean if self.theta is None else -self.theta * np.log1p(self.mean / self.theta))
+        return zero if self.dropout is None else self.dropout + (1 - self.dropout) * zero
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """E x and E x^2, (cells, genes) each."""
+        first, second = self.mean, self.mean + self.mean**2 * (1 if self.theta is None else 1 + 1 / self.theta)
+        return (first, second) if self.dropout is None else ((kept := 1 - self.dropout) * first, kept * second)
+
+    def cdf(self, x: np.ndarray) -> np.ndarray:
+        """P(x' <= x), (cells, genes); 0 below 0."""
+        at, mean = np.maximum(x, 0).astype(np.float64), np.maximum(self.mean.astype(np.float64), 1e-12)
+        if self.theta is None:
+            value = pdtr(at, mean)
+        else:
+            theta = np.broadcast_to(self.theta, mean.shape).astype(np.float64)
+            value = betainc(theta, at + 1, theta / (theta + mean))
+        value = value if self.dropout is None else self.dropout + (1 - self.dropout) * value
+        return np.where(x < 0, 0.0, value)
+
+    def part(self, cells: np.ndarray, genes: np.ndarray) -> "CountParameters":
+        """Some of the cells and genes."""
+        theta = self.theta if self.theta is None else self.theta[..., genes]
+        theta = theta[cells] if theta is not None and theta.ndim == 2 else theta
+        dropout = None if self.dropout is None else self.dropout[np.ix_(cells, genes)]
+        return CountParameters(self.mean[np.ix_(cells, genes)], theta, dropout)
+
+
+def predictive_check(
+    draws: Iterator[tuple[slice, CountParameters]], matrix: sp.csr_matrix, genes: pd.Index, *, n_samples: int, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Hold counts against what the model would draw for the same cells.
+
+    Parameters
+    ----------
+    draws
+        (rows, parameters) for chunks of cells in order, `n_samples` times for each chunk.
+    matrix
+        (cells, genes) counts.
+    genes
+        Their names.
+
+    Returns
+    -------
+    genes
+        A row per gene; see `Diagnosis`.
+    ranks
+        (20,) rank histogram: randomised probability integral transforms (Czado, Gneiting & Held 2009) of the counts of
+        250 genes, those with the most counts, in 400 cells drawn at random.
+    """
+    n_cells, n_genes = matrix.shape
+    rng = np.random.default_rng([seed, 17])
+    calibrated = np.zeros(n_cells, dtype=bool)
+    calibrated[rng.permutation(n_cells)[:CALIBRATED_CELLS]] = True
+    total = np.asarray(matrix.sum(0, dtype=np.float64)).ravel()
+    columns = np.sort(np.argsort(-total, kind="stable")[:CALIBRATED_GENES])
+    sums = np.zeros((4, n_genes))  # over cells, of P(x > 0), its square, E x, E x^2
+    places: list[np.ndarray] = []
+    for (zero, first, second), (below, at) in _averages(draws, matrix, calibrated, columns, n_samples):
+        sums += [(1 - zero).sum(0), ((1 - zero) ** 2).sum(0), first.sum(0), second.sum(0)]
+        places.append(below + rng.random(below.shape) * (at - below))
+    some, square, first, second = sums
+    low, high = zero_interval(some, square, n_cells)
+    frame = pd.DataFrame(
+        {
+            "mean": total / n_cells,
+            "variance": _variance(matrix, total),
+            "zeros": 1 - matrix.getnnz(0) / n_cells,
+            "model_mean": first / n_cells,
+            "model_variance": second / n_cells - (first / n_cells) ** 2,
+            "model_zeros": 1 - some / n_cells,
+            "zeros_low": low / n_cells,
+            "zeros_high": high / n_cells,
+        },
+        index=genes,
+    )
+    ranks, _ = np.histogram(np.concatenate(places), bins=BINS, range=(0, 1 + 1e-9))
+    return frame, ranks / ranks.sum()
+
+
+def _averages(draws, matrix, calibrated, columns, n_samples) -> Iterator[tuple[Any, Any]]:
+    """For each chunk the means over draws of (P(x = 0), E x, E x^2), and of (P(x' < x), P(x' <= x)) of the sample."""
+    for number, (rows, parameters) in enumerate(draws):
+        if number % n_samples == 0:
+            inside = np.flatnonzero(calibrated[rows])
+            x = matrix[rows][inside][:, columns].toarray()
+            whole, places = [0.0, 0.0, 0.0], [0.0, 0.0]
+        for i, values in enumerate((parameters.zero(), *parameters.moments())):
+            whole[i] = whole[i] + values / n_samples
+        part = parameters.part(inside, columns)
+        for i, at in enumerate((x - 1, x)):
+            places[i] = places[i] + part.cdf(at) / n_samples
+        if (number + 1) % n_samples == 0:
+            yield whole, places
+
+
+def _variance(matrix: sp.csr_matrix, total: np.ndarray) -> np.ndarray:
+    square = np.asarray(matrix.astype(np.float64).power(2).sum(0)).ravel()
+    return square / matrix.shape[0] - (total / matrix.shape[0]) ** 2
+
+
+def zero_interval(some: np.ndarray, square: np.ndarray, n_cells: int, share: float = 0.95) -> tuple[Any, Any]:
+    """Central interval of the number of cells without a count, where cells are independent 0/1 variables.
+
+    Parameters
+    ----------
+    some, square
+        (genes,) sums over cells of p and of p^2, p being the probability of a count.
+    n_cells
+        Number of cells.
+    share
+        Probability inside, at least.
+
+    Returns
+    -------
+    (genes,) lowest and highest number of cells. The sum of 0/1 variables is taken as the binomial of the same mean and
+    (but for rounding) variance, which has the same Poisson and normal limits; it is off by a cell at most.
+    """
+    from scipy.stats import binom  # takes a third of a second to import
+
+    some, square = np.maximum(some, 1e-12), np.maximum(square, 1e-24)
+    trials = np.clip(np.round(some**2 / square), np.ceil(some), n_cells)
+    low, high = (binom.ppf(q, trials, np.minimum(some / trials, 1)) for q in ((1 - share) / 2, (1 + share) / 2))
+    return n_cells - high, n_cells - low

@@ -1,0 +1,287 @@
+"""Developmental gradients: pseudotime and a layout of the latent graph, trends of genes along it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from sccvae import posterior
+from sccvae import trends as curves
+from sccvae.inputs import check_adata, labels_of
+from sccvae.model import SCCVAE
+from sccvae.seeding import seeded
+
+
+def gradient(
+    adata: AnnData,
+    *,
+    root: str | int | tuple[str, Any],
+    use_rep: str = "X_sccvae",
+    neighbors_key: str | None = None,
+    n_neighbors: int = 30,
+    n_dcs: int = 10,
+    layout: str | None = None,
+    key_added: str = "sccvae",
+    seed: int = 0,
+) -> None:
+    """Order the cells by diffusion pseudotime from a root, and lay them out as a graph; both through Scanpy.
+
+    Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the
+    graph of neighbours has to go from the root. It orders cells; it is no time, and it knows no direction but away from
+    the root, so the choice of the root is a statement of biology.
+
+    Parameters
+    ----------
+    adata
+        Data with an embedding, or with a graph of neighbours.
+    root
+        Where development begins: the name of a cell, its number, or (column of `obs`, category). A category stands for
+        the cell of it that lies nearest to the category's mean in the diffusion map.
+    use_rep
+        Key of ``adata.obsm`` to make the graph from.
+    neighbors_key
+        Instead: key of ``uns`` of a graph that is there, such as ``"sccvae_similarity"``.
+    n_neighbors
+        Of the graph made from `use_rep`.
+    n_dcs
+        Diffusion components to use.
+    layout
+        Force-directed layout of `scanpy.tl.draw_graph`; None takes ``"fa"`` where the package fa2-modified is
+        installed, and ``"fr"`` elsewhere. It starts from the first two principal components of the embedding.
+    key_added
+        Prefix of everything written.
+    seed
+        Of graph, diffusion map and layout.
+
+    Returns
+    -------
+    None. Written, with ``key_added="sccvae"``:
+
+    - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
+    - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
+    - ``obsm["X_draw_graph_sccvae"]``: layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")``;
+    - ``uns["sccvae_neighbors"]`` with its ``obsp``, unless `neighbors_key` is given;
+    - ``uns["sccvae_gradient"]``: name of the root and parameters.
+
+    Warns
+    -----
+    UserWarning
+        Some cells are not connected to the root.
+
+    Raises
+    ------
+    KeyError, ValueError
+        The root, the embedding or the graph is not there.
+    """
+    import scanpy as sc
+
+    check_adata(adata)
+    candidates = _roots(adata, root)
+    if use_rep not in adata.obsm:
+        raise KeyError(
+            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata) makes "
+            "'X_sccvae'."
+        )
+    graph = f"{key_added}_neighbors" if neighbors_key is None else neighbors_key
+    slim = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={use_rep: np.asarray(adata.obsm[use_rep])})
+    if neighbors_key is None:
+        seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
+    else:
+        if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
+            raise KeyError(
+                f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
+                "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
+            )
+        slim.uns[graph] = adata.uns[graph]
+        for what in ("connectivities_key", "distances_key"):
+            slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
+    seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
+    values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
+    scaled = slim.obsm["X_diffmap"][:, 1:n_dcs] * (values / (1 - np.minimum(values, 0.9994)))
+    from_mean = ((scaled[candidates] - scaled[candidates].mean(0)) ** 2).sum(1)
+    slim.uns["iroot"] = int(candidates[np.argmin(from_mean)])
+    sc.tl.dpt(slim, n_dcs=n_dcs, neighbors_key=graph)
+    pseudotime = slim.obs["dpt_pseudotime"].to_numpy(dtype=float)
+    apart = ~np.isfinite(pseudotime)
+    if apart.any():
+        warnings.warn(
+            f"No path leads from the root to {apart.sum():,} of {adata.n_obs:,} cells: their pseudotime is NaN. A "
+            "larger n_neighbors may connect them, if they belong to the same development.",
+            stacklevel=2,
+        )
+    drawing = layout or ("fa" if find_spec("fa2_modified") else "fr")
+    slim.obsm["start"] = _start(slim.obsm[use_rep])
+    seeded(
+        sc.tl.draw_graph, slim, seed=seed, layout=drawing, init_pos="start", neighbors_key=graph, key_added_ext="here"
+    )
+    if neighbors_key is None:
+        adata.uns[graph] = slim.uns[graph]
+        for key, matrix in slim.obsp.items():
+            adata.obsp[key] = matrix
+    adata.obs[f"{key_added}_pseudotime"] = np.where(apart, np.nan, pseudotime)
+    adata.obsm[f"X_{key_added}_diffmap"] = slim.obsm["X_diffmap"][:, 1:]
+    adata.obsm[f"X_draw_graph_{key_added}"] = slim.obsm["X_draw_graph_here"]
+    adata.uns[f"{key_added}_gradient"] = {
+        "root": str(adata.obs_names[slim.uns["iroot"]]),
+        "neighbors_key": graph,
+        "n_dcs": n_dcs,
+        "layout": drawing,
+        "seed": seed,
+    }
+
+
+def trends(
+    adata: AnnData,
+    model: SCCVAE,
+    genes: Sequence[str],
+    *,
+    pseudotime: str = "sccvae_pseudotime",
+    groupby: str | None = None,
+    lineages: Mapping[str, Sequence[str]] | None = None,
+    transform_batch: str | Sequence[str] | None = "all",
+    library_size: float = 1e4,
+    n_points: int = 50,
+    span: float = 0.3,
+    level: float = 0.9,
+    n_samples: int = 200,
+    key_added: str = "sccvae_trends",
+    seed: int = 0,
+) -> None:
+    """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
+
+    Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not
+    of single cells, and as wide as the counts near it leave that mean open; `sccvae.trends` has the formulas.
+
+    Parameters
+    ----------
+    adata
+        The data that `model` was trained on (told by the names of the cells), or new data with raw counts.
+    genes
+        Names.
+    pseudotime
+        Column of `obs`, numbers; cells without (NaN) are left out.
+    groupby, lineages
+        Column of `obs` with groups, and for each lineage the groups it passes, its beginning included: ``{"erythroid":
+        ["MEP", "Ery"], "myeloid": ["MEP", "GMP", "Mo"]}``. Without, all cells are one lineage.
+    transform_batch, library_size
+        As in `SCCVAE.get_normalized_expression`: batches to decode in, and the total counts of a cell.
+    n_points, span, level, n_samples
+        Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
+    key_added
+        Key of ``uns``.
+
+    Returns
+    -------
+    None. ``uns[key_added]``: DataFrame with ``lineage``, ``gene``, ``pseudotime``, ``mean``, ``lower``, ``upper``, in
+    counts per `library_size`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        An unknown column, gene, or group; a lineage of fewer than 10 cells.
+    """
+    check_adata(adata)
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    if pseudotime not in adata.obs:
+        raise KeyError(
+            f"adata.obs has no column {pseudotime!r}: sccvae.tl.gradient(adata, root=...) makes 'sccvae_pseudotime'."
+        )
+    when = pd.to_numeric(adata.obs[pseudotime]).to_numpy(dtype=float)
+    masks = _lineages(adata, groupby, lineages)
+    for name, mask in masks.items():
+        if (n_cells := int((mask & np.isfinite(when)).sum())) < 10:
+            raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
+    if model.likelihood.support != "counts":
+        raise ValueError(f"gene_likelihood={model.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
+    known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
+    source = None if known else adata
+
+    def draw(number: int) -> np.ndarray:
+        return model.get_normalized_expression(
+            source,
+            gene_list=genes,
+            transform_batch=transform_batch,
+            library_size=library_size,
+            n_samples=1,
+            return_numpy=True,
+            seed=seed + number,
+        )
+
+    columns = torch.from_numpy(model.gene_names.get_indexer(pd.Index(genes).astype(str))).to(model.device)
+    counts = (
+        (d.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy())
+        for d, expected, weight in posterior.count_moments(model._vae, model._cells(source, None)[0])
+    )
+    options: dict[str, Any] = {"n_points": n_points, "span": span, "level": level, "n_samples": n_samples}
+    found = curves.trends(draw, counts, when, list(masks.values()), **options, seed=seed)
+    parts = [
+        pd.DataFrame(
+            {
+                "lineage": name,
+                "gene": np.repeat(genes, n_points),
+                "pseudotime": np.tile(trend.grid, len(genes)),
+                **{what: getattr(trend, what).T.ravel() for what in ("mean", "lower", "upper")},
+            }
+        )
+        for name, trend in zip(masks, found, strict=True)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table.index = table.index.astype(str)
+    adata.uns[key_added] = table
+
+
+def _roots(adata: AnnData, root: Any) -> np.ndarray:
+    """Numbers of the cells that may be the root."""
+    if isinstance(root, tuple) and len(root) == 2:
+        labels = labels_of(root[0], adata.obs, adata.obs_names)
+        cells = np.flatnonzero(labels.astype(str) == str(root[1]))
+        if not len(cells):
+            raise ValueError(
+                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
+            )
+        return cells
+    if isinstance(root, str):
+        if root not in adata.obs_names:
+            raise ValueError(
+                f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, "
+                "a number, or (column of adata.obs, category)."
+            )
+        return np.array([adata.obs_names.get_loc(root)])
+    if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
+        if not 0 <= root < adata.n_obs:
+            raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
+        return np.array([root])
+    raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
+
+
+def _start(rep: np.ndarray) -> np.ndarray:
+    """First two principal components at the size of a layout whose edges have length 1."""
+    centred = rep - rep.mean(0)
+    left, size, _ = np.linalg.svd(centred, full_matrices=False)
+    return left[:, :2] * size[:2] / np.maximum(size[0], 1e-12) * len(rep)
+
+
+def _lineages(
+    adata: AnnData, groupby: str | None, lineages: Mapping[str, Sequence[str]] | None
+) -> dict[str, np.ndarray]:
+    """Mask of the cells of each lineage."""
+    if lineages is None:
+        return {"all cells": np.ones(adata.n_obs, dtype=bool)}
+    if groupby is None:
+        raise ValueError("lineages names groups: pass groupby, the column of adata.obs that holds them.")
+    labels = labels_of(groupby, adata.obs, adata.obs_names).astype(str)
+    for name, groups in lineages.items():
+        unknown = sorted(set(map(str, groups)) - set(labels))
+        if unknown:
+            raise ValueError(
+                f"Lineage {name!r} names {unknown[0]!r}, which is not in adata.obs[{groupby!r}]; it has "
+                f"{sorted(set(labels))}."
+            )
+    return {name: labels.isin(list(map(str, groups))).to_numpy() for name, groups in lineages.items()}

@@ -1,0 +1,244 @@
+"""How near cells and groups of cells are to each other, where Scanpy looks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from sccvae.held import HeldModel
+from sccvae.inputs import check_adata, labels_of
+from sccvae.model import SCCVAE
+from sccvae.seeding import seeded
+from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours
+
+MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
+
+
+def similarity(
+    adata: AnnData,
+    model: HeldModel | None = None,
+    *,
+    metric: Metric = "symmetric_kl",
+    n_neighbors: int = 15,
+    dense: bool = False,
+    use_rep: str = "X_sccvae",
+    key_added: str = "sccvae_similarity",
+    seed: int = 0,
+) -> None:
+    """Compare the cells' posteriors: a graph of nearest neighbours for Scanpy, on request all distances.
+
+    Where q(z|x) is wide the counts say little of the cell; `symmetric_kl` and `wasserstein` see that, the Euclidean
+    distance of `scanpy.pp.neighbors` does not. Go on with ``sc.tl.leiden(adata, neighbors_key="sccvae_similarity")``,
+    and so with `sc.tl.umap`, `sc.tl.diffmap`, `sc.tl.paga`, `sccvae.tl.gradient`.
+
+    Parameters
+    ----------
+    adata
+        The data that `model` was trained on (told by the names of the cells), or new data with raw counts.
+    model
+        A trained `SCCVAE`. None, or an autoencoder, which have no posterior, will do for ``metric="euclidean"``.
+    metric
+        Distance between two cells; `sccvae.similarity` has the formulas.
+    n_neighbors
+        Size of a neighbourhood, the cell itself included, as Scanpy counts.
+    dense
+        Whether to store the distances of all pairs, too; for at most 20,000 cells.
+    use_rep
+        Key of ``adata.obsm`` with the embedding, which Scanpy's functions look up beside the graph; written if the
+        model is given and the key is not there.
+    key_added
+        Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
+    seed
+        Of Scanpy's neighbours.
+
+    Returns
+    -------
+    None. Written, as `scanpy.pp.neighbors` does:
+
+    - ``uns[key_added]``: keys and parameters;
+    - ``obsp[f"{key_added}_distances"]``: CSR, n_neighbors - 1 in each row;
+    - ``obsp[f"{key_added}_connectivities"]``: UMAP's fuzzy graph, CSR, symmetric;
+    - with `dense`, ``obsp[f"{key_added}_matrix"]``: distances, (cells, cells) float32.
+
+    Raises
+    ------
+    ValueError, KeyError
+        The metric needs a model with posteriors; too many cells for a matrix; no embedding.
+    """
+    check_adata(adata)
+    if dense and adata.n_obs > MAX_DENSE:
+        raise ValueError(
+            f"dense=True with {adata.n_obs:,} cells: distances of all pairs are stored for at most {MAX_DENSE:,}. Take "
+            "dense=False, the graph of nearest neighbours, or fewer cells."
+        )
+    mean, variance = _posterior(adata, model, metric, use_rep)
+    nearest = neighbours(mean, variance, n_neighbors - 1, metric=metric)
+    import scanpy as sc
+
+    slim = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={use_rep: mean})
+    seeded(
+        sc.pp.neighbors,
+        slim,
+        seed=seed,
+        n_neighbors=n_neighbors,
+        use_rep=use_rep,
+        transformer=_Found(nearest),
+        key_added=key_added,
+    )
+    # Scanpy's own parameter `metric` stays "euclidean": sc.tl.umap hands it to UMAP, which knows no other of ours.
+    slim.uns[key_added]["params"]["posterior_distance"] = metric
+    if use_rep not in adata.obsm:
+        adata.obsm[use_rep] = mean
+    adata.uns[key_added] = slim.uns[key_added]
+    for key, values in slim.obsp.items():
+        adata.obsp[key] = values
+    if dense:
+        adata.obsp[f"{key_added}_matrix"] = matrix(mean, variance, metric=metric)
+
+
+def hierarchy(
+    adata: AnnData,
+    groupby: str | None = None,
+    *,
+    method: Linkage = "average",
+    key: str = "sccvae_similarity",
+    use_rep: str | None = None,
+    key_added: str | None = None,
+) -> None:
+    """Hierarchical clusters of groups of cells, or of the cells.
+
+    Parameters
+    ----------
+    adata
+        After ``sccvae.tl.similarity(adata, model, dense=True)``, or with an embedding.
+    groupby
+        Categorical column of `obs` with the groups; None clusters single cells.
+    method
+        `average`: by the mean distance between cells of one and of the other (UPGMA); `ward`: by the growth of the
+        variance within clusters, where groups count by their centres.
+    key
+        Key of the distances between all pairs, ``obsp[f"{key}_matrix"]``.
+    use_rep
+        Instead: key of ``adata.obsm``, compared by Euclidean distance.
+    key_added
+        Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
+
+    Returns
+    -------
+    None. Written to ``uns[key_added]``:
+
+    - of groups, what `scanpy.tl.dendrogram` writes (so `sc.pl.dendrogram` works, and ``dendrogram=True`` of
+      `sc.pl.dotplot` and the like), with ``distances``, (groups, groups), in place of ``correlation_matrix``;
+    - of cells, ``linkage``, (cells - 1, 4), and ``order`` of the leaves: ``sc.pl.clustermap(adata,
+      row_linkage=adata.uns["hierarchy"]["linkage"])``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        No distances; too many cells; a column that is not categorical, or has categories without cells.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> sccvae.tl.hierarchy(adata, "cell_type", use_rep="z")
+    >>> sorted(adata.uns["dendrogram_cell_type"]["categories_ordered"]) == sorted(adata.obs["cell_type"].cat.categories)
+    True
+    """
+    from scipy.cluster.hierarchy import dendrogram, leaves_list
+
+    check_adata(adata)
+    codes = categories = None
+    if groupby is not None:
+        codes, categories = _groups(adata, groupby)
+    distances = all_distances(adata, key, use_rep)
+    about: dict[str, Any] = {"linkage_method": method, "use_rep": key if use_rep is None else use_rep}
+    if codes is None or categories is None:
+        tree = linkage(distances, method=method, optimal_ordering=False)
+        adata.uns[key_added or "hierarchy"] = {"linkage": tree, "order": leaves_list(tree), **about}
+        return
+    between = group_distances(distances, codes, method=method)
+    tree = linkage(between, method=method)
+    drawing = dendrogram(tree, labels=list(categories), no_plot=True)
+    adata.uns[key_added or f"dendrogram_{groupby}"] = {
+        "linkage": tree,
+        "groupby": [groupby],
+        **about,
+        "cor_method": "none",
+        "categories_ordered": drawing["ivl"],
+        "categories_idx_ordered": drawing["leaves"],
+        "dendrogram_info": drawing,
+        "distances": between,
+    }
+
+
+def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
+    """Distances of all pairs of cells, stored or from an embedding."""
+    if use_rep is not None:
+        if use_rep not in adata.obsm:
+            raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}.")
+        if adata.n_obs > MAX_DENSE:
+            raise ValueError(
+                f"{adata.n_obs:,} cells: distances of all pairs are made for at most {MAX_DENSE:,}. Take a sample: "
+                f"sc.pp.sample(adata, n={MAX_DENSE}, copy=True)."
+            )
+        return matrix(np.asarray(adata.obsm[use_rep]), None, metric="euclidean")
+    if f"{key}_matrix" not in adata.obsp:
+        raise KeyError(
+            f"'{key}_matrix' is not in adata.obsp, which has {list(adata.obsp)}. sccvae.tl.similarity(adata, model, "
+            "dense=True) makes it; or pass use_rep='X_sccvae' for Euclidean distances of an embedding."
+        )
+    return adata.obsp[f"{key}_matrix"]
+
+
+class _Found:
+    """Neighbours that are known already, in the place where Scanpy takes a transformer of scikit-learn."""
+
+    def __init__(self, distances: sp.csr_matrix) -> None:
+        self.distances = distances
+
+    def fit_transform(self, x: Any) -> sp.csr_matrix:
+        return self.distances
+
+    def get_params(self) -> dict[str, int]:
+        """Scanpy counts a cell among its own neighbours."""
+        return {"n_neighbors": int(self.distances.indptr[1]) + 1}
+
+
+def _posterior(
+    adata: AnnData, model: HeldModel | None, metric: Metric, use_rep: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and, where the metric asks for it, variance of each cell's posterior."""
+    if metric != "euclidean" and not isinstance(model, SCCVAE):
+        what = "no model was given" if model is None else f"{type(model).__name__} has none"
+        raise ValueError(
+            f"metric={metric!r} compares posteriors, and {what}: pass a trained SCCVAE, or metric='euclidean'."
+        )
+    if isinstance(model, SCCVAE):
+        known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
+        mean, variance = model.get_latent_representation(None if known else adata, return_variance=True)
+        return mean, None if metric == "euclidean" else variance
+    if use_rep not in adata.obsm:
+        raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}: pass a model or use_rep.")
+    return np.asarray(adata.obsm[use_rep]), None
+
+
+def _groups(adata: AnnData, groupby: str) -> tuple[np.ndarray, pd.Index]:
+    """Code of each cell's group and the names of the groups, each of which has cells."""
+    column = labels_of(groupby, adata.obs, adata.obs_names)
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        raise ValueError(
+            f"adata.obs[{groupby!r}] is not categorical but {column.dtype}: "
+            f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].astype('category')."
+        )
+    empty = column.cat.categories.difference(column.unique())
+    if len(empty):
+        raise ValueError(
+            f"adata.obs[{groupby!r}] has categories without cells, such as {empty[0]!r}: "
+            f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].cat.remove_unused_categories()."
+        )
+    return column.cat.codes.to_numpy(), column.cat.categories
