@@ -1,7 +1,7 @@
 """Generators against held-out real samples: autoencoders with and without a prior, on images and on cells.
 
     SCCVAE_DATA=FOLDER python benchmarks/generation.py [--sets digits cortex pbmc_3tech] [--seeds 0 1 2]
-        [--generators ...] [--out generation.jsonl] [--draw]
+        [--generators ...] [--steps 50] [--rate 0.2] [--out generation.jsonl] [--draw]
 
 Each seed splits a set anew, 80/20, trains every model on the 80 % and scores as many generated samples as are held out
 against these. Digits are those of scikit-learn, 1,797 x 64, binarised (ink of 8 or more of 16), with the Bernoulli
@@ -64,6 +64,8 @@ def train(model_of: str, name: str, adata: ad.AnnData, seed: int, options: argpa
     if model_of in kinds:
         model = kinds[model_of](adata, **choices)
     else:
+        if name == "digits":
+            choices["corruption"] = sccvae.corruption.SaltAndPepper(options.rate)
         model = sccvae.DenoisingAutoencoder(adata, walkback=model_of == "walkback", **choices)
     start = time.process_time()
     model.train(options.epochs or (200 if name == "digits" else None), progress_bar=False)
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--generators", nargs="+", default=GENERATORS, choices=GENERATORS)
     parser.add_argument("--steps", type=int, default=50, help="of each chain")
+    parser.add_argument("--rate", type=float, default=0.2, help="of salt and pepper on digits")
     parser.add_argument("--epochs", type=int, help="at most; by default 200 for digits, the model's own for cells")
     parser.add_argument("--out", default="generation.jsonl")
     parser.add_argument("--draw", action="store_true", help="print the table of what --out holds")

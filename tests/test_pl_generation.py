@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata as ad
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,8 +124,16 @@ def test_latent_scatter(shown):
     assert legend.get_title().get_text() == "kind"
     assert texts(legend.get_texts()) == ["x", "y", "z"]
     assert not shown
-    pl.latent_scatter({"a": z}, show=True)
+    open_figure = pl.latent_scatter({"a": z}, show=True)
     assert len(shown) == 1
+    plt.close(open_figure)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    """Not even where an error is raised: memory would fill up."""
+    yield
+    assert not plt.get_fignums()
 
 
 def test_latent_scatter_of_many_cells_and_panels():

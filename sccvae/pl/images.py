@@ -70,6 +70,7 @@ def images(
                 f"The images of {title!r} have shape {x.shape}; expected (images, {blank.shape[2]} pixels)."
             )
         blank[i, : len(x)] = x
+    check_shape(shape, blank.shape[2])
     width = max(len(str(title)) for title in rows) * 0.068 + 0.2
     figure = new_figure(
         0.42 * longest + width, 0.42 * len(dense) * shape[0] / shape[1] + (0.1 if columns is None else 0.3)
@@ -84,22 +85,20 @@ def images(
     return finished(figure, show)
 
 
+def check_shape(shape: tuple[int, int], n_pixels: int) -> None:
+    """Raise unless images of a shape have so many pixels; before there is a figure, which would stay open."""
+    if shape[0] * shape[1] != n_pixels:
+        raise ValueError(
+            f"shape {shape} has {shape[0] * shape[1]} pixels; expected {n_pixels}, one for each column of the data."
+        )
+
+
 def draw_images(
     ax: Axes, values: NDArray, shape: tuple[int, int], *, extent: tuple[float, float, float, float], gap: int = 1
 ) -> None:
-    """A mosaic of images, (rows, columns, pixels), from the top left; NaN stays white.
-
-    Raises
-    ------
-    ValueError
-        `shape` has not as many pixels as an image.
-    """
-    n_rows, n_columns, n_pixels = values.shape
+    """A mosaic of images, (rows, columns, pixels), from the top left; NaN stays white."""
+    n_rows, n_columns, _ = values.shape
     height, width = shape
-    if height * width != n_pixels:
-        raise ValueError(
-            f"shape {shape} has {height * width} pixels; expected {n_pixels}, one for each column of the data."
-        )
     mosaic = np.full((n_rows * (height + gap), n_columns * (width + gap)), np.nan)
     for row in range(n_rows):
         for column in range(n_columns):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sccvae.distances import line_log_density
-from sccvae.pl.images import draw_images
+from sccvae.pl.images import check_shape, draw_images
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,
@@ -163,6 +163,7 @@ def latent_grid(
     z = np.column_stack([np.tile(across, n), np.repeat(up[::-1], n)])  # row by row from the top
     extent = (*_edges(left, right, n), *_edges(low, high, n))
     if shape is not None:
+        check_shape(shape, len(model.gene_names))
         decoded = model.decode(z, batch=batch)
         figure = new_figure(4.2, 4.2)
         ax = figure.add_subplot()
@@ -248,6 +249,8 @@ def interpolation(
     wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
     if wrong:
         raise ValueError(f"There is no cell number {wrong[0]} among {len(z)} cells.")
+    if shape is not None:
+        check_shape(shape, len(model.gene_names))
     along, fine = np.linspace(0, 1, n_points), np.linspace(0, 1, 41)
     lines = z[begin][:, None] + along[:, None] * (z[end] - z[begin])[:, None]  # (lines, points, n_latent)
     decoded = model.decode(lines.reshape(-1, z.shape[1]), batch=batch, library_size=_PER_10_000)
