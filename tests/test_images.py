@@ -1,0 +1,165 @@
+"""Figures compared with stored pictures of them; and that the comparison sees what it should and nothing else."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from pictures import DPI, TOLERANCE, assert_looks_as_stored, difference, pixels, rendered
+
+from sccvae import diagnostics, pl
+from sccvae.simulate import simulate
+
+mpl.use("Agg")
+
+
+def history() -> pd.DataFrame:
+    """Twenty epochs; validation is best at the 15th."""
+    epoch = np.arange(1, 21)
+    columns = {
+        "elbo": -250 - 300 * np.exp(-epoch / 2.0),
+        "reconstruction": -238 - 300 * np.exp(-epoch / 2.0),
+        "kl_z": 11.0 + 4 / epoch,
+        "kl_l": 1.0 - 1 / epoch,
+        "learning_rate": np.linspace(1e-2, 1e-4, 20),
+        "kl_weight": np.minimum(1, epoch / 5),
+    }
+    training = pd.DataFrame({"epoch": epoch, "split": "training", **columns})
+    validation = training.assign(split="validation", elbo=training["elbo"] - 0.2 * (epoch - 15) ** 2)
+    return pd.concat([training, validation], ignore_index=True)
+
+
+def diagnosis() -> diagnostics.Diagnosis:
+    """Drawn from numbers, not from a training, which differs in its last digits between machines."""
+    rng = np.random.default_rng(0)
+    n_cells, n_genes = 400, 150
+    batches = pd.Series(np.array(["alpha", "beta", "gamma"])[rng.integers(3, size=n_cells)])
+    mean = rng.standard_normal((n_cells, 6)) * [1, 1, 0.8, 0.5, 0.3, 0.02]
+    mean[batches == "gamma", 0] += 8
+    log_size = rng.normal(7, 0.4, n_cells)
+    cost = np.exp(0.8 * log_size) * (1 + 0.05 * rng.standard_normal(n_cells))
+    cost[7] *= 1.6
+    expected = rng.lognormal(-1, 1.5, n_genes)
+    zeros = np.exp(-np.log1p(expected))
+    shown = np.clip(zeros + 0.03 * rng.standard_normal(n_genes), 0, 1)
+    genes = pd.DataFrame(
+        {
+            "mean": expected * rng.lognormal(0, 0.1, n_genes),
+            "variance": (expected + expected**2) * rng.lognormal(0, 0.2, n_genes),
+            "zeros": shown,
+            "model_mean": expected,
+            "model_variance": expected + expected**2,
+            "model_zeros": zeros,
+            "zeros_low": zeros - 0.04,
+            "zeros_high": zeros + 0.04,
+        }
+    )
+    ranks = 1 + 0.5 * np.linspace(-1, 1, 20) ** 2
+    return diagnostics.diagnosis(
+        mean,
+        np.tile([0.1, 0.1, 0.2, 0.5, 0.9, 1.0], (n_cells, 1)),
+        log_likelihood=-cost,
+        log_size=log_size,
+        names=pd.RangeIndex(n_cells),
+        genes=genes,
+        ranks=ranks / ranks.sum(),
+        batches=batches,
+        batches_known=True,
+        n_neighbors=30,
+        history=history(),
+    )
+
+
+@pytest.fixture
+def cells(monkeypatch):
+    """Cells whose layouts are given: UMAP differs between its versions and between machines."""
+    adata = simulate(300, 40, n_types=4, keep_truth=False)
+    adata.obsm["X_sccvae"] = adata.obsm["z"]
+    shift = 3.0 * adata.obs["batch"].cat.codes.to_numpy()[:, None]
+    monkeypatch.setattr("sccvae.pl.embedding.pca_of_counts", lambda adata, layer, some: (adata.obsm["z"] + shift)[some])
+    monkeypatch.setattr("sccvae.pl.embedding.umap", lambda representation: np.asarray(representation)[:, :2])
+    return adata
+
+
+def test_history(tmp_path):
+    assert_looks_as_stored(pl.history(history()), "history", tmp_path)
+
+
+def test_diagnostics(tmp_path):
+    assert_looks_as_stored(pl.diagnostics(diagnosis()), "diagnostics", tmp_path)
+
+
+def test_integration(cells, tmp_path):
+    figure = pl.integration(cells, batch_key="batch", label_key="cell_type", history=history())
+    assert_looks_as_stored(figure, "integration", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- of the comparison
+
+FIGURES = {"history": lambda: pl.history(history()), "diagnostics": lambda: pl.diagnostics(diagnosis())}
+
+
+def picture(figure):
+    return pixels(rendered(figure))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Pictures as they should be, by name."""
+    return {name: picture(figure()) for name, figure in FIGURES.items()}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_missing_panel_is_seen(whole, name):
+    """Whichever it is, and though the layout stays: a white box in its place."""
+    figure = FIGURES[name]()
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for i, axes in enumerate(figure.axes):
+        box = axes.get_tightbbox(canvas.get_renderer())
+        without, height = whole[name].copy(), len(whole[name])
+        without[int(height - box.y1) : int(height - box.y0) + 1, int(box.x0) : int(box.x1) + 1] = 1
+        assert difference(whole[name], without) > 1.5 * TOLERANCE, i
+
+
+def test_a_missing_legend_is_seen(whole):
+    figure = pl.history(history())
+    figure.axes[0].get_legend().remove()
+    assert difference(whole["history"], picture(figure)) > 1.5 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("settings", [{"text.hinting": "none"}, {"text.antialiased": False}])
+def test_how_text_is_drawn_is_not_seen(whole, name, settings):
+    with mpl.rc_context(settings):
+        other = picture(FIGURES[name]())
+    assert not np.array_equal(other, whole[name])
+    assert difference(whole[name], other) <= TOLERANCE / 2
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_shift_by_a_pixel_is_not_seen(whole, name):
+    assert difference(whole[name], whole[name]) == 0
+    assert difference(whole[name], np.roll(whole[name], 1, axis=(0, 1))) <= TOLERANCE / 2
+
+
+def test_another_size_is_seen(whole):
+    assert difference(whole["history"], whole["history"][:-5]) == 1
+    assert difference(whole["history"], whole["history"][:-1]) <= TOLERANCE
+
+
+def test_what_a_failure_says(tmp_path, monkeypatch):
+    figure = pl.history(history().query("split == 'training'"))
+    with pytest.raises(AssertionError, match=r"of the picture 'history' differ .* SCCVAE_UPDATE_IMAGES=1"):
+        assert_looks_as_stored(figure, "history", tmp_path)
+    assert (tmp_path / "history.png").is_file()
+    with pytest.raises(AssertionError, match=r"There is no .*none\.png: store it with SCCVAE_UPDATE_IMAGES=1"):
+        assert_looks_as_stored(figure, "none", tmp_path)
+    monkeypatch.setattr("pictures.FOLDER", tmp_path)
+    monkeypatch.setenv("SCCVAE_UPDATE_IMAGES", "1")
+    assert_looks_as_stored(figure, "new", tmp_path)
+    monkeypatch.delenv("SCCVAE_UPDATE_IMAGES")
+    assert_looks_as_stored(figure, "new", tmp_path)
