@@ -1,4 +1,4 @@
-"""Distances between posteriors, neighbours, hierarchies: numbers against torch, scikit-learn and scipy; Scanpy goes on."""
+"""Distances between posteriors, neighbours, hierarchies: against torch, scikit-learn and scipy; Scanpy goes on."""
 
 from __future__ import annotations
 
@@ -288,9 +288,7 @@ def test_files_keep_graph_and_trees(compared, tmp_path):
     tl.hierarchy(adata)
     adata.write_h5ad(tmp_path / "a.h5ad")
     back = ad.read_h5ad(tmp_path / "a.h5ad")
-    np.testing.assert_array_equal(
-        back.obsp["sccvae_similarity_matrix"], adata.obsp["sccvae_similarity_matrix"]
-    )
+    np.testing.assert_array_equal(back.obsp["sccvae_similarity_matrix"], adata.obsp["sccvae_similarity_matrix"])
     assert sc.pl.dendrogram(back, "kind", show=False) is not None
     sc.tl.diffmap(back, neighbors_key="sccvae_similarity")
     np.testing.assert_array_equal(back.uns["hierarchy"]["linkage"], adata.uns["hierarchy"]["linkage"])
@@ -301,9 +299,9 @@ def test_the_random_state_stays(make_adata):
 
     adata = make_adata()
     adata.obsm["X_sccvae"] = np.random.default_rng(0).normal(size=(120, 4))
-    before = random.getstate(), np.random.get_state()[1].tolist()
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     tl.similarity(adata, metric="euclidean")
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def broken(change):
