@@ -27,7 +27,7 @@ def gradient(
     neighbors_key: str | None = None,
     n_neighbors: int = 30,
     n_dcs: int = 10,
-    layout: str | None = None,
+    layout: str | None = "auto",
     key_added: str = "sccvae",
     seed: int = 0,
 ) -> None:
@@ -53,8 +53,8 @@ def gradient(
     n_dcs
         Diffusion components to use.
     layout
-        Force-directed layout of `scanpy.tl.draw_graph`; None takes ``"fa"`` where the package fa2-modified is
-        installed, and ``"fr"`` elsewhere. It starts from the first two principal components of the embedding.
+        Force-directed layout of `scanpy.tl.draw_graph`; ``"auto"`` takes ``"fa"`` where the package fa2-modified is
+        installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
     seed
@@ -66,7 +66,7 @@ def gradient(
 
     - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
     - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
-    - ``obsm["X_draw_graph_sccvae"]``: layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")``;
+    - ``obsm["X_draw_graph_sccvae"]``: the layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")``;
     - ``uns["sccvae_neighbors"]`` with its ``obsp``, unless `neighbors_key` is given;
     - ``uns["sccvae_gradient"]``: name of the root and parameters.
 
@@ -116,23 +116,24 @@ def gradient(
             "larger n_neighbors may connect them, if they belong to the same development.",
             stacklevel=2,
         )
-    drawing = layout or ("fa" if find_spec("fa2_modified") else "fr")
-    slim.obsm["start"] = _start(slim.obsm[use_rep])
-    seeded(
-        sc.tl.draw_graph, slim, seed=seed, layout=drawing, init_pos="start", neighbors_key=graph, key_added_ext="here"
-    )
+    if layout == "auto":
+        layout = "fa" if find_spec("fa2_modified") else "fr"
+    if layout is not None:
+        slim.obsm["start"] = _start(slim.obsm[use_rep])
+        options = {"layout": layout, "init_pos": "start", "neighbors_key": graph, "key_added_ext": key_added}
+        seeded(sc.tl.draw_graph, slim, seed=seed, **options)
+        adata.obsm[f"X_draw_graph_{key_added}"] = slim.obsm[f"X_draw_graph_{key_added}"]
     if neighbors_key is None:
         adata.uns[graph] = slim.uns[graph]
         for key, matrix in slim.obsp.items():
             adata.obsp[key] = matrix
     adata.obs[f"{key_added}_pseudotime"] = np.where(apart, np.nan, pseudotime)
     adata.obsm[f"X_{key_added}_diffmap"] = slim.obsm["X_diffmap"][:, 1:]
-    adata.obsm[f"X_draw_graph_{key_added}"] = slim.obsm["X_draw_graph_here"]
     adata.uns[f"{key_added}_gradient"] = {
         "root": str(adata.obs_names[slim.uns["iroot"]]),
         "neighbors_key": graph,
         "n_dcs": n_dcs,
-        "layout": drawing,
+        "layout": layout or "none",
         "seed": seed,
     }
 
