@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -285,11 +286,16 @@ def test_a_training_step_is_read_in_fewer_than_a_thousand_lines():
 )  # fmt: skip
 def test_words_that_have_no_place_here(name, word):
     """Calls and names of the code; comments and docstrings may speak of them."""
-    code = ast.unparse(_without_docstrings(TREES[name]))
+    code = _code(name)
     code = code.replace(".eval(", ".evaluation_mode(")  # nn.Module.eval, which evaluates nothing
     if name in ("kernels", "fused"):
         code = code.replace("set_num_threads", "")  # they put back what numba changes: see test_kernels
     assert word not in code
+
+
+@functools.cache
+def _code(name: str) -> str:
+    return ast.unparse(_without_docstrings(TREES[name]))
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
