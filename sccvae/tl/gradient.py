@@ -25,7 +25,7 @@ def gradient(
     root: str | int | tuple[str, Any],
     use_rep: str = "X_sccvae",
     neighbors_key: str | None = None,
-    n_neighbors: int = 30,
+    n_neighbors: int = 15,
     n_dcs: int = 10,
     layout: str | None = "auto",
     key_added: str = "sccvae",
