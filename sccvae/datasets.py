@@ -176,7 +176,8 @@ def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.An
         hint = f"Did you mean {' or '.join(repr(k) for k in near[:3])}? " if near else ""
         raise ValueError(
             f"There is no data set {name!r}. {hint}Available: {', '.join(known)}; "
-            "and a file NAME.h5ad in the folder that the environment variable SCCVAE_DATA names is available as NAME."
+            "and a file NAME.h5ad in the folder that the environment variable SCCVAE_DATA names is available as NAME; "
+            "data/README.md says how to make those that the tutorials use."
         )
     return _fetch(name, cache_dir) if name in _SOURCES else _read_h5ad(_prepared()[name])
 
