@@ -296,6 +296,11 @@ class HeldModel:
         at = np.flatnonzero(indices) if indices.dtype == bool or indices.size == 0 else indices
         return counts[at], names[at]
 
+    def _source(self, adata: AnnData) -> AnnData | None:
+        """None, which stands for the training data, if these are its cells, told by name; else `adata`."""
+        known = self._cell_names is not None and adata.obs_names.equals(self._cell_names)
+        return None if known else adata
+
     def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
         """Codes of the batches named; `[None]` for each cell's own."""
         if batches is None:

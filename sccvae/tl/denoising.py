@@ -83,8 +83,7 @@ def denoise(
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty: expected the name of at least one gene.")
-    known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
-    source = None if known else adata
+    source = model._source(adata)
     scale = float(np.median(model.get_latent_library_size(source))) if model.likelihood.has_library else 1.0
     draws = model.get_normalized_expression(
         source,

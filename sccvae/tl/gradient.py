@@ -201,8 +201,7 @@ def trends(
             raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
     if model.likelihood.support != "counts":
         raise ValueError(f"gene_likelihood={model.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
-    known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
-    source = None if known else adata
+    source = model._source(adata)
 
     def draw(number: int) -> np.ndarray:
         return model.get_normalized_expression(

@@ -61,9 +61,8 @@ def rank_genes_groups(
     if options.setdefault("mode", "change") != "change":
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
     check_adata(adata)
-    known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
     frame = model.differential_expression(
-        None if known else adata,
+        model._source(adata),
         groupby=labels_of(groupby, adata.obs, adata.obs_names),
         group1=groups,
         group2=None if reference == "rest" else reference,

@@ -219,8 +219,7 @@ def _posterior(
             f"metric={metric!r} compares posteriors, and {what}: pass a trained SCCVAE, or metric='euclidean'."
         )
     if isinstance(model, SCCVAE):
-        known = model._cell_names is not None and adata.obs_names.equals(model._cell_names)
-        mean, variance = model.get_latent_representation(None if known else adata, return_variance=True)
+        mean, variance = model.get_latent_representation(model._source(adata), return_variance=True)
         return mean, None if metric == "euclidean" else variance
     if use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}: pass a model or use_rep.")
