@@ -23,7 +23,7 @@ lint: .venv/lint
 	$(BIN)/mypy
 
 tutorials: .venv/tutorials
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 tutorials
 
 .venv/base:
 	$(PYTHON) -m venv .venv
