@@ -114,6 +114,7 @@ class AutoencodingModel(HeldModel):
             patience=patience,
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
+            n_draws=1,
         )
 
     def _after_training(self) -> None:

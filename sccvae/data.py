@@ -61,16 +61,18 @@ class Minibatch(NamedTuple):
         return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
 
     def take(self, cells: torch.Tensor, n_stored: int | None = None) -> "Minibatch":
-        """The cells numbered `cells`, in that order, any of them more than once.
-
-        `n_stored` is how many values they have together; without it, a GPU must be waited for.
-        """
+        """The cells numbered `cells`, in order, any more than once; without `n_stored`, their values, a GPU waits."""
         starts, lengths = self.indptr[cells], self.indptr[cells + 1] - self.indptr[cells]
         indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
         stored = torch.arange(len(shift), device=cells.device) + shift
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
         return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along)
+
+    def repeated(self, times: int) -> "Minibatch":
+        """Every cell `times` times, copies side by side."""
+        cells = torch.arange(self.n_cells, device=self.indptr.device)
+        return self if times == 1 else self.take(cells.repeat_interleave(times), times * len(self.genes))
 
     @property
     def rows(self) -> torch.Tensor:
@@ -270,6 +272,5 @@ def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tup
 
 
 def shuffled(cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One epoch: `cells` in random order, cut into minibatches of nearly equal size, none above `batch_size`."""
-    # Nearly equal, because a short last minibatch would weigh its cells more than the others.
+    """One epoch: `cells` in random order, in minibatches of nearly equal size: a short one's cells would weigh more."""
     return np.array_split(rng.permutation(cells), -(-len(cells) // batch_size))

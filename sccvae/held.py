@@ -78,7 +78,7 @@ class HeldModel:
             raise RuntimeError(
                 f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
             )
-        for what in ("max_epochs", "batch_size", "learning_rate"):
+        for what in ("max_epochs", "batch_size", "learning_rate", "n_draws"):
             value = max_epochs if what == "max_epochs" else choices[what]
             if value is not None and value <= 0:
                 raise ValueError(f"{what} is {value}; expected more than 0.")

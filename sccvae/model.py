@@ -135,6 +135,7 @@ class SCCVAE(AnalysedModel):
         kl_warmup: float = 0.1,
         gradient_clip: float = 50.0,
         weight_decay: float = 0.0,
+        n_draws: int = 1,
         progress_bar: bool = True,
     ) -> None:
         """Fit the model; called again, go on from where it stands.
@@ -158,6 +159,8 @@ class SCCVAE(AnalysedModel):
             Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1.
         gradient_clip, weight_decay
             Highest norm of the gradient; L2 penalty.
+        n_draws
+            Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
         progress_bar
             One line on a terminal; nothing elsewhere.
 
@@ -177,6 +180,7 @@ class SCCVAE(AnalysedModel):
             patience=patience,
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
+            n_draws=n_draws,
         )
 
     def cross_validate(

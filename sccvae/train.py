@@ -31,6 +31,7 @@ class Plan:
     patience: int  # epochs without a better held-out ELBO before the run stops
     gradient_clip: float
     weight_decay: float
+    n_draws: int  # of z and l for each cell at each step
 
     def kl_weight(self, step: int, n_steps: int) -> float:
         """Weight of KL(q(z|x) || p(z)) at a step: rises linearly to 1 within the run, whatever its length."""
@@ -103,7 +104,7 @@ def fit(
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                elbo = vae(x, noise)
+                elbo = vae(x.repeated(plan.n_draws), noise)
                 loss = elbo.loss(kl_weight)
                 optimizer.zero_grad()
                 loss.backward()

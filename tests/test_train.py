@@ -15,6 +15,7 @@ from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled, split
 from sccvae.kernels import FUSED, PLAIN
 from sccvae.train import Plan, Progress, TrainingError, fit, mean_terms
+from sccvae.vae import VAE
 
 N_CELLS = 90
 TRAIN, VALIDATION = np.arange(70), np.arange(70, N_CELLS)
@@ -30,6 +31,7 @@ def plan(**choices) -> Plan:
         "patience": 20,
         "gradient_clip": 50.0,
         "weight_decay": 0.0,
+        "n_draws": 1,
     }
     return Plan(**{**defaults, **choices})
 
@@ -146,6 +148,30 @@ class Spy:
 
     def __getitem__(self, terms):
         return self.elbo[terms]
+
+
+def test_several_draws_for_each_cell_estimate_the_same_gradient_with_less_noise(counts, monkeypatch):
+    x, vae = counts.minibatch(np.arange(30)), small_vae(counts, dropout_rate=0.0)
+    vae.decoder.logits.weight.data.mul_(5)  # so that z matters
+
+    def gradients(n_draws):
+        found = []
+        for seed in range(60):
+            vae.zero_grad()
+            vae(x.repeated(n_draws), torch.Generator().manual_seed(seed)).loss().backward()
+            found.append(vae.encoder.z.weight.grad.clone())
+        return torch.stack(found)
+
+    one, eight = gradients(1), gradients(8)
+    ratio = float(eight.var(0).sum() / one.var(0).sum())
+    assert 0.08 < ratio < 0.2  # 1/8, but for the noise of 60 draws
+    assert (one.mean(0) - eight.mean(0)).norm() < 4 * (one.var(0).sum() / 60).sqrt()
+    seen = []
+    monkeypatch.setattr(VAE, "forward", lambda self, x, noise, f=VAE.forward: (seen.append(x), f(self, x, noise))[1])
+    fit(vae, counts, TRAIN, VALIDATION[:0], plan(max_epochs=1, n_draws=3), Progress(), seed=0, progress_bar=False)
+    assert [x.n_cells for x in seen] == [72, 69, 69]
+    assert torch.equal(seen[0].dense()[0::3], seen[0].dense()[2::3])
+    assert torch.equal(seen[0].log_size[0::3], seen[0].log_size[1::3])
 
 
 def test_a_run_of_one_step_has_the_full_kl_weight(counts):
