@@ -14,8 +14,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 demo: .venv/demo
 	$(BIN)/python -m sccvae demo demo
 
+# Two processes of one thread each: threads that wait for each other help small tests little.
 test: .venv/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/lint
 	$(BIN)/ruff check
