@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -17,6 +18,14 @@ import sccvae
 
 torch.set_num_threads(1)  # the models here are small; on a busy machine threads would only wait for one another
 SMALL = {"n_hidden": 16, "n_latent": 4}
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left_to_the_next_test():
+    """Scanpy's plots stay open; tests of ours count open figures, whichever test came before."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def _make_adata(n_cells: int = 120, n_genes: int = 60, seed: int = 0) -> ad.AnnData:
