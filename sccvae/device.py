@@ -49,7 +49,7 @@ class Resident:
 
 def _bytes(counts: Counts) -> int:
     m = counts.matrix
-    return m.data.nbytes + m.indices.nbytes + 8 * len(m.indptr) + counts.codes.nbytes + counts.continuous.nbytes
+    return (4 + 4) * m.nnz + 8 * len(m.indptr) + counts.codes.nbytes + counts.continuous.nbytes
 
 
 def _pinned(x: Minibatch) -> Minibatch:

@@ -56,14 +56,14 @@ def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 
     That is as log l in standard deviations from its mean in the cell's batch, as its prior has them.
     """
-    mean, variance = latent(vae, counts)
+    mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
+    log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
+    for rows, _, q_z, q_l in encode(vae, counts):
+        mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
+        if q_l is not None:
+            log_l[rows], uncertainty[rows] = q_l.mean.cpu().numpy(), q_l.variance.cpu().numpy()
     if not vae.likelihood.has_library:
         return mean, variance
-    log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
-    if vae.architecture.infers_library:
-        for rows, _, _, q_l in encode(vae, counts):
-            assert q_l is not None
-            log_l[rows], uncertainty[rows] = q_l.mean.cpu().numpy(), q_l.variance.cpu().numpy()
     centre, spread2 = (m.cpu().numpy()[counts.codes[:, 0]] for m in (vae.library_mean, vae.library_variance))
     deviation = (log_l - centre) / np.sqrt(spread2)
     return np.column_stack([mean, deviation]), np.column_stack([variance, uncertainty / spread2])

@@ -111,7 +111,7 @@ def _averages(draws, matrix, calibrated, columns, n_samples) -> Iterator[tuple[A
     for number, (rows, parameters) in enumerate(draws):
         if number % n_samples == 0:
             inside = np.flatnonzero(calibrated[rows])
-            x = matrix[rows][inside][:, columns].toarray()
+            x = matrix[rows][inside][:, columns].toarray().astype(np.float32)  # 0 - 1 must not wrap around
             whole, places = [0.0, 0.0, 0.0], [0.0, 0.0]
         for i, values in enumerate((parameters.zero(), *parameters.moments())):
             whole[i] = whole[i] + values / n_samples

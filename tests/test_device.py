@@ -56,6 +56,14 @@ def test_on_the_cpu_the_counts_give_their_minibatches_themselves():
     assert device.minibatches_on(CPU, counts) == counts.minibatches
 
 
+def test_memory_is_that_of_the_values_on_the_device_whatever_they_take_in_memory():
+    wide = small_counts(50)
+    narrow = Counts.from_csr(wide.matrix.astype(np.uint8), codes=wide.codes, n_levels=wide.n_levels)
+    x = wide.minibatch(slice(None))
+    expected = sum(t.numel() * t.element_size() for t in (x.indptr, x.genes, x.values, x.codes, x.continuous))
+    assert device._bytes(narrow) == device._bytes(wide) == expected
+
+
 def test_training_does_not_depend_on_where_minibatches_are_gathered(monkeypatch):
     counts, states = small_counts(90, n_batches=2), []
     for source in (lambda _, counts: counts.minibatches, lambda where, c: device.Resident(c, where).minibatches):

@@ -65,13 +65,14 @@ def test_zero_interval_of_genes_that_are_always_or_never_there():
     np.testing.assert_array_equal(zero_interval(np.array([0.0, 50.0]), np.array([0.0, 50.0]), 50), [[50, 0], [50, 0]])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 @pytest.mark.parametrize("likelihood", ["poisson", "nb", "zinb"])
-def test_counts_drawn_from_the_parameters_pass(likelihood):
+def test_counts_drawn_from_the_parameters_pass(likelihood, dtype):
     rng = np.random.default_rng(5)
     p = parameters(likelihood, (900, 60))
     rate = p.mean if p.theta is None else rng.gamma(p.theta, p.mean / p.theta)
     x = rng.poisson(rate) * (1 if p.dropout is None else rng.random(rate.shape) >= p.dropout)
-    matrix, names = sp.csr_matrix(x.astype(np.float32)), pd.Index([f"g{i}" for i in range(60)])
+    matrix, names = sp.csr_matrix(x.astype(dtype)), pd.Index([f"g{i}" for i in range(60)])
     rows = [slice(0, 500), slice(500, 900)]
     chunks = [
         (r, CountParameters(p.mean[r], p.theta, None if p.dropout is None else p.dropout[r]))
