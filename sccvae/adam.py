@@ -11,6 +11,7 @@ import torch
 from sccvae.kernels import threads
 
 BETAS = (0.9, 0.999)
+ALIGNED = 16  # entries, 64 bytes: where every weight begins
 
 
 class Adam:
@@ -29,16 +30,11 @@ class Adam:
         self.weights, self.clip, self.weight_decay, self.eps = weights, clip, weight_decay, eps
         self.n_steps = 0
         self.torch: torch.optim.Adam | None = None
-        if all(w.dtype == torch.float32 and w.device.type == "cpu" and w.is_contiguous() for w in weights):
-            moments = [torch.zeros(2, w.numel()).numpy() for w in weights]
-            self.arrays = [(w.detach().view(-1).numpy(), *m) for w, m in zip(weights, moments, strict=True)]
+        if all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights):
+            self.flat, self.gradient, self.places = _side_by_side(weights)
+            self.moments = torch.zeros(2, len(self.flat))
         else:
             self.torch = torch.optim.Adam(weights, betas=BETAS, eps=eps, weight_decay=weight_decay)
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for w in self.weights:
-            w.grad = None
 
     def step(self, rate: float) -> None:
         """Move the weights at a learning rate."""
@@ -48,14 +44,28 @@ class Adam:
             self.torch.param_groups[0]["lr"] = rate
             self.torch.step()
             return
-        from sccvae import fused as compiled
+        from sccvae import layers
 
+        for w, place in zip(self.weights, self.places, strict=True):
+            if w.grad is not place:  # a gradient of autograd's own, or none
+                w.grad = place.zero_() if w.grad is None else place.copy_(w.grad)
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
-        pairs = [(w.grad.reshape(-1), a) for w, a in zip(self.weights, self.arrays, strict=True) if w.grad is not None]
-        norm = math.sqrt(sum(torch.dot(g, g).item() for g, _ in pairs))
+        norm = math.sqrt(torch.dot(self.gradient, self.gradient).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
         rates = (rate / bias, 1 / math.sqrt(square_bias), [1 - beta for beta in BETAS])
-        others = (self.eps, self.weight_decay, scale)
+        arrays = [t.numpy() for t in (self.flat, self.gradient, *self.moments)]
         with threads() as n_threads:
-            for gradient, (w, mean, square) in pairs:
-                compiled.adam((w, gradient.numpy(), mean, square), *rates, others, n_threads)
+            layers.adam(arrays, *rates, (self.eps, self.weight_decay, scale), n_threads)
+
+
+def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Move the weights into one array, (entries,); one for their gradients; the place of each in it, now `w.grad`."""
+    sizes = [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
+    flat, gradient = torch.zeros(2, sum(sizes))
+    places = []
+    for w, values, by_values in zip(weights, flat.split(sizes), gradient.split(sizes), strict=True):
+        w.data = values[: w.numel()].view_as(w).copy_(w.data)
+        place = by_values[: w.numel()].view_as(w)
+        w.grad = place if w.grad is None else place.copy_(w.grad)
+        places.append(place)
+    return flat, gradient, places

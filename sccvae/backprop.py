@@ -1,0 +1,289 @@
+"""The gradients of a training step written out by hand, for counts on the CPU: the same numbers as autograd's.
+
+`VAE.forward` says what the loss is. A third of such a step under autograd is neither matrix products nor likelihood:
+some 150 small operations, each with an array of its own. Here a few compiled passes (`layers`, `fused`) stand between
+the products, and arrays are kept for the next step. Parts have `forward`, and `backward`, which is called in the
+opposite order, takes the gradient of the loss by the part's output, returns that by its input, and puts those by its
+weights into their places. Names of gradients begin with `by_`.
+
+    counts -> SparseLayer -> Layers -> Draws of z and log l -> Layers -> CountHeads -> loss
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import Parameter
+
+from sccvae import fused, layers
+from sccvae.data import Minibatch
+from sccvae.kernels import stored, threads
+from sccvae.networks import Block, CovariateOffset, Decoder, Linear, SparseLinear
+from sccvae.vae import VAE
+
+
+class Arrays:
+    """float32 arrays that are kept from step to step: fresh memory costs as much as the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+        self.views: dict[tuple, torch.Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> torch.Tensor:
+        """The array of that name, whatever it holds; minibatches differ in size by one cell, so it is often a part."""
+        if (view := self.views.get((name, *shape))) is None:
+            size = int(np.prod(shape))
+            if name not in self.kept or self.kept[name].numel() < size:
+                self.views = {key: view for key, view in self.views.items() if key[0] != name}
+                self.kept[name] = torch.empty(size)
+            view = self.views[(name, *shape)] = self.kept[name][:size].view(shape)
+        return view
+
+
+def place_of(weight: Parameter) -> torch.Tensor:
+    """Where the gradient by a weight goes."""
+    if weight.grad is None:
+        weight.grad = torch.empty_like(weight)
+    return weight.grad
+
+
+class Shared:
+    """A bias and a covariate offset as a table: a row for all cells, each batch, or (more covariates) each cell."""
+
+    def __init__(self, bias: Parameter, offset: CovariateOffset):
+        self.bias, self.offset = bias, offset
+        self.by_cell = len(offset.used) > 1 or hasattr(offset, "slopes")
+
+    def table(self, x: Minibatch) -> fused.Table:
+        """The table, (rows, n_out), with the row of each cell."""
+        if self.by_cell:
+            return _table(self.offset(self.bias.expand(x.n_cells, -1), x), np.arange(x.n_cells), own=True)
+        if self.offset.used:
+            return _table(self.bias + self.offset.levels[0], _codes(x, self.offset.used[0]))
+        return _table(self.bias[None], np.zeros(x.n_cells, np.int64))
+
+    def backward(self, x: Minibatch, by_table: torch.Tensor) -> None:
+        """From the gradient by the table to those by bias and offset."""
+        torch.sum(by_table, 0, out=place_of(self.bias))
+        for column, levels in zip(self.offset.used, self.offset.levels, strict=True):
+            if self.by_cell:
+                place_of(levels).zero_().index_add_(0, x.codes[:, column], by_table)
+            else:
+                place_of(levels).copy_(by_table)
+        if hasattr(self.offset, "slopes"):
+            torch.mm(x.continuous.t(), by_table, out=place_of(self.offset.slopes))
+
+
+class Layer:
+    """A linear map and the block after it: (cells, n_in) -> (cells, hidden)."""
+
+    def __init__(self, linear: Linear | SparseLinear, block: Block):
+        self.linear, self.shared, self.rate = linear, Shared(linear.bias, block.offset), np.float32(block.dropout.rate)
+        self.norm = block.norm.weight, block.norm.bias
+        self.arrays = Arrays()
+
+    def forward(self, h: torch.Tensor, x: Minibatch, noise: torch.Generator) -> torch.Tensor:
+        """What the next part reads; `h` is what the part before gave."""
+        self.x, self.input, shape = x, h, (x.n_cells, self.linear.weight.shape[1])
+        a, out, uniform = (self.arrays(name, *shape) for name in ("a", "out", "uniform"))
+        self.product(a)
+        if self.rate > 0:
+            torch.rand(shape, generator=noise, out=uniform)
+        table = self.shared.table(x)
+        self.normal, self.scale = self.arrays("normal", *shape).numpy(), self.arrays("scale", x.n_cells).numpy()
+        kept = self.normal, self.scale, out.numpy()
+        layers.block(a.numpy(), table.values, table.row, *map(_array, self.norm), uniform.numpy(), self.rate, *kept)
+        self.out, self.row, self.n_rows = out.numpy(), table.row, len(table.values)
+        return out
+
+    def backward(self, by_out: torch.Tensor) -> torch.Tensor:
+        """From the gradient by the output to that by the input."""
+        by_a, by_table = self.arrays("by_a", *by_out.shape), self.arrays("by_table", self.n_rows, by_out.shape[1])
+        kept = self.out, self.rate, _array(self.norm[0]), self.row, self.normal, self.scale
+        by_norm = [place_of(w).numpy() for w in self.norm]
+        layers.block_gradient(by_out.numpy(), *kept, by_a.numpy(), by_table.numpy(), *by_norm)
+        self.shared.backward(self.x, by_table)
+        return self.product_backward(by_a)
+
+    def product(self, out: torch.Tensor) -> None:
+        """Fill out with the input times the weight."""
+        torch.mm(self.input, self.linear.weight, out=out)
+
+    def product_backward(self, by_product: torch.Tensor) -> torch.Tensor:
+        """From the gradient by the product to that by the input."""
+        by_input = self.arrays("by_input", *self.input.shape)
+        return _product_backward(self.input, self.linear.weight, by_product, by_input)
+
+
+class SparseLayer(Layer):
+    """The encoder's first: its factors are log1p(scale * counts), `scale` its input; none needs the gradient by it."""
+
+    def product(self, out: torch.Tensor) -> None:
+        """Fill out with log1p(scale * counts) times the weight, and keep the former."""
+        self.stored, self.values = stored(self.x), np.empty(len(self.x.values), np.float32)
+        with threads() as n_threads:
+            arrays = self.input.numpy(), _array(self.linear.weight), self.values, out.numpy()
+            layers.encode((*self.stored, *arrays), n_threads)
+
+    def product_backward(self, by_product: torch.Tensor) -> torch.Tensor:
+        """Only the gradient by the weight."""
+        indptr, genes, _ = self.stored
+        with threads() as n_threads:
+            arrays = self.values, by_product.numpy(), place_of(self.linear.weight).numpy()
+            layers.encode_gradient((indptr, genes, *arrays), n_threads)
+        return by_product
+
+
+class Draw:
+    """Means and log variances of a Gaussian, a draw from it, and its KL divergence from a Gaussian prior."""
+
+    def __init__(self, linear: Linear, *bounds: float):
+        """`bounds`: lowest and highest log variance, and what is added to the variance."""
+        self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Arrays()
+
+    def forward(
+        self, h: torch.Tensor, noise: torch.Tensor, shift: torch.Tensor, prior_mean: torch.Tensor, prior_variance
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The draw, (cells, n), and the KL of each cell, (cells,); `noise` (cells, n), the others (cells,)."""
+        self.input, n_cells, n = h, *noise.shape
+        head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", n_cells, 2 * n))
+        variance, draw, kl = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n), torch.empty(n_cells)
+        given = head.numpy(), self.bounds, shift.numpy(), prior_mean.numpy(), prior_variance.numpy()
+        self.kept = (*given, noise.numpy(), variance.numpy())
+        layers.gaussian(*self.kept, draw.numpy(), kl.numpy())
+        return draw, kl
+
+    def backward(self, by_draw: torch.Tensor, kl_weight: float, by_input: torch.Tensor, *, add: bool) -> None:
+        """Into by_input, or added to it: from the gradient by the draw, and that of `kl_weight` times the KL."""
+        by_head = self.arrays("by_head", len(by_draw), 2 * by_draw.shape[1])
+        layers.gaussian_gradient(*self.kept, by_draw.numpy(), np.float32(kl_weight), by_head.numpy())
+        torch.sum(by_head, 0, out=place_of(self.linear.bias))
+        _product_backward(self.input, self.linear.weight, by_head, by_input, add=add)
+
+
+class CountHeads:
+    """The decoder's heads, (cells, hidden) -> (cells, genes) each, and the likelihood of the counts."""
+
+    def __init__(self, decoder: Decoder, dropout_cost: float):
+        self.decoder, self.cost, self.arrays = decoder, dropout_cost, Arrays()
+        self.shared = Shared(decoder.logits.bias, decoder.offset)
+
+    def forward(self, h: torch.Tensor, x: Minibatch, log_library: torch.Tensor) -> Any:
+        """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell."""
+        self.x, self.input, d = x, h, self.decoder
+        logits, pi, pi_bias = self._product(d.logits, "logits").numpy(), None, None
+        if d.dropout is not None:
+            pi, pi_bias = self._product(d.dropout, "pi").numpy(), _array(d.dropout.bias)
+        heads = fused.Heads(logits, self.shared.table(x), log_library.numpy(), self._log_theta(), pi, pi_bias)
+        weight = np.full(x.n_cells, -1 / x.n_cells, np.float32)
+        with threads() as n_threads:
+            result = fused.count_log_likelihood(stored(x), heads, self.cost, weight, n_threads, in_place=True)
+        if result is None:
+            return None
+        self.by = result._make(None if a is None else torch.from_numpy(a) for a in result)
+        return self.by
+
+    def _product(self, head: Linear, name: str) -> torch.Tensor:
+        return torch.mm(self.input, head.weight, out=self.arrays(name, self.x.n_cells, self.x.n_genes))
+
+    def _log_theta(self) -> fused.Table | None:
+        match self.decoder.dispersion:
+            case "gene":
+                return _table(self.decoder.log_dispersion, np.zeros(self.x.n_cells, np.int64))
+            case "gene-batch":
+                return _table(self.decoder.log_dispersion, _codes(self.x, 0))
+            case "gene-cell":
+                return _table(self.decoder.dispersion_head(self.input), np.arange(self.x.n_cells), own=True)
+        return None
+
+    def backward(self) -> torch.Tensor:
+        """The gradient by the input."""
+        by, d, by_input = self.by, self.decoder, self.arrays("by_input", *self.input.shape)
+        self.shared.backward(self.x, by.bias)
+        _product_backward(self.input, d.logits.weight, by.logits, by_input)
+        if d.dropout is not None:
+            place_of(d.dropout.bias).copy_(by.pi_bias)
+            _product_backward(self.input, d.dropout.weight, by.pi, by_input, add=True)
+        if d.per_cell:
+            torch.sum(by.log_theta, 0, out=place_of(d.dispersion_head.bias))
+            _product_backward(self.input, d.dispersion_head.weight, by.log_theta, by_input, add=True)
+        elif d.dispersion is not None:
+            place_of(d.log_dispersion).copy_(by.log_theta)
+        return by_input
+
+
+class ByHand:
+    """A `gradients.Gradients` of a VAE on the CPU; it draws the same noise in the same order as `VAE.forward`."""
+
+    def __init__(self, vae: VAE, otherwise: Callable):
+        """`otherwise` takes the steps that the compiled likelihood cannot take exactly."""
+        encoder, decoder = vae.encoder, vae.decoder
+        first, *others = map(_block, encoder.blocks)
+        self.vae, self.otherwise, self.arrays = vae, otherwise, Arrays()
+        self.encoder = [SparseLayer(encoder.first, first), *map(Layer, map(_linear, encoder.linears), others)]
+        self.decoder = [*map(Layer, map(_linear, decoder.linears), map(_block, decoder.blocks))]
+        self.z = Draw(encoder.z, -12, 8, 1e-6)
+        self.library = None if encoder.library is None else Draw(encoder.library, -12, 4, 0)
+        self.heads = CountHeads(decoder, vae.architecture.dropout_cost)
+
+    @torch.no_grad()
+    def __call__(self, x: Minibatch, noise: torch.Generator, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `gradients.Gradients`."""
+        n, code = x.n_cells, torch.exp(self.vae.encoder.log_target - x.log_total)
+        for layer in self.encoder:
+            code = layer.forward(code, x, noise)
+        normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
+        h, kl_z = self.z.forward(code, normal, torch.zeros(n), torch.zeros(n), torch.ones(n))
+        log_library, kl_l = x.log_size, torch.zeros(n)
+        if self.library is not None:
+            normal, prior = torch.randn(n, generator=noise)[:, None], self.vae.library_prior(x)
+            drawn, kl_l = self.library.forward(code, normal, x.log_size, *prior)
+            log_library = drawn[:, 0]
+        for layer in self.decoder:
+            h = layer.forward(h, x, noise)
+        if (likelihood := self.heads.forward(h, x, log_library)) is None:
+            with torch.enable_grad():
+                return self.otherwise(x, noise, kl_weight)
+
+        by_h = self.heads.backward()
+        for layer in reversed(self.decoder):
+            by_h = layer.backward(by_h)
+        by_code = self.arrays("by_code", *code.shape)
+        self.z.backward(by_h, kl_weight / n, by_code, add=False)
+        if self.library is not None:
+            self.library.backward(likelihood.log_library[:, None], 1 / n, by_code, add=True)
+        for layer in reversed(self.encoder):
+            by_code = layer.backward(by_code)
+
+        value = likelihood.value - x.log_factorial
+        reconstruction = value + self.heads.cost * likelihood.dropouts
+        return (kl_weight * kl_z + kl_l - value).mean(), torch.stack([reconstruction, kl_z, kl_l])
+
+
+def _product_backward(h, weight, by_product, by_input, *, add=False) -> torch.Tensor:
+    """Back through by_product's h @ weight: into by_input, or added to it; the weight's gradient into its place."""
+    torch.mm(h.t(), by_product, out=place_of(weight))
+    return torch.addmm(by_input, by_product, weight.t(), beta=float(add), out=by_input)
+
+
+def _array(t: torch.Tensor) -> np.ndarray:
+    return t.detach().numpy()
+
+
+def _table(values: torch.Tensor, row: np.ndarray, *, own: bool = False) -> fused.Table:
+    return fused.Table(_array(values), row, own)
+
+
+def _codes(x: Minibatch, column: int) -> np.ndarray:
+    return x.codes[:, column].contiguous().numpy()
+
+
+def _linear(module: torch.nn.Module) -> Linear:
+    assert isinstance(module, Linear)
+    return module
+
+
+def _block(module: torch.nn.Module) -> Block:
+    assert isinstance(module, Block)
+    return module

@@ -1,0 +1,39 @@
+"""The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`)."""
+
+from collections.abc import Callable
+
+import torch
+
+from sccvae.data import Minibatch
+from sccvae.kernels import FUSED
+from sccvae.vae import VAE
+
+# (minibatch, source of noise, KL weight) -> loss, (), and reconstruction, KL of z and KL of l, (3, cells).
+# Every weight then has its gradient in `w.grad`.
+Gradients = Callable[[Minibatch, torch.Generator, float], tuple[torch.Tensor, torch.Tensor]]
+
+
+def gradients_of(vae: VAE) -> Gradients:
+    """The fastest way to the gradients of `vae`, whose weights already have places for them if `adam.Adam` made any."""
+    counts = type(vae) is VAE and vae.likelihood.support == "counts"
+    compiled = counts and vae.encoder.first.encode is FUSED.encode and vae.likelihood.kernel is FUSED.likelihood
+    if not compiled or any(w.dtype != torch.float32 or w.device.type != "cpu" for w in vae.parameters()):
+        return Autograd(vae)
+    from sccvae.backprop import ByHand  # imports numba
+
+    return ByHand(vae, Autograd(vae))
+
+
+class Autograd:
+    """Gradients of `VAE.forward` as autograd finds them, on any device and for every likelihood."""
+
+    def __init__(self, vae: VAE):
+        self.vae = vae
+
+    def __call__(self, x: Minibatch, noise: torch.Generator, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Gradients`."""
+        elbo = self.vae(x, noise)
+        loss = elbo.loss(kl_weight)
+        self.vae.zero_grad()
+        loss.backward()
+        return loss.detach(), torch.stack([t.detach() for t in elbo[:3]])

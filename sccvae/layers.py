@@ -1,0 +1,239 @@
+"""What lies between two matrix products of a training step, compiled by numba for the CPU: each one pass, float32.
+
+The encoder's sparse product; a block (covariate offset, layer norm, ReLU, dropout); the Gaussian draws with their KL
+divergence; a step of Adam. Each with its gradient, for `backprop`; names of gradients begin with `by_`.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from sccvae.elementary import EXACT, LOOP, PARALLEL, f32, log1p_and_share
+from sccvae.fused import run
+
+LAYER_NORM_EPS = f32(1e-5)
+
+
+@numba.njit(**LOOP)
+def _sum_of_rows(table, rows, values, first, last, out):
+    """Fill out with the sum of values[j] * table[rows[j]] over j in first..last, four at a time to write out less."""
+    out[:] = 0.0
+    j = first
+    while j + 4 <= last:
+        a, b, c, d = table[rows[j]], table[rows[j + 1]], table[rows[j + 2]], table[rows[j + 3]]
+        x, y, z, w = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for h in range(out.size):
+            out[h] += x * a[h] + y * b[h] + z * c[h] + w * d[h]
+        j += 4
+    while j < last:
+        x, a = values[j], table[rows[j]]
+        for h in range(out.size):
+            out[h] += x * a[h]
+        j += 1
+
+
+@numba.njit(**LOOP)
+def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
+    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient."""
+    for i in range(first, last):
+        for j in range(indptr[i], indptr[i + 1]):
+            values[j] = log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
+        _sum_of_rows(weight, genes, values, indptr[i], indptr[i + 1], out[i])
+
+
+@numba.njit(**EXACT)
+def _by_gene(indptr, genes, values, n_genes):
+    """The stored values sorted by gene: where each gene's begin, their cells, the values themselves."""
+    starts = np.zeros(n_genes + 2, np.int64)
+    for j in range(genes.size):
+        starts[genes[j] + 2] += 1
+    for g in range(n_genes):
+        starts[g + 2] += starts[g + 1]
+    cells, sorted_values = np.empty(genes.size, np.int32), np.empty(genes.size, f32)
+    for i in range(indptr.size - 1):
+        for j in range(indptr[i], indptr[i + 1]):
+            at = starts[genes[j] + 1]
+            cells[at], sorted_values[at] = i, values[j]
+            starts[genes[j] + 1] = at + 1
+    return starts, cells, sorted_values
+
+
+@numba.njit(**LOOP)
+def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
+    """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
+    for g in range(first, last):
+        _sum_of_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
+
+
+@numba.njit(**PARALLEL)
+def _encode_in_parallel(n_parts, indptr, genes, counts, scale, weight, values, out):
+    for part in numba.prange(n_parts):
+        first, last = part * out.shape[0] // n_parts, (part + 1) * out.shape[0] // n_parts
+        _encode(first, last, indptr, genes, counts, scale, weight, values, out)
+
+
+@numba.njit(**PARALLEL)
+def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weight):
+    for part in numba.prange(n_parts):
+        first, last = part * by_weight.shape[0] // n_parts, (part + 1) * by_weight.shape[0] // n_parts
+        _encode_gradient(first, last, starts, cells, values, by_out, by_weight)
+
+
+def encode(arguments, n_threads):
+    """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor.
+
+    `arguments`: indptr, genes, counts, scale, weight, values, out.
+    """
+    run(_encode, _encode_in_parallel, len(arguments[-1]), n_threads, arguments)
+
+
+def encode_gradient(arguments, n_threads):
+    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden).
+
+    `arguments`: indptr, genes, values, by_out, by_weight.
+    """
+    indptr, genes, values, by_out, by_weight = arguments
+    arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
+    run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)
+
+
+@numba.njit(**LOOP)
+def _normalise(a, bias, gamma, beta, normal, out):
+    """One cell: out = ReLU(layer norm of a + bias), `normal` before gamma and beta; returns 1 / standard deviation."""
+    n, mean, square = f32(a.size), f32(0.0), f32(0.0)
+    for k in range(a.size):
+        normal[k] = a[k] + bias[k]
+        mean += normal[k]
+    mean /= n
+    for k in range(a.size):
+        normal[k] -= mean
+        square += normal[k] * normal[k]
+    scale = f32(1.0) / np.sqrt(square / n + LAYER_NORM_EPS)
+    for k in range(a.size):
+        normal[k] *= scale
+        out[k] = max(normal[k] * gamma[k] + beta[k], f32(0.0))
+    return scale
+
+
+@numba.njit(**LOOP)
+def _drop(noise, rate, out):
+    kept = f32(1.0) / (f32(1.0) - rate)
+    for k in range(out.size):
+        out[k] *= kept if noise[k] >= rate else f32(0.0)
+
+
+@numba.njit(**LOOP)
+def block(a, bias, row, gamma, beta, noise, rate, normal, scale, out):
+    """Fill out, (cells, hidden), with dropout(ReLU(layer norm of (a + bias[row]))); keeps what `block_gradient` needs.
+
+    `noise` is uniform, shaped like `a`, read if `rate` > 0; `normal` (cells, hidden) and `scale` (cells,) are filled.
+    """
+    for i in range(a.shape[0]):
+        scale[i] = _normalise(a[i], bias[row[i]], gamma, beta, normal[i], out[i])
+        if rate > 0:
+            _drop(noise[i], rate, out[i])
+
+
+@numba.njit(**LOOP)
+def _by_normal(by_out, out, kept, gamma, normal, by_a, by_gamma, by_beta):
+    """One cell: back through dropout, ReLU, gamma and beta; returns two sums that layer norm's gradient needs."""
+    total, product = f32(0.0), f32(0.0)
+    for k in range(out.size):
+        d = by_out[k] * kept if out[k] > f32(0.0) else f32(0.0)  # 0 if ReLU or dropout took it
+        by_beta[k] += d
+        by_gamma[k] += d * normal[k]
+        by_a[k] = d * gamma[k]
+        total += by_a[k]
+        product += by_a[k] * normal[k]
+    return total, product
+
+
+@numba.njit(**LOOP)
+def _by_input(total, product, scale, normal, by_a, by_bias):
+    n = f32(by_a.size)
+    for k in range(by_a.size):
+        by_a[k] = scale * (by_a[k] - total / n - normal[k] * (product / n))
+        by_bias[k] += by_a[k]
+
+
+@numba.njit(**LOOP)
+def block_gradient(by_out, out, rate, gamma, row, normal, scale, by_a, by_bias, by_gamma, by_beta):
+    """Fill by_a, by_bias (table), by_gamma and by_beta from by_out; the rest is as `block` left it."""
+    by_bias[:], by_gamma[:], by_beta[:] = f32(0.0), f32(0.0), f32(0.0)
+    kept = f32(1.0) / (f32(1.0) - rate)
+    for i in range(out.shape[0]):
+        sums = _by_normal(by_out[i], out[i], kept, gamma, normal[i], by_a[i], by_gamma, by_beta)
+        _by_input(sums[0], sums[1], scale[i], normal[i], by_a[i], by_bias[row[i]])
+
+
+@numba.njit(**EXACT)
+def gaussian(head, bounds, shift, prior_mean, prior_variance, noise, variance, draw, kl):
+    """Draw from q = Normal(shift + first half of head, exp(second half)), and KL(q || prior) summed over a cell.
+
+    Parameters
+    ----------
+    head
+        (cells, 2 n): means, and log variances.
+    bounds
+        Lowest and highest log variance, and what is added to the variance.
+    shift, prior_mean, prior_variance
+        (cells,).
+    noise, variance, draw
+        (cells, n): standard normal; filled; filled.
+    kl
+        (cells,): filled.
+    """
+    n = noise.shape[1]
+    for i in range(len(head)):
+        total, m0, v0 = f32(0.0), prior_mean[i], prior_variance[i]
+        for k in range(n):
+            mean, log_variance = head[i, k] + shift[i], min(max(head[i, n + k], bounds[0]), bounds[1])
+            v = f32(math.exp(log_variance)) + bounds[2]
+            variance[i, k], draw[i, k] = v, mean + np.sqrt(v) * noise[i, k]
+            total += v / v0 + (mean - m0) ** 2 / v0 - f32(1.0) - f32(math.log(v / v0))
+        kl[i] = f32(0.5) * total
+
+
+@numba.njit(**EXACT)
+def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, variance, by_draw, weight, by_head):
+    """Fill by_head from by_draw and weight * KL; the rest is as `gaussian` left it."""
+    n = noise.shape[1]
+    for i in range(len(head)):
+        m0, v0 = prior_mean[i], prior_variance[i]
+        for k in range(n):
+            mean, log_variance, v = head[i, k] + shift[i], head[i, n + k], variance[i, k]
+            by_head[i, k] = by_draw[i, k] + weight * (mean - m0) / v0
+            by_v = by_draw[i, k] * noise[i, k] / (f32(2.0) * np.sqrt(v)) + weight * f32(0.5) * (1 / v0 - 1 / v)
+            inside = bounds[0] <= log_variance <= bounds[1]
+            by_head[i, n + k] = by_v * (v - bounds[2]) if inside else f32(0.0)
+
+
+@numba.njit(**LOOP)
+def _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+    """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
+
+    The shares, 1 minus beta, come as such: float32 would round 1 - 0.999 by a hundred thousandth.
+    """
+    # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
+    weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
+    share, square_share = shares
+    for k in range(weights.size):
+        g = scale * gradient[k] + decay * weights[k]
+        mean[k] += share * (g - mean[k])
+        square[k] += square_share * (g * g - square[k])
+        weights[k] -= rate * mean[k] / (np.sqrt(square[k]) * correction + eps)
+
+
+@numba.njit(**PARALLEL)
+def _adam_in_parallel(n_parts, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+    for part in numba.prange(n_parts):
+        first, last = part * weights.size // n_parts, (part + 1) * weights.size // n_parts
+        _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale)
+
+
+def adam(arrays, rate, correction, shares, others, n_threads):
+    """One step of Adam in place; `arrays`, flat, and numbers as `_adam` takes them, `others` from eps on."""
+    numbers = (f32(rate), f32(correction), (f32(shares[0]), f32(shares[1])), *map(f32, others))
+    size = arrays[0].size
+    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *numbers))

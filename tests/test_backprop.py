@@ -1,0 +1,166 @@
+"""Gradients by hand: those of autograd, for every model of counts."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import COUNT_LIKELIHOODS, small_counts, small_vae
+
+from sccvae import backprop
+from sccvae.adam import Adam
+from sccvae.backprop import Arrays, ByHand, place_of
+from sccvae.gradients import Autograd
+from sccvae.kernels import FUSED
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def n_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def unreachable(*_):
+    raise AssertionError("autograd was asked")
+
+
+def a_vae(counts, seed=0, **choices):
+    """A small VAE whose every weight differs from 0, in training."""
+    vae, generator = small_vae(counts, kernels=FUSED, **choices).train(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for w in vae.parameters():
+            w.add_(0.1 * torch.randn(w.shape, generator=generator))
+    return vae
+
+
+def noise(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def compare(vae, x, kl_weight=0.4, rtol=2e-4):
+    """Loss, terms, gradients and what is left of the noise, by hand and by autograd."""
+    one, other = noise(), noise()
+    loss, terms = Autograd(vae)(x, one, kl_weight)
+    expected = {name: w.grad.clone() for name, w in vae.named_parameters()}
+    for w in vae.parameters():
+        w.grad = torch.full_like(w, torch.nan)  # whatever stood there before
+    by_hand = ByHand(vae, unreachable)
+    for _ in range(2):  # the second time into the same arrays
+        loss_by_hand, terms_by_hand = by_hand(x, other, kl_weight)
+        torch.testing.assert_close(loss_by_hand, loss, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(terms_by_hand, terms, rtol=1e-4, atol=1e-4)
+        for name, w in vae.named_parameters():
+            scale = expected[name].abs().max().item()
+            assert scale > 0, name
+            np.testing.assert_allclose(w.grad, expected[name], rtol=0, atol=rtol * scale, err_msg=name)
+        assert torch.equal(one.get_state(), other.get_state())
+        other = noise()
+
+
+@pytest.mark.parametrize("library", ["lognormal", "observed"])
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_gradients_are_those_of_autograd(name, dispersion, library, n_threads):
+    counts = small_counts(n_batches=3)
+    vae = a_vae(counts, gene_likelihood=name, dispersion=dispersion, library=library, dropout_cost=0.3)
+    compare(vae, counts.minibatch(slice(0, 40)))
+
+
+@pytest.mark.parametrize("encode_covariates", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+@pytest.mark.parametrize(("n_batches", "covariates"), [(1, False), (3, False), (1, True), (3, True)])
+def test_layers_and_covariates(n_batches, covariates, n_layers, encode_covariates):
+    counts = small_counts(n_batches=n_batches, covariates=covariates)
+    compare(a_vae(counts, n_layers=n_layers, encode_covariates=encode_covariates), counts.minibatch(slice(0, 40)))
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.5])
+@pytest.mark.parametrize("n_cells", [1, 2, 33])
+def test_any_size_with_and_without_dropout(n_cells, dropout_rate, n_threads):
+    counts = small_counts(n_batches=2)
+    compare(a_vae(counts, dropout_rate=dropout_rate, n_hidden=33), counts.minibatch(slice(5, 5 + n_cells)))
+
+
+def test_fewer_cells_than_batches(n_threads):
+    """The table of biases then has more rows than there are cells, and cells still share one."""
+    counts = small_counts(n_batches=5)
+    x = counts.minibatch(np.array([0, 5, 10, 1]))
+    assert len(set(x.codes[:, 0].tolist())) == 2
+    compare(a_vae(counts, dispersion="gene-batch"), x)
+
+
+def test_a_cell_more_than_once_and_in_any_order():
+    counts = small_counts()
+    compare(a_vae(counts), counts.minibatch(np.array([7, 3, 7])).repeated(2))
+
+
+def test_log_variances_beyond_their_bounds_have_no_gradient():
+    counts = small_counts()
+    vae = a_vae(counts)
+    with torch.no_grad():
+        n = vae.architecture.n_latent
+        vae.encoder.z.bias[n], vae.encoder.z.bias[n + 1], vae.encoder.library.bias[1] = -50.0, 50.0, -50.0
+        vae.encoder.z.weight[:, n : n + 2], vae.encoder.library.weight[:, 1] = 0.0, 0.0
+    x = counts.minibatch(slice(0, 20))
+    Autograd(vae)(x, noise(), 1.0)
+    expected = [w.grad.clone() for w in vae.parameters()]
+    ByHand(vae, unreachable)(x, noise(), 1.0)
+    for w, by_w in zip(vae.parameters(), expected, strict=True):
+        np.testing.assert_allclose(w.grad, by_w, rtol=0, atol=2e-4 * by_w.abs().max().item() + 1e-12)
+    assert not vae.encoder.z.bias.grad[n : n + 2].any()
+    assert not vae.encoder.library.bias.grad[1]
+
+
+def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back():
+    counts = small_counts()
+    vae = a_vae(counts)
+    adam = Adam(list(vae.parameters()), clip=50.0, weight_decay=0.0)
+    asked = []
+    by_hand = ByHand(vae, lambda *arguments: asked.append(1) or Autograd(vae)(*arguments))
+    x = counts.minibatch(slice(0, 20))
+    kept = vae.decoder.dropout.bias.detach().clone()
+    with torch.no_grad():
+        vae.decoder.dropout.bias[0] = -100.0  # e^100 is too large for float32
+    by_hand(x, noise(), 1.0)
+    assert asked == [1]
+    found = [w.grad.clone() for w in vae.parameters()]
+    assert all(torch.isfinite(by_w).all() for by_w in found)
+    adam.step(0.0)
+    with torch.no_grad():
+        vae.decoder.dropout.bias.copy_(kept)
+    by_hand(x, noise(), 1.0)
+    assert asked == [1]
+    assert all(w.grad is place for w, place in zip(vae.parameters(), adam.places, strict=True))
+    compare(vae, x)
+
+
+def test_arrays_are_kept_and_grow():
+    arrays = Arrays()
+    a = arrays("a", 4, 3)
+    assert a.shape == (4, 3)
+    assert arrays("a", 4, 3) is a
+    assert arrays("a", 2, 3).data_ptr() == a.data_ptr()
+    assert arrays("b", 4, 3).data_ptr() != a.data_ptr()
+    larger = arrays("a", 5, 3)
+    assert larger.data_ptr() != a.data_ptr()
+    assert arrays("a", 4, 3).data_ptr() == larger.data_ptr()
+
+
+def test_the_place_of_a_gradient_is_made_once():
+    w = torch.nn.Parameter(torch.zeros(2))
+    assert place_of(w) is w.grad
+    assert place_of(w) is place_of(w)
+
+
+def test_no_array_of_genes_is_made_twice(monkeypatch):
+    """From the second step on, the large arrays are those of the first."""
+    counts = small_counts()
+    vae, made = a_vae(counts), []
+    empty = torch.empty
+    monkeypatch.setattr(backprop.torch, "empty", lambda *shape, **k: made.append(shape) or empty(*shape, **k))
+    by_hand = ByHand(vae, unreachable)
+    by_hand(counts.minibatch(slice(0, 20)), noise(), 1.0)
+    assert (20 * counts.n_genes,) in made
+    made.clear()
+    by_hand(counts.minibatch(slice(20, 39)), noise(), 1.0)
+    assert made == [(19,), (19,)]  # KL of z and of l, which are handed out

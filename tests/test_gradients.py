@@ -1,0 +1,42 @@
+"""The fastest way to the gradients is taken where it is exact, and nowhere else."""
+
+import pytest
+import torch
+from helpers import COUNT_LIKELIHOODS, LIKELIHOOD_NAMES, small_counts, small_vae, support_of
+
+from sccvae.backprop import ByHand
+from sccvae.gradients import Autograd, gradients_of
+from sccvae.kernels import FUSED, PLAIN
+from sccvae.vae import VAE
+
+
+@pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
+@pytest.mark.parametrize("kernels", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_by_hand_for_counts_with_compiled_kernels(name, kernels):
+    vae = small_vae(small_counts(support=support_of(name)), gene_likelihood=name, kernels=kernels)
+    by_hand = kernels is FUSED and name in COUNT_LIKELIHOODS
+    assert type(gradients_of(vae)) is (ByHand if by_hand else Autograd)
+
+
+def test_other_precisions_and_other_models_go_to_autograd():
+    class Another(VAE):
+        pass
+
+    counts = small_counts()
+    assert type(gradients_of(small_vae(counts, kernels=FUSED).double())) is Autograd
+    vae = small_vae(counts, kernels=FUSED)
+    vae.__class__ = Another
+    assert type(gradients_of(vae)) is Autograd
+
+
+def test_autograd_returns_the_loss_and_its_terms_and_forgets_the_gradients_before():
+    vae = small_vae(counts := small_counts()).train()
+    x = counts.minibatch(slice(0, 9))
+    for _ in range(2):
+        loss, terms = Autograd(vae)(x, torch.Generator().manual_seed(1), 0.3)
+    elbo = vae(x, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss, elbo.loss(0.3).detach())
+    torch.testing.assert_close(terms, torch.stack(elbo[:3]).detach())
+    expected = torch.autograd.grad(elbo.loss(0.3), list(vae.parameters()))
+    for w, by_w in zip(vae.parameters(), expected, strict=True):
+        torch.testing.assert_close(w.grad, by_w)

@@ -1,0 +1,77 @@
+"""The compiled passes between products, against torch in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from sccvae import layers
+
+f32 = np.float32
+
+
+def double(*arrays):
+    return [torch.from_numpy(np.asarray(a, np.float64)).requires_grad_() for a in arrays]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("n_hidden", [1, 7, 64])
+def test_block(n_hidden, rate):
+    rng = np.random.default_rng(0)
+    n, rows = 11, 3
+    normal = lambda *shape: rng.standard_normal(shape).astype(f32)  # noqa: E731
+    a, bias, gamma, beta, by_out = (
+        normal(n, n_hidden),
+        normal(rows, n_hidden),
+        *normal(2, n_hidden),
+        normal(n, n_hidden),
+    )
+    row, noise = rng.integers(rows, size=n), rng.random((n, n_hidden)).astype(f32)
+    kept, scale, out = np.empty_like(a), np.empty(n, f32), np.empty_like(a)
+    layers.block(a, bias, row, gamma, beta, noise, f32(rate), kept, scale, out)
+    found = [np.full_like(t, np.nan) for t in (a, bias, gamma, beta)]
+    layers.block_gradient(by_out, out, f32(rate), gamma, row, kept, scale, *(found[i] for i in (0, 1, 2, 3)))
+
+    inputs = double(a, bias, gamma, beta)
+    h = torch.relu(torch.nn.functional.layer_norm(inputs[0] + inputs[1][row], (n_hidden,), *inputs[2:]))
+    expected = h * torch.from_numpy(noise >= f32(rate)) / (1 - rate)
+    np.testing.assert_allclose(out, expected.detach(), rtol=2e-4, atol=2e-5)
+    gradients = torch.autograd.grad(expected, inputs, torch.from_numpy(by_out).double())
+    for ours, reference in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=2e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_gaussian(n):
+    rng, n_cells, bounds = np.random.default_rng(1), 9, (f32(-3), f32(2), f32(1e-6))
+    head = (2 * rng.standard_normal((n_cells, 2 * n))).astype(f32)
+    head[0, n], head[1, n] = -4, 4
+    shift, prior_mean = rng.standard_normal((2, n_cells)).astype(f32)
+    prior_variance = rng.gamma(2, 1, n_cells).astype(f32)
+    noise, by_draw = rng.standard_normal((2, n_cells, n)).astype(f32)
+    variance, draw, kl = np.empty((n_cells, n), f32), np.empty((n_cells, n), f32), np.empty(n_cells, f32)
+    given = (head, bounds, shift, prior_mean, prior_variance, noise, variance)
+    layers.gaussian(*given, draw, kl)
+    by_head = np.full_like(head, np.nan)
+    layers.gaussian_gradient(*given, by_draw, f32(0.7), by_head)
+
+    (reference,) = double(head)
+    mean, log_variance = reference[:, :n] + torch.from_numpy(shift)[:, None], reference[:, n:]
+    sd = (log_variance.clamp(-3, 2).exp() + 1e-6).sqrt()
+    prior = Normal(*(torch.from_numpy(t)[:, None].double() for t in (prior_mean, np.sqrt(prior_variance))))
+    expected = kl_divergence(Normal(mean, sd), prior).sum(1)
+    drawn = mean + sd * torch.from_numpy(noise)
+    np.testing.assert_allclose(draw, drawn.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kl, expected.detach(), rtol=1e-5, atol=1e-5)
+    loss = (drawn * torch.from_numpy(by_draw)).sum() + 0.7 * expected.sum()
+    np.testing.assert_allclose(by_head, torch.autograd.grad(loss, reference)[0], rtol=1e-4, atol=1e-5)
+    outside = (head[:, n:] < -3) | (head[:, n:] > 2)
+    assert not by_head[:, n:][outside].any()
+
+
+def test_a_step_of_adam_on_a_part_leaves_the_rest():
+    weights, gradient, mean, square = np.ones((4, 10), f32)
+    layers._adam(
+        2, 5, weights, gradient, mean, square, f32(0.1), f32(1), (f32(0.1), f32(0.001)), f32(0), f32(0), f32(1)
+    )
+    assert [w != 1 for w in weights] == [2 <= k < 5 for k in range(10)]
