@@ -210,30 +210,32 @@ def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, va
 
 
 @numba.njit(**LOOP)
-def _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+def _adam(first, last, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale):
     """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
 
-    The shares, 1 minus beta, come as such: float32 would round 1 - 0.999 by a hundred thousandth.
+    The shares of mean, square and average are 1 minus what these keep, which float32 would round: 1 - 0.999 by a
+    hundred thousandth.
     """
     # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
     weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
-    share, square_share = shares
+    average, (share, square_share, average_share) = average[first:last], shares
     for k in range(weights.size):
         g = scale * gradient[k] + decay * weights[k]
         mean[k] += share * (g - mean[k])
         square[k] += square_share * (g * g - square[k])
         weights[k] -= rate * mean[k] / (np.sqrt(square[k]) * correction + eps)
+        average[k] += average_share * (weights[k] - average[k])
 
 
 @numba.njit(**PARALLEL)
-def _adam_in_parallel(n_parts, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale):
+def _adam_in_parallel(n_parts, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale):
     for part in numba.prange(n_parts):
         first, last = part * weights.size // n_parts, (part + 1) * weights.size // n_parts
-        _adam(first, last, weights, gradient, mean, square, rate, correction, shares, eps, decay, scale)
+        _adam(first, last, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale)
 
 
 def adam(arrays, rate, correction, shares, others, n_threads):
     """One step of Adam in place; `arrays`, flat, and numbers as `_adam` takes them, `others` from eps on."""
-    numbers = (f32(rate), f32(correction), (f32(shares[0]), f32(shares[1])), *map(f32, others))
+    numbers = (f32(rate), f32(correction), tuple(map(f32, shares)), *map(f32, others))
     size = arrays[0].size
     run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *numbers))
