@@ -80,10 +80,10 @@ class Adam:
             layers.adam(arrays, *rates, (self.eps, self.weight_decay, scale), n_threads)
 
 
-def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
-    """Long arrays, 5 x (entries,), and each weight's views of them: values, gradient, mean, square, average."""
+def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Long arrays, (entries,), and each weight's views of them: values, gradient, mean, square, average."""
     sizes = [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
-    arrays = torch.zeros(5, sum(sizes))
+    arrays = [torch.zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
     views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
     _set(views[0], weights)
     _set(views[-1], weights)

@@ -152,3 +152,16 @@ def test_an_error_inside_averaged_gives_the_weights_back():
     assert not judged.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     for w, value in zip(weights, last, strict=True):
         assert torch.equal(w, value)
+
+
+def test_weights_lie_side_by_side_and_outlive_the_moments():
+    weights = weights_of()
+    before = [w.detach().clone() for w in weights]
+    adam = Adam(weights, clip=1.0, weight_decay=0.0)
+    for w, value in zip(weights, before, strict=True):
+        assert torch.equal(w, value)
+        assert w.data_ptr() % 64 == weights[0].data_ptr() % 64
+    storages = {w.untyped_storage().data_ptr() for w in weights}
+    assert len(storages) == 1
+    assert weights[0].untyped_storage().nbytes() < 1.01 * 4 * sum(w.numel() for w in weights)
+    assert [w.grad is place for w, place in zip(weights, adam.places, strict=True)] == [True] * len(weights)
