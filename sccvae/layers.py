@@ -112,7 +112,8 @@ def _normalise(a, bias, gamma, beta, normal, out):
     scale = f32(1.0) / np.sqrt(square / n + LAYER_NORM_EPS)
     for k in range(a.size):
         normal[k] *= scale
-        out[k] = max(normal[k] * gamma[k] + beta[k], f32(0.0))
+        y = normal[k] * gamma[k] + beta[k]
+        out[k] = f32(0.0) if y < f32(0.0) else y  # NaN stays NaN
     return scale
 
 

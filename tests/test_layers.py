@@ -41,6 +41,15 @@ def test_block(n_hidden, rate):
         np.testing.assert_allclose(ours, reference, rtol=2e-3, atol=5e-5)
 
 
+def test_block_does_not_hide_what_is_not_a_number():
+    a, ones, row = np.ones((2, 4), f32), np.ones((1, 4), f32), np.zeros(2, np.int64)
+    a[1, 2] = np.nan
+    normal, scale, out = np.empty_like(a), np.empty(2, f32), np.empty_like(a)
+    layers.block(a, ones, row, ones[0], ones[0], a, f32(0), normal, scale, out)
+    assert np.isfinite(out[0]).all()
+    assert np.isnan(out[1]).all()
+
+
 @pytest.mark.parametrize("n", [1, 6])
 def test_gaussian(n):
     rng, n_cells, bounds = np.random.default_rng(1), 9, (f32(-3), f32(2), f32(1e-6))
