@@ -26,8 +26,11 @@ def _can_cache() -> bool:
 _CACHE = _can_cache()
 # Elementary functions keep the order of their operations, which their error terms rest on. In the loops, reassociation
 # lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
-EXACT = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
-LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "nogil": True, "cache": _CACHE}
+# Without forceinline the process that compiles links a loop compiled by itself where later ones, which read the cache,
+# have it compiled within its caller: other roundings, other bits.
+_COMMON = {"forceinline": True, "error_model": "numpy", "nogil": True, "cache": _CACHE}
+EXACT = {"fastmath": {"contract"}, **_COMMON}
+LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, **_COMMON}
 # A parallel call wakes all of numba's threads, so one part alone is never run as one.
 PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
 

@@ -214,6 +214,13 @@ def count_moments(
         yield draw, mean * kept, 1 / (1 + mean * spread)
 
 
+def gene_moments(vae: VAE, counts: Counts, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """(rows, E[x], Var[x]) of some genes at the posterior means, chunk by chunk, (cells, genes) each."""
+    columns = torch.from_numpy(genes).to(vae.device)
+    for draw, expected, weight in count_moments(vae, counts):
+        yield draw.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy()
+
+
 @torch.no_grad()
 def _counts_and_expectation(
     vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 
 import anndata as ad
 import numpy as np
@@ -14,7 +15,7 @@ import scipy.sparse as sp
 from scipy.stats import gamma, spearmanr
 
 import sccvae
-from sccvae import posterior, tl, trends
+from sccvae import pl, posterior, tl, trends
 from sccvae.seeding import seeded
 
 # ------------------------------------------------------------------------------------------------------------ smoothing
@@ -236,6 +237,55 @@ def test_the_seed_decides_and_a_file_keeps_the_table(trained, tmp_path):
     adata.write_h5ad(tmp_path / "a.h5ad")
     back = ad.read_h5ad(tmp_path / "a.h5ad").uns["a"]
     np.testing.assert_array_equal(back["upper"], adata.uns["a"]["upper"])
+
+
+def assert_the_same(found, expected, where):
+    """Every leaf of what `uns`, `obsp`, ... hold, by value; files turn tuples and lists into arrays."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected), where
+        for key, value in expected.items():
+            assert_the_same(found[key], value, f"{where}/{key}")
+    elif sp.issparse(expected):
+        assert (found != expected).nnz == 0, where
+    elif isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(pd.DataFrame(found), expected, check_column_type=False)
+    elif isinstance(expected, (list, tuple)) and len({np.shape(part) for part in expected}) > 1:
+        for number, (part, of_expected) in enumerate(zip(found, expected, strict=True)):
+            assert_the_same(part, of_expected, f"{where}/{number}")
+    else:
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected), err_msg=where)
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_files_keep_all_that_the_analysis_wrote(trained, tmp_path, kind):
+    adata, _, model = trained
+    adata = adata[:150].copy()
+    tl.gradient(adata, root=("part", "early"))
+    tl.similarity(adata, model, dense=True, n_neighbors=12)
+    tl.gradient(adata, root="cell3", neighbors_key="sccvae_similarity", layout=None, key_added="posterior")
+    tl.hierarchy(adata, "part")
+    tl.hierarchy(adata, method="ward", key_added="cells")
+    lineages = {"all": ["early", "late"], "late": ["late"]}
+    tl.trends(adata, model, ["gene1", "gene30"], groupby="part", lineages=lineages, n_samples=20)
+    tl.denoise(adata, model, "gene1", n_samples=20)
+    if kind == "h5ad":
+        adata.write_h5ad(tmp_path / "a")
+        back = ad.read_h5ad(tmp_path / "a")
+    else:
+        adata.write_zarr(tmp_path / "a")
+        back = ad.read_zarr(tmp_path / "a")
+    pd.testing.assert_frame_equal(back.obs, adata.obs)
+    assert {"sccvae_gradient", "posterior_gradient", "dendrogram_part", "cells", "sccvae_trends"} <= set(back.uns)
+    for place in ("obsm", "obsp", "uns"):
+        assert_the_same(dict(getattr(back, place)), dict(getattr(adata, place)), place)
+    # What goes on from a file: our plots and functions, and Scanpy's.
+    pl.gradient(back, label_key="part", show=False)
+    pl.trends(back, show=False)
+    pl.similarity(back, "part", show=False)
+    sc.pl.dendrogram(back, "part", show=False)
+    sc.tl.paga(back, groups="part", neighbors_key="sccvae_neighbors")
+    tl.gradient(back, root="cell3", neighbors_key="sccvae_similarity", layout=None, key_added="again")
+    np.testing.assert_allclose(back.obs["again_pseudotime"], adata.obs["posterior_pseudotime"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import anndata as ad
@@ -64,6 +68,23 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(adata, fit):
     timeless = [m.history.drop(columns="seconds") for m in (first, again)]
     pd.testing.assert_frame_equal(*timeless)
     assert np.abs(other.get_latent_representation() - z).max() > 0.01
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_has_the_bits_of_those_that_read_the_cache(tmp_path):
+    code = """
+        import sccvae
+        model = sccvae.SCCVAE(sccvae.simulate.simulate(256, 150, seed=0), batch_key="batch", device="cpu")
+        model.train(2, progress_bar=False)
+        print(model.get_latent_representation().tobytes().hex(), model.get_normalized_expression().to_numpy().sum())
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    options = {"capture_output": True, "text": True, "check": True, "env": environment}
+    compiled, cached = (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], **options).stdout for _ in range(2)
+    )
+    assert list(tmp_path.rglob("fused._cells*.nbc"))
+    assert compiled == cached
 
 
 def test_global_random_state_has_no_say(adata, fit):

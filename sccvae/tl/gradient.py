@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from sccvae import posterior
@@ -214,11 +213,8 @@ def trends(
             seed=seed + number,
         )
 
-    columns = torch.from_numpy(model.gene_names.get_indexer(pd.Index(genes).astype(str))).to(model.device)
-    counts = (
-        (d.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy())
-        for d, expected, weight in posterior.count_moments(model._vae, model._cells(source, None)[0])
-    )
+    columns = model.gene_names.get_indexer(pd.Index(genes).astype(str))
+    counts = posterior.gene_moments(model._vae, model._cells(source, None)[0], columns)
     options: dict[str, Any] = {"n_points": n_points, "span": span, "level": level, "n_samples": n_samples}
     found = curves.trends(draw, counts, when, list(masks.values()), **options, seed=seed)
     parts = [
