@@ -114,7 +114,8 @@ def fit(
                 step += 1
             _check_finite(losses, weights, groups, epoch, rate)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
-            last_good = _close_epoch(vae, held_out, plan, progress, epoch, terms, schedule, started, seed)
+            with optimizer.averaged():  # it is what is judged and kept
+                last_good = _close_epoch(vae, held_out, plan, progress, epoch, terms, schedule, started, seed)
             best = last_good if progress.best_epoch == epoch else best
             bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
@@ -184,8 +185,7 @@ def _check_finite(
     losses: list[torch.Tensor], weights: list[torch.nn.Parameter], groups: list[np.ndarray], epoch: int, rate: float
 ) -> None:
     """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
-    values = torch.stack(losses).cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = np.flatnonzero(~np.isfinite(values := torch.stack(losses).cpu().numpy()))
     if len(bad) == 0 and all(bool(torch.isfinite(w).all()) for w in weights):
         return
     step = int(bad[0]) if len(bad) else len(values) - 1

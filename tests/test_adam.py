@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sccvae.adam import Adam
+from sccvae.adam import MEMORY, Adam
 
 SHAPES = [(300, 128), (7,), (1, 3), (128, 300)]
 
@@ -120,3 +120,36 @@ def test_training_does_not_import_the_compiler_of_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # compiled, and torch's
+def test_the_average_forgets_as_it_says(dtype):
+    """After many steps, those of the last fifty weigh 1 - MEMORY ** 50; inside `averaged` the weights are it."""
+    weights = weights_of(dtype)
+    adam, path = Adam(weights, clip=1e9, weight_decay=0.0), [[w.detach().clone() for w in weights]]
+    for step in range(600):
+        give_gradients(weights, step % 7)
+        adam.step(1e-3)
+        path.append([w.detach().clone() for w in weights])
+    recent = [MEMORY**k * (1 - MEMORY) for k in range(400)]
+    with adam.averaged():
+        for place, w in enumerate(weights):
+            expected = sum(share * path[-1 - k][place] for k, share in enumerate(recent))
+            np.testing.assert_allclose(w.detach(), expected, rtol=1e-3, atol=3e-3)
+            assert not torch.equal(w, path[-1][place])
+    for w, last in zip(weights, path[-1], strict=True):
+        assert torch.equal(w, last)
+
+
+def test_an_error_inside_averaged_gives_the_weights_back():
+    weights = weights_of()
+    adam = Adam(weights, clip=1e9, weight_decay=0.0)
+    give_gradients(weights, 0)
+    adam.step(0.1)
+    last = [w.detach().clone() for w in weights]
+    judged = adam.averaged()
+    judged.__enter__()
+    assert not torch.equal(weights[0], last[0])
+    assert not judged.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    for w, value in zip(weights, last, strict=True):
+        assert torch.equal(w, value)

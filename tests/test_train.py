@@ -11,6 +11,7 @@ from helpers import LIKELIHOOD_NAMES, same_state, small_counts, small_vae, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sccvae import train
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled, split
 from sccvae.kernels import FUSED, PLAIN
@@ -80,6 +81,18 @@ def in_training(vae, monkeypatch, action):
 
     monkeypatch.setattr(vae, "forward", replaced)
     return calls
+
+
+def judged(monkeypatch):
+    """Number of an epoch -> the weights that were judged at its end."""
+    close, at = train._close_epoch, {}
+
+    def replaced(vae, held_out, plan, progress, epoch, *rest):
+        at[epoch] = state_of(vae)
+        return close(vae, held_out, plan, progress, epoch, *rest)
+
+    monkeypatch.setattr(train, "_close_epoch", replaced)
+    return at
 
 
 # ----------------------------------------------------------------------------------------------------------- schedules
@@ -430,16 +443,38 @@ def test_weight_decay_shrinks_the_weights(counts):
     assert norms[3.0] < 0.9 * norms[0.0]
 
 
+def test_an_epoch_is_judged_by_the_average_of_the_weights(counts, monkeypatch):
+    """Of all steps so far, the present weights going on afterwards."""
+    vae, at, seen = small_vae(counts), judged(monkeypatch), []
+    weights, expected = list(vae.parameters()), [w.detach().clone() for w in vae.parameters()]
+    step = Adam.step
+
+    def spy(self, rate):
+        for w, last in zip(self.weights, seen[-1] if seen else expected, strict=True):
+            assert torch.equal(w, last)
+        step(self, rate)
+        seen.append([w.detach().clone() for w in self.weights])
+
+    monkeypatch.setattr(Adam, "step", spy)
+    run(vae, counts, max_epochs=2)
+    for number, values in enumerate(seen, start=1):
+        kept = (1 + number) / (10 + number)
+        expected = [kept * e + (1 - kept) * v for e, v in zip(expected, values, strict=True)]
+    names = [name for name, _ in vae.named_parameters()]
+    assert len(names) == len(weights)
+    for name, e in zip(names, expected, strict=True):
+        torch.testing.assert_close(at[2][name], e, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(seen[-1][0], at[2][names[0]])
+
+
 # ------------------------------------------------------------------------------------------------ losses not finite
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_epoch_step_and_cells_and_rolls_back(counts, monkeypatch, value):
-    vae, end_of_epoch, seen, minibatches = small_vae(counts), {}, [], Counts.minibatches
+    vae, end_of_epoch, seen, minibatches = small_vae(counts), judged(monkeypatch), [], Counts.minibatches
 
     def break_down(call, elbo):
-        if call == 7:
-            end_of_epoch[2] = state_of(vae)
         return elbo._replace(reconstruction=elbo.reconstruction * value) if call == 8 else elbo
 
     def spy(self, groups):
@@ -462,10 +497,9 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_cells_and_rolls_back(cou
 
 def test_a_failure_keeps_the_last_good_epoch_even_when_an_earlier_one_was_better(counts, monkeypatch):
     """So that the user can look at where the run went wrong; the held-out ELBO falls by 10 nats a step here."""
-    vae, at = small_vae(counts), {}
+    vae, at = small_vae(counts), judged(monkeypatch)
 
     def action(call, elbo):
-        at.setdefault((call - 1) // 3, state_of(vae))  # after so many epochs
         return elbo._replace(kl_z=elbo.kl_z * math.nan) if call == 8 else elbo
 
     calls = in_training(vae, monkeypatch, action)
@@ -567,19 +601,13 @@ def test_an_interruption_keeps_the_best_epoch_so_far(counts, monkeypatch):
 
 def test_an_interruption_equals_a_shorter_look_at_the_same_run(counts, monkeypatch):
     """Interrupted in epoch 3 without held-out cells, the weights are those after epoch 2, to the bit."""
-    none, at = np.array([], dtype=np.int64), {}
+    none, at = np.array([], dtype=np.int64), judged(monkeypatch)
     vae = small_vae(counts)
-
-    def action(call, elbo):
-        if call == 7:
-            at["epoch 2"] = state_of(vae)
-        return interrupt_at(9)(call, elbo)
-
-    in_training(vae, monkeypatch, action)
+    in_training(vae, monkeypatch, interrupt_at(9))
     progress = run(vae, counts, validation=none)
     assert progress.stopped == "interrupted"
     assert progress.best_epoch == 2
-    assert same_state(state_of(vae), at["epoch 2"])
+    assert same_state(state_of(vae), at[2])
 
 
 def test_an_interruption_in_the_first_epoch_leaves_the_initial_weights(counts, monkeypatch):
