@@ -176,9 +176,8 @@ def _weights(vae: VAE) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
-def _bar(first_epoch: int, max_epochs: int, wanted: bool) -> tqdm:
-    epochs = range(first_epoch, first_epoch + max_epochs)
-    return tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=None if wanted else True)
+def _bar(first: int, epochs: int, wanted: bool) -> tqdm:
+    return tqdm(range(first, first + epochs), desc="sccvae", unit="epoch", leave=False, disable=not wanted or None)
 
 
 def _check_finite(
