@@ -140,7 +140,8 @@ class SCCVAE(AnalysedModel):
     ) -> None:
         """Fit the model; called again, go on from where it stands.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+        Ctrl-C ends the run and keeps the best epoch, as early stopping does. What is judged and kept of an epoch is the
+        average of the weights over some fifty steps.
 
         Parameters
         ----------

@@ -78,7 +78,7 @@ def fit(
     seed: int,
     progress_bar: bool = True,
 ) -> None:
-    """Maximise the ELBO of the cells `train`; leave the weights of the best epoch in `vae`.
+    """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
     Ctrl-C ends the run early in the same way.
