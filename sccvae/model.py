@@ -128,7 +128,7 @@ class SCCVAE(AnalysedModel):
         max_epochs: int | None = None,
         *,
         batch_size: int = 128,
-        train_size: float = 0.9,
+        train_size: float = 0.95,
         early_stopping: bool = True,
         patience: int = 20,
         learning_rate: float = 4e-3,
