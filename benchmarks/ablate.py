@@ -54,6 +54,8 @@ GRID: dict[str, dict] = {
     "batch_size=256": {"train": {"batch_size": 256, "learning_rate": 5.7e-3}},  # the rate grows by sqrt(2)
     "batch_size=64": {"train": {"batch_size": 64, "learning_rate": 2.8e-3}},
     "weight_decay=1e-5": {"train": {"weight_decay": 1e-5}},
+    **{f"train_size={share}": {"train": {"train_size": share}} for share in (0.9, 1.0)},
+    "theta=1": {"start": "theta_of_1"},
     "theta=5": {"start": "theta_of_5"},
     "theta=moments": {"start": "theta_by_moments"},
     "decoder_dropout=0": {"start": "no_decoder_dropout"},
@@ -66,6 +68,10 @@ DIGITS = {"thinned_nll": 2, "thinned_nll_rho": 2, "fit_s": 1}
 
 
 # ---------------------------------------------------------------------------------------------- changes of the network
+
+
+def theta_of_1(model) -> None:
+    model._vae.decoder.log_dispersion.data.fill_(0.0)
 
 
 def theta_of_5(model) -> None:
@@ -97,7 +103,9 @@ def batch_norm(model) -> None:
             block.norm = nn.BatchNorm1d(block.norm.normalized_shape[0], momentum=0.01, eps=1e-3)
 
 
-STARTS: dict[str, Callable] = {f.__name__: f for f in (theta_of_5, theta_by_moments, no_decoder_dropout, batch_norm)}
+STARTS: dict[str, Callable] = {
+    f.__name__: f for f in (theta_of_1, theta_of_5, theta_by_moments, no_decoder_dropout, batch_norm)
+}
 
 
 # ----------------------------------------------------------------------------------------------------------- variants
@@ -157,8 +165,9 @@ def measure(referee, adata, held, name: str, seed: int) -> dict:
     settings = variant(name)
     options = dict(settings["train"])
     if settings["steps"] is not None:
-        size = options.get("batch_size", inspect.signature(SCCVAE.train).parameters["batch_size"].default)
-        options["max_epochs"] = max(1, round(settings["steps"] * size / (0.9 * adata.n_obs)))
+        defaults = {p.name: p.default for p in inspect.signature(SCCVAE.train).parameters.values()}
+        size, share = ({**defaults, **options}[name] for name in ("batch_size", "train_size"))
+        options["max_epochs"] = max(1, round(settings["steps"] * size / (share * adata.n_obs)))
     started = time.perf_counter()
     model = SCCVAE(adata, batch_key="batch" if "batch" in adata.obs else None, seed=seed, **settings["model"])
     for start in settings["start"]:
@@ -166,7 +175,7 @@ def measure(referee, adata, held, name: str, seed: int) -> dict:
     model.train(progress_bar=False, **options)
     row = {"fit_s": time.perf_counter() - started, "epochs": int(model.history["epoch"].max())}
     validation = model.history.query("split == 'validation'")["elbo"]
-    row["elbo"] = float(validation.max())
+    row["elbo"] = float(validation.max())  # NaN where no cells are held out
     row["thinned_nll"] = referee.thinned_nll(referee.expected(model.get_likelihood_parameters()), held)
     row["thinned_nll_rho"] = referee.thinned_nll(model.get_normalized_expression(return_numpy=True), held)
     started = time.perf_counter()

@@ -128,7 +128,7 @@ class SCCVAE(AnalysedModel):
         max_epochs: int | None = None,
         *,
         batch_size: int = 128,
-        train_size: float = 0.9,
+        train_size: float = 0.95,
         early_stopping: bool = True,
         patience: int = 20,
         learning_rate: float = 4e-3,
@@ -140,7 +140,8 @@ class SCCVAE(AnalysedModel):
     ) -> None:
         """Fit the model; called again, go on from where it stands.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+        Ctrl-C ends the run and keeps the best epoch, as early stopping does. What is judged and kept of an epoch is the
+        average of the weights over some fifty steps.
 
         Parameters
         ----------

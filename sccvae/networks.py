@@ -219,9 +219,10 @@ class Decoder(nn.Module):
         self.per_cell = self.dispersion == "gene-cell"
         if self.per_cell:
             self.dispersion_head = Linear(a.n_hidden, a.n_genes, generator, zero=True)
+            nn.init.constant_(self.dispersion_head.bias, 0.5)
         elif self.dispersion is not None:
             n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
-            self.log_dispersion = nn.Parameter(torch.zeros(n_rows, a.n_genes))
+            self.log_dispersion = nn.Parameter(torch.full((n_rows, a.n_genes), 0.5))  # less excuses a poor mean
         self.dropout = Linear(a.n_hidden, a.n_genes, generator, zero=True) if likelihood.has_dropout else None
         if self.dropout is not None:
             nn.init.constant_(self.dropout.bias, -3.0)  # zero inflation must be earned: start near none

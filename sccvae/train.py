@@ -79,7 +79,7 @@ def fit(
     seed: int,
     progress_bar: bool = True,
 ) -> None:
-    """Maximise the ELBO of the cells `train`; leave the weights of the best epoch in `vae`.
+    """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
     Ctrl-C ends the run early in the same way.
@@ -176,9 +176,8 @@ def _weights(vae: VAE) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
-def _bar(first_epoch: int, max_epochs: int, wanted: bool) -> tqdm:
-    epochs = range(first_epoch, first_epoch + max_epochs)
-    return tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=None if wanted else True)
+def _bar(first: int, epochs: int, wanted: bool) -> tqdm:
+    return tqdm(range(first, first + epochs), desc="sccvae", unit="epoch", leave=False, disable=not wanted or None)
 
 
 def _check_finite(
