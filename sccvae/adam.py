@@ -15,6 +15,9 @@ from sccvae.kernels import threads
 BETAS = (0.9, 0.999)
 ALIGNED = 16  # entries, 64 bytes: where every weight begins
 MEMORY = 0.98  # what the average keeps of itself at a step: it looks back some fifty steps
+EVERY = (
+    5  # steps between two looks of the average at the weights, once 100 steps are done: looking costs memory traffic
+)
 
 
 class Adam:
@@ -58,12 +61,13 @@ class Adam:
     def step(self, rate: float) -> None:
         """Move the weights at a learning rate, and their average after them."""
         self.n_steps += 1
-        share = 1 - min(MEMORY, (1 + self.n_steps) / (10 + self.n_steps))  # early averages look back less far
+        kept = min(MEMORY, (1 + self.n_steps) / (10 + self.n_steps))  # early averages look back less far
+        share = 1 - kept if self.n_steps <= 100 else 0.0 if self.n_steps % EVERY else 1 - kept**EVERY
         if self.torch is not None:
             torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
             self.torch.param_groups[0]["lr"] = rate
             self.torch.step()
-            for w, average in zip(self.weights, self.averages, strict=True):
+            for w, average in zip(self.weights, self.averages, strict=True) if share else ():
                 average.lerp_(w.detach(), share)
             return
         from sccvae import layers

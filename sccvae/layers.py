@@ -225,7 +225,9 @@ def _adam(first, last, weights, gradient, mean, square, average, rate, correctio
         mean[k] += share * (g - mean[k])
         square[k] += square_share * (g * g - square[k])
         weights[k] -= rate * mean[k] / (np.sqrt(square[k]) * correction + eps)
-        average[k] += average_share * (weights[k] - average[k])
+    if average_share > 0:
+        for k in range(weights.size):
+            average[k] += average_share * (weights[k] - average[k])
 
 
 @numba.njit(**PARALLEL)
