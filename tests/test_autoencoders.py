@@ -392,7 +392,7 @@ def bits():
     """Denoising autoencoders of 3-bit patterns: as good as untrained, trained without walkback, and with it."""
     x = PATTERNS[np.random.default_rng(0).choice(8, size=2000, p=SHARES)]
     models = {}
-    for name, epochs, rate in (("untrained", 1, 1e-9), ("corrupted once", 25, 1e-2), ("walkback", 20, 1e-2)):
+    for name, epochs, rate in (("untrained", 1, 1e-9), ("corrupted once", 25, 1e-2), ("walkback", 25, 1e-2)):
         models[name] = DenoisingAutoencoder(
             real_adata(x),
             gene_likelihood="bernoulli",
