@@ -30,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,8 @@ DIGITS = {"thinned_nll": 2, "thinned_nll_rho": 2, "fit_s": 1}
 # ---------------------------------------------------------------------------------------------- changes of the network
 
 
-def theta_of_1(model) -> None:
-    model._vae.decoder.log_dispersion.data.fill_(0.0)
-
-
-def theta_of_5(model) -> None:
-    model._vae.decoder.log_dispersion.data.fill_(float(np.log(5)))
+def theta_of(theta: float, model) -> None:
+    model._vae.decoder.log_dispersion.data.fill_(float(np.log(theta)))
 
 
 def theta_by_moments(model) -> None:
@@ -103,9 +100,8 @@ def batch_norm(model) -> None:
             block.norm = nn.BatchNorm1d(block.norm.normalized_shape[0], momentum=0.01, eps=1e-3)
 
 
-STARTS: dict[str, Callable] = {
-    f.__name__: f for f in (theta_of_1, theta_of_5, theta_by_moments, no_decoder_dropout, batch_norm)
-}
+STARTS: dict[str, Callable] = {f.__name__: f for f in (theta_by_moments, no_decoder_dropout, batch_norm)}
+STARTS |= {f"theta_of_{theta}": partial(theta_of, theta) for theta in (1, 5)}
 
 
 # ----------------------------------------------------------------------------------------------------------- variants

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 
 import torch
 
-from sccvae.kernels import threads
+from sccvae.kernels import fits, threads
 
 BETAS = (0.9, 0.999)
 ALIGNED = 16  # entries, 64 bytes: where every weight begins
 MEMORY = 0.98  # what the average keeps of itself at a step: it looks back some fifty steps
-EVERY = (
-    5  # steps between two looks of the average at the weights, once 100 steps are done: looking costs memory traffic
-)
+EVERY = 5  # after 100 steps, how many lie between two looks of the average at the weights: a look costs memory traffic
 
 
 class Adam:
@@ -39,7 +37,7 @@ class Adam:
         self.weights, self.clip, self.weight_decay, self.eps = weights, clip, weight_decay, eps
         self.n_steps = 0
         self.torch: torch.optim.Adam | None = None
-        if all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights):
+        if all(map(fits, weights)):
             self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
             for w, place, by_w in zip(weights, places, self.places, strict=True):
                 w.data = place
@@ -78,10 +76,10 @@ class Adam:
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
         norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
-        rates = (rate / bias, 1 / math.sqrt(square_bias), [*(1 - beta for beta in BETAS), share])
+        numbers = (rate / bias, 1 / math.sqrt(square_bias), *(1 - beta for beta in BETAS), share)
         with threads() as n_threads:
             arrays = [t.numpy() for t in self.arrays]
-            layers.adam(arrays, *rates, (self.eps, self.weight_decay, scale), n_threads)
+            layers.adam(arrays, (*numbers, self.eps, self.weight_decay, scale), n_threads)
 
 
 def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:

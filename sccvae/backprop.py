@@ -18,8 +18,8 @@ from torch.nn import Parameter
 
 from sccvae import fused, layers
 from sccvae.data import Minibatch
-from sccvae.kernels import stored, threads
-from sccvae.networks import Block, CovariateOffset, Decoder, Linear, SparseLinear
+from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
+from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear
 from sccvae.vae import VAE
 
 
@@ -121,17 +121,11 @@ class SparseLayer(Layer):
 
     def product(self, out: torch.Tensor) -> None:
         """Fill out with log1p(scale * counts) times the weight, and keep the former."""
-        self.stored, self.values = stored(self.x), np.empty(len(self.x.values), np.float32)
-        with threads() as n_threads:
-            arrays = self.input.numpy(), _array(self.linear.weight), self.values, out.numpy()
-            layers.encode((*self.stored, *arrays), n_threads)
+        self.values = encode_into(out, self.x, self.input, self.linear.weight.detach())
 
     def product_backward(self, by_product: torch.Tensor) -> torch.Tensor:
         """Only the gradient by the weight."""
-        indptr, genes, _ = self.stored
-        with threads() as n_threads:
-            arrays = self.values, by_product.numpy(), place_of(self.linear.weight).numpy()
-            layers.encode_gradient((indptr, genes, *arrays), n_threads)
+        encode_gradient_into(place_of(self.linear.weight), self.x, self.values, by_product)
         return by_product
 
 
@@ -223,8 +217,8 @@ class ByHand:
         self.vae, self.otherwise, self.arrays = vae, otherwise, Arrays()
         self.encoder = [SparseLayer(encoder.first, first), *map(Layer, map(_linear, encoder.linears), others)]
         self.decoder = [*map(Layer, map(_linear, decoder.linears), map(_block, decoder.blocks))]
-        self.z = Draw(encoder.z, -12, 8, 1e-6)
-        self.library = None if encoder.library is None else Draw(encoder.library, -12, 4, 0)
+        self.z = Draw(encoder.z, *BOUNDS_Z)
+        self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L)
         self.heads = CountHeads(decoder, vae.architecture.dropout_cost)
 
     @torch.no_grad()

@@ -227,49 +227,22 @@ def _cells(
 
 
 @numba.njit(**PARALLEL)
-def _cells_in_parallel(
-    n_parts,
-    indptr,
-    genes,
-    counts,
-    logits,
-    bias,
-    bias_row,
-    log_library,
-    theta,
-    inverse_theta,
-    theta_row,
-    pi,
-    pi_bias,
-    cost,
-    weight,
-    out,
-    to_logits,
-    to_bias,
-    to_theta,
-    to_pi,
-    to_pi_bias,
-):
-    """`_cells` on all of them, in `n_parts` pieces at a time."""
-    n_cells = logits.shape[0]
+def _cells_in_parallel(n_parts, n_cells, *arguments):
+    """`_cells` on all of them, in `n_parts` pieces at a time; `arguments` are those after `last`."""
     fine = np.ones(n_parts, np.bool_)
     for part in numba.prange(n_parts):
-        cells = part * n_cells // n_parts, (part + 1) * n_cells // n_parts
-        stored, dispersion = (indptr, genes, counts), (theta, inverse_theta, theta_row)
-        parameters = (logits, bias, bias_row, log_library, *dispersion, pi, pi_bias)
-        results = (out, to_logits, to_bias, to_theta, to_pi, to_pi_bias)
-        fine[part] = _cells(np.int64(part), *cells, *stored, *parameters, cost, weight, *results)
+        fine[part] = _cells(np.int64(part), part * n_cells // n_parts, (part + 1) * n_cells // n_parts, *arguments)
     return fine.all()
 
 
 def run(serial, parallel, n, n_parts, arguments):
-    """Call `serial(0, n, ...)`, or `parallel(n_parts, ...)` on as many threads as there are parts."""
+    """Call `serial(0, n, ...)`, or `parallel(n_parts, n, ...)` on as many threads as there are parts."""
     if n_parts <= 1:
         return serial(0, n, *arguments)
     before = numba.get_num_threads()
     numba.set_num_threads(min(n_parts, numba.config.NUMBA_NUM_THREADS))
     try:
-        return parallel(n_parts, *arguments)
+        return parallel(n_parts, n, *arguments)
     finally:
         numba.set_num_threads(before)
 

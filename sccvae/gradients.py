@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from sccvae.data import Minibatch
-from sccvae.kernels import FUSED
+from sccvae.kernels import FUSED, fits
 from sccvae.vae import VAE
 
 # (minibatch, source of noise, KL weight) -> loss, (), and reconstruction, KL of z and KL of l, (3, cells).
@@ -17,7 +17,7 @@ def gradients_of(vae: VAE) -> Gradients:
     """The fastest way to the gradients of `vae`, whose weights already have places for them if `adam.Adam` made any."""
     counts = type(vae) is VAE and vae.likelihood.support == "counts"
     compiled = counts and vae.encoder.first.encode is FUSED.encode and vae.likelihood.kernel is FUSED.likelihood
-    if not compiled or any(w.dtype != torch.float32 or w.device.type != "cpu" for w in vae.parameters()):
+    if not compiled or not all(map(fits, vae.parameters())):
         return Autograd(vae)
     from sccvae.backprop import ByHand  # imports numba
 

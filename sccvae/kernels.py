@@ -100,7 +100,7 @@ class _CountLogLikelihood(torch.autograd.Function):
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
     """One pass over each cell's row, compiled; float32 on the CPU. What it cannot do exactly goes to `plain`."""
     tensors = (logits, log_library, log_theta, dropout)
-    if all(t is None or _fits(t) for t in tensors):
+    if all(t is None or fits(t) for t in tensors):
         from sccvae import fused as compiled  # numba takes half a second to import
 
         heads = _without_biases(compiled, *[None if t is None else t.detach().contiguous().numpy() for t in tensors])
@@ -137,7 +137,8 @@ def threads() -> Iterator[int]:
         torch.set_num_threads(n_threads)
 
 
-def _fits(t: torch.Tensor) -> bool:
+def fits(t: torch.Tensor) -> bool:
+    """Whether compiled code takes it."""
     return t.dtype == torch.float32 and t.device.type == "cpu"
 
 
@@ -224,33 +225,42 @@ def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor)
 
 def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
     """The same compiled, for float32 on the CPU."""
-    return _Encode.apply(x, scale, weight) if _fits(weight) else plain_encode(x, scale, weight)
+    return _Encode.apply(x, scale, weight) if fits(weight) else plain_encode(x, scale, weight)
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, weight):
-        from sccvae import layers
-
-        ctx.x = x
-        out, ctx.values = x.values.new_empty(x.n_cells, weight.shape[1]), torch.empty_like(x.values)
-        scales = x.values.new_empty(0) if scale is None else scale
-        tensors = (x.indptr, x.genes, x.values, scales, weight.detach(), ctx.values, out)
-        with threads() as n_threads:
-            layers.encode([t.numpy() for t in tensors], n_threads)
-        ctx.n_genes = len(weight)
+        out = x.values.new_empty(x.n_cells, weight.shape[1])
+        ctx.x, ctx.values, ctx.n_genes = x, encode_into(out, x, scale, weight.detach()), len(weight)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_out):
-        from sccvae import layers
-
         by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
-        tensors = (ctx.x.indptr, ctx.x.genes, ctx.values, by_out.contiguous(), by_weight)
-        with threads() as n_threads:
-            layers.encode_gradient([t.numpy() for t in tensors], n_threads)
+        encode_gradient_into(by_weight, ctx.x, ctx.values, by_out.contiguous())
         return None, None, by_weight
+
+
+def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """Fill out, (cells, hidden), as `plain_encode` would; return the left factor's stored values."""
+    from sccvae import layers
+
+    values = torch.empty_like(x.values)
+    scales = x.values.new_empty(0) if scale is None else scale
+    with threads() as n_threads:
+        layers.encode([*stored(x), *(t.numpy() for t in (scales, weight, values, out))], n_threads)
+    return values
+
+
+def encode_gradient_into(by_weight: torch.Tensor, x: Minibatch, values: torch.Tensor, by_out: torch.Tensor) -> None:
+    """Fill by_weight, (genes, hidden), from by_out, (cells, hidden), and the values that `encode_into` returned."""
+    from sccvae import layers
+
+    indptr, genes, _ = stored(x)
+    with threads() as n_threads:
+        layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()), n_threads)
 
 
 class Kernels(NamedTuple):

@@ -67,17 +67,15 @@ def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
 
 
 @numba.njit(**PARALLEL)
-def _encode_in_parallel(n_parts, indptr, genes, counts, scale, weight, values, out):
+def _encode_in_parallel(n_parts, n, *arguments):
     for part in numba.prange(n_parts):
-        first, last = part * out.shape[0] // n_parts, (part + 1) * out.shape[0] // n_parts
-        _encode(first, last, indptr, genes, counts, scale, weight, values, out)
+        _encode(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
 
 
 @numba.njit(**PARALLEL)
-def _encode_gradient_in_parallel(n_parts, starts, cells, values, by_out, by_weight):
+def _encode_gradient_in_parallel(n_parts, n, *arguments):
     for part in numba.prange(n_parts):
-        first, last = part * by_weight.shape[0] // n_parts, (part + 1) * by_weight.shape[0] // n_parts
-        _encode_gradient(first, last, starts, cells, values, by_out, by_weight)
+        _encode_gradient(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
 
 
 def encode(arguments, n_threads):
@@ -211,15 +209,15 @@ def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, va
 
 
 @numba.njit(**LOOP)
-def _adam(first, last, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale):
+def _adam(first, last, weights, gradient, mean, square, average, rate, correction, *numbers):
     """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
 
-    The shares of mean, square and average are 1 minus what these keep, which float32 would round: 1 - 0.999 by a
-    hundred thousandth.
+    `numbers`: shares of mean, square and average; eps, weight decay, scale of the gradient. The shares are 1 minus what
+    these keep, which float32 would round: 1 - 0.999 by a hundred thousandth.
     """
     # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
     weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
-    average, (share, square_share, average_share) = average[first:last], shares
+    average, (share, square_share, average_share, eps, decay, scale) = average[first:last], numbers
     for k in range(weights.size):
         g = scale * gradient[k] + decay * weights[k]
         mean[k] += share * (g - mean[k])
@@ -231,14 +229,12 @@ def _adam(first, last, weights, gradient, mean, square, average, rate, correctio
 
 
 @numba.njit(**PARALLEL)
-def _adam_in_parallel(n_parts, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale):
+def _adam_in_parallel(n_parts, n, *arguments):
     for part in numba.prange(n_parts):
-        first, last = part * weights.size // n_parts, (part + 1) * weights.size // n_parts
-        _adam(first, last, weights, gradient, mean, square, average, rate, correction, shares, eps, decay, scale)
+        _adam(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
 
 
-def adam(arrays, rate, correction, shares, others, n_threads):
-    """One step of Adam in place; `arrays`, flat, and numbers as `_adam` takes them, `others` from eps on."""
-    numbers = (f32(rate), f32(correction), tuple(map(f32, shares)), *map(f32, others))
+def adam(arrays, numbers, n_threads):
+    """One step of Adam in place; flat arrays, and numbers from `rate` on, as `_adam` takes them."""
     size = arrays[0].size
-    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *numbers))
+    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *map(f32, numbers)))

@@ -18,6 +18,8 @@ from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 Library = Literal["lognormal", "observed"]
+BOUNDS_Z, BOUNDS_L = (-12.0, 8.0, 1e-6), (-12.0, 4.0, 0.0)  # log variances: lowest, highest; added to the variance
+LOG_THETA = 0.5  # where dispersions start: a small theta excuses a poor mean
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,15 @@ class Gaussian(NamedTuple):
 
 
 class Linear(nn.Module):
-    """h @ weight + bias, with Xavier weights from `generator` (or zeros) and zero bias.
+    """h @ weight + bias, with Xavier weights from `generator` (or zeros) and the same bias everywhere.
 
     The weight lies as (n_in, n_out), unlike torch's: its gradient then comes out contiguous and is never copied.
     """
 
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = False):
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, *, zero: bool = False, bias: float = 0.0):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n_in, n_out))
-        self.bias = nn.Parameter(torch.zeros(n_out))
+        self.bias = nn.Parameter(torch.full((n_out,), bias))
         if not zero:
             nn.init.xavier_uniform_(self.weight, generator=generator)
 
@@ -197,11 +199,11 @@ class Encoder(nn.Module):
         for layer, block in zip(self.linears, self.blocks[1:], strict=True):
             h = block(layer(h), x, generator)
         mean, log_variance = self.z(h).chunk(2, dim=1)
-        q_z = Gaussian(mean, log_variance.clamp(-12, 8).exp() + 1e-6)
+        q_z = Gaussian(mean, log_variance.clamp(*BOUNDS_Z[:2]).exp() + BOUNDS_Z[2])
         if self.library is None:
             return q_z, None
         residual, log_variance = self.library(h).unbind(1)
-        return q_z, Gaussian(x.log_size + residual, log_variance.clamp(-12, 4).exp())
+        return q_z, Gaussian(x.log_size + residual, log_variance.clamp(*BOUNDS_L[:2]).exp())
 
 
 class Decoder(nn.Module):
@@ -209,23 +211,21 @@ class Decoder(nn.Module):
 
     def __init__(self, a: Architecture, generator: torch.Generator):
         super().__init__()
-        likelihood, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
+        kind, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
         sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
         self.linears = nn.ModuleList(Linear(m, n, generator) for m, n in itertools.pairwise(sizes))
         self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
         self.logits = Linear(a.n_hidden, a.n_genes, generator)
         self.offset = CovariateOffset(*covariates, a.n_genes)
-        self.dispersion = a.dispersion if likelihood.has_dispersion else None
+        self.dispersion = a.dispersion if kind.has_dispersion else None
         self.per_cell = self.dispersion == "gene-cell"
         if self.per_cell:
-            self.dispersion_head = Linear(a.n_hidden, a.n_genes, generator, zero=True)
-            nn.init.constant_(self.dispersion_head.bias, 0.5)
+            self.dispersion_head = Linear(a.n_hidden, a.n_genes, generator, zero=True, bias=LOG_THETA)
         elif self.dispersion is not None:
             n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
-            self.log_dispersion = nn.Parameter(torch.full((n_rows, a.n_genes), 0.5))  # less excuses a poor mean
-        self.dropout = Linear(a.n_hidden, a.n_genes, generator, zero=True) if likelihood.has_dropout else None
-        if self.dropout is not None:
-            nn.init.constant_(self.dropout.bias, -3.0)  # zero inflation must be earned: start near none
+            self.log_dispersion = nn.Parameter(torch.full((n_rows, a.n_genes), LOG_THETA))
+        # Zero inflation must be earned: it starts near none.
+        self.dropout = Linear(a.n_hidden, a.n_genes, generator, zero=True, bias=-3.0) if kind.has_dropout else None
 
     def forward(
         self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None, *, only_logits: bool = False
