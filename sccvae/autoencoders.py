@@ -115,6 +115,7 @@ class AutoencodingModel(HeldModel):
             gradient_clip=gradient_clip,
             weight_decay=weight_decay,
             n_draws=1,
+            precision="full",
         )
 
     def _after_training(self) -> None:

@@ -7,7 +7,7 @@ import math
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -23,6 +23,8 @@ def _can_cache() -> bool:
     return True
 
 
+# Whether this processor multiplies bfloat16.
+BFLOAT16 = any(binding.get_host_cpu_features().get(name, False) for name in ("avx512bf16", "amx-bf16"))
 _CACHE = _can_cache()
 # Elementary functions keep the order of their operations, which their error terms rest on. In the loops, reassociation
 # lets reductions be vectorised. nnan and ninf are left out everywhere, so that NaN and infinity stay what they are.
@@ -59,6 +61,34 @@ def _split(typing, x):
         return context.make_tuple(builder, signature.return_type, (builder.bitcast(mantissa, f32_type), k))
 
     return types.UniTuple(types.float32, 2)(types.float32), generate
+
+
+@intrinsic
+def widen(typing, x):
+    """A float32 as it is, or the 16 bits of a bfloat16 as a float32."""
+
+    def generate(context, builder, signature, arguments):
+        if signature.args[0] == types.float32:
+            return arguments[0]
+        bits = builder.shl(builder.zext(arguments[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(bits, context.get_value_type(types.float32))
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def narrow(typing, x, like):
+    """A finite float32 as it is, or rounded to the nearest bfloat16, of which it is the 16 bits; as `like`."""
+
+    def generate(context, builder, signature, arguments):
+        if signature.return_type == types.float32:
+            return arguments[0]
+        bits = builder.bitcast(arguments[0], _I32)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))  # ties go to even
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, ir.Constant(_I32, 16)), ir.IntType(16))
+
+    return like(x, like), generate
 
 
 @numba.njit(**EXACT)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log, log1p_and_share, stirling
+from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log, log1p_and_share, narrow, stirling, widen
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
 LOG_MAX = f32(40.0)
@@ -24,9 +24,9 @@ SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products
 @numba.njit(**LOOP)
 def _softmax(logits, bias, e):
     """Fill e with exp(l - top), l = logits + bias; return top, and the sums of e and l (not finite if one is not)."""
-    top, check = logits[0] + bias[0], f32(0.0)
+    top, check = widen(logits[0]) + bias[0], f32(0.0)
     for g in range(e.size):
-        e[g] = logits[g] + bias[g]
+        e[g] = widen(logits[g]) + bias[g]
         top = max(top, e[g])
         check += e[g]
     total = f32(0.0)
@@ -60,8 +60,9 @@ def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
     """
     dropouts, outside = f32(0.0), f32(0.0)
     for g in range(pi.size):
-        outside += f32(0.0) if abs(pi[g] + bias[g]) <= LOG_MAX else f32(1.0)
-        kept[g] = exp(-pi[g] - bias[g])
+        logit = widen(pi[g]) + bias[g]
+        outside += f32(0.0) if abs(logit) <= LOG_MAX else f32(1.0)
+        kept[g] = exp(-logit)
         lost[g] = exp(value[g]) * kept[g] if value[g] > f32(-87.0) else f32(0.0)
     for g in range(pi.size):
         a, b = lost[g], kept[g]  # odds of "from the counts" given a zero, and beforehand
@@ -129,14 +130,15 @@ def _sum_of_logs(value):
 
 
 @numba.njit(**LOOP)
-def _finish_row(share, weight, e, to_logits, to_bias):
-    """Turn gradients by log m into those by the logits, in place; return the sum of the former over genes."""
+def _finish_row(share, weight, e, by_mean, to_logits, to_bias):
+    """From gradients by log m to those by the logits; returns the sum of the former over genes."""
     slope = f32(0.0)
     for g in range(e.size):
-        slope += to_logits[g]
+        slope += by_mean[g]
     for g in range(e.size):
-        to_logits[g] = weight * (to_logits[g] - slope * share * e[g])
-        to_bias[g] += to_logits[g]
+        by_logit = weight * (by_mean[g] - slope * share * e[g])
+        to_bias[g] += by_logit
+        to_logits[g] = narrow(by_logit, to_logits[g])
     return weight * slope
 
 
@@ -145,6 +147,12 @@ def _weigh(weight, terms, sums):
     for g in range(terms.size):
         terms[g] *= weight
         sums[g] += terms[g]
+
+
+@numba.njit(**LOOP)
+def _put(terms, out):
+    for g in range(terms.size):
+        out[g] = narrow(terms[g], out[g])
 
 
 @numba.njit(**EXACT)
@@ -190,20 +198,21 @@ def _cells(
     # One by one: LLVM does not vectorise loops over the rows of one array, which it cannot tell apart.
     e, value, log1p, share = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
     by_theta, lost, kept, stored_logit = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
+    by_mean, by_pi = _empty(n_genes), _empty(n_genes)
     for i in range(first, last):
         b, t, start, stop = bias_row[i], theta_row[i], indptr[i], indptr[i + 1]
         top, total, check = _softmax(logits[i], bias[b], e)
         for j in range(start, stop):
-            stored_logit[j - start] = logits[i, genes[j]] + bias[b, genes[j]]
+            stored_logit[j - start] = widen(logits[i, genes[j]]) + bias[b, genes[j]]
         log_share = f32(log_library[i] - top - math.log(total))  # log m = logit + log_share
-        scale, by_mean, sum_of_stored = f32(math.exp(log_library[i]) / total), to_logits[i], f32(0.0)
+        scale, sum_of_stored = f32(math.exp(log_library[i]) / total), f32(0.0)
         out[i, 2] = 0.0
         if has_theta:
             _nb_zeros(scale, e, theta[t], inverse_theta[t], log1p, share, value, by_mean, by_theta)
         else:
             _poisson_zeros(scale, e, value, by_mean)
         if has_pi:
-            zeros = (value, lost, kept, by_mean, by_theta, to_pi[i])
+            zeros = (value, lost, kept, by_mean, by_theta, by_pi)
             out[i, 2], outside = _inflate_zeros(pi[i], pi_bias, cost, *zeros)
             fine = fine and outside == 0
         for j in range(start, stop):
@@ -215,13 +224,15 @@ def _cells(
                 terms, by_mean[g] = x * log_m - m, x - m
             sum_of_stored += terms
             if has_pi:
-                value[g], to_pi[i, g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
+                value[g], by_pi[g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
         out[i, 0] = sum_of_stored + (_sum_of_logs(value) if has_pi else _sum(value)) - cost * out[i, 2]
-        out[i, 1] = _finish_row(f32(1.0) / total, weight[i], e, by_mean, to_bias[part % to_bias.shape[0], b])
+        row = e, by_mean, to_logits[i], to_bias[part % to_bias.shape[0], b]
+        out[i, 1] = _finish_row(f32(1.0) / total, weight[i], *row)
         if has_theta:
             _weigh(weight[i], by_theta, to_theta[part % to_theta.shape[0], t])
         if has_pi:
-            _weigh(weight[i], to_pi[i], to_pi_bias[part])
+            _weigh(weight[i], by_pi, to_pi_bias[part])
+            _put(by_pi, to_pi[i])
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 

@@ -1,6 +1,7 @@
 """The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`)."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -11,17 +12,21 @@ from sccvae.vae import VAE
 # (minibatch, source of noise, KL weight) -> loss, (), and reconstruction, KL of z and KL of l, (3, cells).
 # Every weight then has its gradient in `w.grad`.
 Gradients = Callable[[Minibatch, torch.Generator, float], tuple[torch.Tensor, torch.Tensor]]
+Precision = Literal["mixed", "full"]
 
 
-def gradients_of(vae: VAE) -> Gradients:
-    """The fastest way to the gradients of `vae`, whose weights already have places for them if `adam.Adam` made any."""
+def gradients_of(vae: VAE, precision: Precision) -> Gradients:
+    """The fastest way to the gradients of `vae`, whose weights already have places for them if `adam.Adam` made any.
+
+    `mixed` lets the products by hand be of bfloat16 where the processor has them.
+    """
     counts = type(vae) is VAE and vae.likelihood.support == "counts"
     compiled = counts and vae.encoder.first.encode is FUSED.encode and vae.likelihood.kernel is FUSED.likelihood
     if not compiled or not all(map(fits, vae.parameters())):
         return Autograd(vae)
-    from sccvae.backprop import ByHand  # imports numba
+    from sccvae.backprop import FASTEST, ByHand, Product  # imports numba
 
-    return ByHand(vae, Autograd(vae))
+    return ByHand(vae, Autograd(vae), FASTEST if precision == "mixed" else Product)
 
 
 class Autograd:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.device import minibatches_on
-from sccvae.gradients import gradients_of
+from sccvae.gradients import Precision, gradients_of
 from sccvae.vae import VAE
 
 
@@ -33,6 +33,7 @@ class Plan:
     gradient_clip: float
     weight_decay: float
     n_draws: int  # of z and l for each cell at each step
+    precision: Precision  # of the decoder's products
 
     def kl_weight(self, step: int, n_steps: int) -> float:
         """Weight of KL(q(z|x) || p(z)) at a step: rises linearly to 1 within the run, whatever its length."""
@@ -94,13 +95,13 @@ def fit(
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     weights, held_out, minibatches = list(vae.parameters()), counts[validation], minibatches_on(device, counts)
     optimizer = Adam(weights, clip=plan.gradient_clip, weight_decay=plan.weight_decay)
-    gradients = gradients_of(vae)
+    gradients = gradients_of(vae, plan.precision)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
-    step, best = 0, (last_good := _weights(vae))
+    epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
     if progress.best_epoch and len(validation):
         progress.best_elbo = _elbo(mean_terms(vae, held_out, plan.batch_size, seed))
     try:
-        for epoch in (bar := _bar(first_epoch, plan.max_epochs, progress_bar)):
+        for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
             started, losses, terms = time.perf_counter(), [], []
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
@@ -174,10 +175,6 @@ def _elbo(terms: torch.Tensor) -> float:
 
 def _weights(vae: VAE) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
-
-
-def _bar(first: int, epochs: int, wanted: bool) -> tqdm:
-    return tqdm(range(first, first + epochs), desc="sccvae", unit="epoch", leave=False, disable=not wanted or None)
 
 
 def _check_finite(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import COUNT_LIKELIHOODS, LIKELIHOOD_NAMES, small_counts, small_vae, support_of
 
-from sccvae.backprop import ByHand
+from sccvae import backprop
+from sccvae.backprop import ByHand, Halved, Product
 from sccvae.gradients import Autograd, gradients_of
 from sccvae.kernels import FUSED, PLAIN
 from sccvae.vae import VAE
@@ -15,7 +16,7 @@ from sccvae.vae import VAE
 def test_by_hand_for_counts_with_compiled_kernels(name, kernels):
     vae = small_vae(small_counts(support=support_of(name)), gene_likelihood=name, kernels=kernels)
     by_hand = kernels is FUSED and name in COUNT_LIKELIHOODS
-    assert type(gradients_of(vae)) is (ByHand if by_hand else Autograd)
+    assert type(gradients_of(vae, "full")) is (ByHand if by_hand else Autograd)
 
 
 def test_other_precisions_and_other_models_go_to_autograd():
@@ -23,10 +24,19 @@ def test_other_precisions_and_other_models_go_to_autograd():
         pass
 
     counts = small_counts()
-    assert type(gradients_of(small_vae(counts, kernels=FUSED).double())) is Autograd
+    assert type(gradients_of(small_vae(counts, kernels=FUSED).double(), "full")) is Autograd
     vae = small_vae(counts, kernels=FUSED)
     vae.__class__ = Another
-    assert type(gradients_of(vae)) is Autograd
+    assert type(gradients_of(vae, "mixed")) is Autograd
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["bfloat16 known", "unknown"])
+def test_products_are_halved_where_that_is_wanted_and_the_processor_can(monkeypatch, known):
+    monkeypatch.setattr(backprop, "FASTEST", Halved if known else Product)
+    vae = small_vae(small_counts(), kernels=FUSED)
+    for precision, product in (("mixed", Halved if known else Product), ("full", Product)):
+        heads = gradients_of(vae, precision).heads
+        assert type(heads.logits) is type(heads.pi[0]) is product
 
 
 def test_autograd_returns_the_loss_and_its_terms_and_forgets_the_gradients_before():

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 import sccvae
-from sccvae import simulate
+from sccvae import backprop, simulate
 
 EVERY_OPTION = {
     "batch": {"batch_key": "batch"},
@@ -733,6 +733,22 @@ def test_training_arguments_out_of_range_are_named(adata, options):
     model = sccvae.SCCVAE(adata, n_hidden=4)
     with pytest.raises(ValueError, match=next(iter(options))):
         model.train(**{"max_epochs": 1, "progress_bar": False, **options})
+
+
+def test_mixed_precision_fits_as_well_as_full_precision(monkeypatch):
+    monkeypatch.setattr(backprop, "FASTEST", backprop.Halved)  # on any processor
+    adata, elbos = simulate.simulate(800, 200, seed=0), {}
+    for precision in ("full", "mixed"):
+        model = sccvae.SCCVAE(adata, batch_key="batch", n_hidden=64, device="cpu")
+        model.train(30, precision=precision, progress_bar=False)
+        elbos[precision] = model.get_elbo()
+    assert elbos["mixed"] != elbos["full"]
+    assert elbos["mixed"] == pytest.approx(elbos["full"], rel=1e-3)
+
+
+def test_an_unknown_precision_is_named(adata):
+    with pytest.raises(ValueError, match=r"precision is 'half'; expected one of 'mixed', 'full'\."):
+        sccvae.SCCVAE(adata, n_hidden=4).train(1, precision="half")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def plan(**choices) -> Plan:
         "gradient_clip": 50.0,
         "weight_decay": 0.0,
         "n_draws": 1,
+        "precision": "full",
     }
     return Plan(**{**defaults, **choices})
 
