@@ -39,8 +39,8 @@ class Adam:
         self.torch: torch.optim.Adam | None = None
         if all(map(fits, weights)):
             self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
-            for w, place, by_w in zip(weights, places, self.places, strict=True):
-                w.data = place
+            _point(weights, places)
+            for w, by_w in zip(weights, self.places, strict=True):
                 w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
         else:
             self.averages = [w.detach().clone() for w in weights]
@@ -48,13 +48,13 @@ class Adam:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the average is the weights."""
-        last = [w.detach().clone() for w in self.weights]
-        _set(self.weights, self.averages)
+        """Inside, the average is the weights; nothing is copied."""
+        last = [w.data for w in self.weights]
+        _point(self.weights, self.averages)
         try:
             yield
         finally:
-            _set(self.weights, last)
+            _point(self.weights, last)
 
     def step(self, rate: float) -> None:
         """Move the weights at a learning rate, and their average after them."""
@@ -90,6 +90,12 @@ def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor]
     _set(views[0], weights)
     _set(views[-1], weights)
     return arrays, views
+
+
+def _point(weights: list[torch.nn.Parameter], places: Sequence[torch.Tensor]) -> None:
+    """Let weights be what stands at these places."""
+    for w, place in zip(weights, places, strict=True):
+        w.data = place
 
 
 @torch.no_grad()

@@ -4,19 +4,18 @@
 A `Minibatch` stays sparse; nothing here ever builds a dense (cells, genes) array of more than one minibatch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.special import gammaln
+
+from sccvae.stored import Rows, log_factorials
 
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
-_LOG_FACTORIALS = gammaln(np.arange(2**16) + 1.0)
-_BLOCK = 2**18  # stored values looked at in one go
-_GATHERED = 16  # minibatches gathered at once: fewer calls, and still little memory
+_GATHERED = 8  # minibatches gathered at once: fewer calls, and still little memory
 
 
 class Minibatch(NamedTuple):
@@ -108,8 +107,8 @@ class Counts:
 
     Attributes
     ----------
-    matrix
-        (cells, genes) CSR without explicit zeros or duplicates; counts in as few bytes as hold them, else float32.
+    stored
+        The values, (cells, genes), in as few bytes as hold them.
     codes
         (cells, 1 + categorical covariates) int64; column 0 is the batch.
     n_levels
@@ -123,7 +122,7 @@ class Counts:
         (cells,) float32: log total count; sum over genes of log(x!).
     """
 
-    matrix: sp.csr_matrix
+    stored: Rows
     codes: np.ndarray
     n_levels: tuple[int, ...]
     continuous: np.ndarray
@@ -132,9 +131,9 @@ class Counts:
     log_factorial: np.ndarray
 
     @classmethod
-    def from_csr(
+    def of(
         cls,
-        matrix: sp.csr_matrix,
+        stored: Rows,
         *,
         codes: np.ndarray | None = None,
         n_levels: tuple[int, ...] = (1,),
@@ -142,17 +141,17 @@ class Counts:
         log_size: np.ndarray | None = None,
         nonnegative: bool = True,
     ) -> "Counts":
-        """Counts of a canonical CSR matrix, which is taken over, not copied.
+        """Counts that have these values, which are taken over, not copied.
 
         `nonnegative=False` is for real-valued data, which have no totals and no factorials.
         """
-        n = matrix.shape[0]
+        n = len(stored)
         log_total, log_factorial = np.zeros((2, n), dtype=np.float32)
         if nonnegative:
-            log_total = np.log(np.maximum(_row_sums(matrix, lambda x: x), 1e-8)).astype(np.float32)
-            log_factorial = _row_sums(matrix, _log_factorial).astype(np.float32)
+            log_total = np.log(np.maximum(stored.row_sums(lambda x: x), 1e-8)).astype(np.float32)
+            log_factorial = stored.row_sums(log_factorials).astype(np.float32)
         counts = cls(
-            matrix=matrix,
+            stored=stored,
             codes=np.zeros((n, 1), dtype=np.int64) if codes is None else codes,
             n_levels=n_levels,
             continuous=np.zeros((n, 0), dtype=np.float32) if continuous is None else continuous,
@@ -160,41 +159,38 @@ class Counts:
             log_total=log_total,
             log_factorial=log_factorial,
         )
-        arrays = [getattr(counts, f.name) for f in fields(counts)] + [matrix.data, matrix.indices, matrix.indptr]
-        for array in arrays:
+        for array in [getattr(owner, f.name) for owner in (counts, stored) for f in fields(owner)]:
             if isinstance(array, np.ndarray):
                 array.setflags(write=False)
         return counts
 
     def __len__(self) -> int:
-        return self.matrix.shape[0]
+        return len(self.stored)
 
     @property
     def n_genes(self) -> int:
         """Number of genes."""
-        return self.matrix.shape[1]
+        return self.stored.n_genes
+
+    @property
+    def matrix(self) -> sp.csr_matrix:
+        """All values as float32 CSR, made anew at each call: three times the memory."""
+        return self.stored.csr()
 
     def __getitem__(self, cells: np.ndarray) -> "Counts":
         """The cells numbered `cells`, in that order."""
-        return replace(self, **{name: getattr(self, name)[cells] for name in ("matrix", *ALONG_CELLS)})
-
-    def rows(self, cells: np.ndarray | slice) -> sp.csr_matrix:
-        """The values of the cells numbered `cells`, float32 CSR, in that order."""
-        return self.matrix[cells].astype(np.float32, copy=False)
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
+        return replace(self, stored=self.stored.take(cells), **along)
 
     def gene_means(self, power: int = 1) -> np.ndarray:
         """(genes,) float64: mean over all cells of the values to a power."""
-        sums, m = np.zeros(self.n_genes), self.matrix
-        for start in range(0, m.nnz, _BLOCK):
-            stored = slice(start, start + _BLOCK)
-            sums += np.bincount(m.indices[stored], m.data[stored].astype(np.float64) ** power, self.n_genes)
-        return sums / len(self)
+        return self.stored.gene_sums(lambda x: x.astype(np.float64) ** power) / len(self)
 
     def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
         """The cells numbered `cells` as tensors on the CPU, in that order."""
-        part = self.rows(cells)
+        part = self.stored.wide(cells)
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
-        arrays = {"indptr": part.indptr.astype(np.int64), "genes": part.indices, "values": part.data, **along}
+        arrays = {"indptr": part.indptr, "genes": part.genes, "values": part.values, **along}
         # Slices are read-only views, which tensors cannot be.
         tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
         return Minibatch(n_genes=self.n_genes, **tensors)
@@ -225,27 +221,6 @@ class Counts:
         variance = np.bincount(batch, (log_size - mean[batch]) ** 2, len(n)) / n
         overall = max(float(log_size.var()), 1e-2)
         return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
-
-
-def narrowest(values: np.ndarray) -> type:
-    """The type that holds these counts in the fewest bytes."""
-    top = values.max(initial=0)
-    return np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.float32
-
-
-def _log_factorial(counts: np.ndarray) -> np.ndarray:
-    return _LOG_FACTORIALS[counts] if counts.dtype.kind == "u" else gammaln(counts.astype(np.float64) + 1)
-
-
-def _row_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(cells,) float64: sum over each cell's stored values of a function of them; temporaries stay small."""
-    sums, indptr, first = np.zeros(matrix.shape[0]), matrix.indptr, 0
-    while first < len(sums):
-        last = max(int(np.searchsorted(indptr, indptr[first] + _BLOCK, side="right")) - 1, first + 1)
-        rows = np.repeat(np.arange(last - first), np.diff(indptr[first : last + 1]))
-        sums[first:last] = np.bincount(rows, function(matrix.data[indptr[first] : indptr[last]]), last - first)
-        first = last
-    return sums
 
 
 def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ class DenoisingAutoencoder(AutoencodingModel):
 
     def corrupt(self, adata: AnnData | None = None, *, indices: Any = None, seed: int = 0) -> sp.csr_matrix:
         """A draw from the corruption process for each cell, (cells, genes) CSR float32."""
-        return self._vae.corrupt(self._cells(adata, indices)[0].rows(slice(None)), np.random.default_rng(seed))
+        return self._vae.corrupt(self._cells(adata, indices)[0].matrix, np.random.default_rng(seed))
 
     def generate(
         self,
@@ -189,7 +189,7 @@ class DenoisingAutoencoder(AutoencodingModel):
             if len(cells) == 0:
                 raise ValueError(f"There is no cell of batch {batch!r} to start a chain from; pass start='noise'.")
             cells = np.concatenate([rng.permutation(cells) for _ in range(-(-n_chains // len(cells)))])[:n_chains]
-            return counts.rows(cells), counts.minibatch(cells)
+            return counts.stored.csr(cells), counts.minibatch(cells)
         codes = self._draw_profiles(n_chains, batch, rng)
         along = Minibatch.of_covariates(codes, 0, self._vae.architecture.n_genes)
         if self.likelihood.has_library:

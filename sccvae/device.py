@@ -34,8 +34,8 @@ class Resident:
     """
 
     def __init__(self, counts: Counts, device: torch.device):
-        self.indptr = counts.matrix.indptr.astype(np.int64)
-        self.all = counts.minibatch(np.arange(len(counts))).to(device)
+        self.indptr = counts.stored.indptr
+        self.all = counts.minibatch(slice(None)).to(device)
 
     def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
         """A minibatch for each group of cells; their numbers go to the device once."""
@@ -48,8 +48,8 @@ class Resident:
 
 
 def _bytes(counts: Counts) -> int:
-    m = counts.matrix
-    return (4 + 4) * m.nnz + 8 * len(m.indptr) + counts.codes.nbytes + counts.continuous.nbytes
+    rows = counts.stored
+    return (4 + 4) * len(rows.values) + rows.indptr.nbytes + counts.codes.nbytes + counts.continuous.nbytes
 
 
 def _pinned(x: Minibatch) -> Minibatch:

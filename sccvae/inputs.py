@@ -14,7 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae.data import Counts, narrowest
+from sccvae.data import Counts
+from sccvae.stored import BLOCK, Rows
 
 Support = Literal["counts", "real", "binary"]
 MAX_COUNT = 2**24  # the largest whole number below which float32 holds every one exactly
@@ -83,11 +84,11 @@ class Schema:
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         categories = tuple(("all",) if key is None else _categories(adata, key) for key in keys)
         numbers = [_numbers(adata, key) for key in continuous_covariate_keys]
-        matrix = _read_matrix(adata, layer, support, names)
+        rows = _read_rows(adata, layer, support, names)
         offset = 0.0
         if size_factor_key is not None:
-            totals = np.asarray(matrix.sum(1, dtype=np.float64)).ravel()
-            offset = float(np.log(totals.mean()) - np.log(_size_factors(adata, size_factor_key).mean()))
+            mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
+            offset = float(np.log(mean_total) - np.log(_size_factors(adata, size_factor_key).mean()))
         schema = cls(
             genes=tuple(names),
             layer=layer,
@@ -101,7 +102,7 @@ class Schema:
             scales=tuple(float(v.std()) or 1.0 for v in numbers),
             log_size_offset=offset,
         )
-        return schema, schema._assemble(adata, matrix)
+        return schema, schema._assemble(adata, rows)
 
     def read(self, adata: AnnData) -> Counts:
         """Counts of new data, read as the training data were: genes in the model's order, known categories only.
@@ -112,7 +113,7 @@ class Schema:
             What is wrong with the data, where, and how to mend it.
         """
         check_adata(adata)
-        return self._assemble(adata, _read_matrix(adata, self.layer, self.support, self.genes))
+        return self._assemble(adata, _read_rows(adata, self.layer, self.support, self.genes))
 
     def code_of_batch(self, batch: str) -> int:
         """Number of a batch known by name."""
@@ -140,7 +141,7 @@ class Schema:
         means = zip(self.continuous_covariate_keys, self.means, strict=True)
         return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
-    def _assemble(self, adata: AnnData, matrix: sp.csr_matrix) -> Counts:
+    def _assemble(self, adata: AnnData, rows: Rows) -> Counts:
         keys = [self.batch_key, *self.categorical_covariate_keys]
         codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
         for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
@@ -153,8 +154,8 @@ class Schema:
         if self.size_factor_key is not None:
             factors = _size_factors(adata, self.size_factor_key)
             log_size = (np.log(factors) + self.log_size_offset).astype(np.float32)
-        return Counts.from_csr(
-            matrix,
+        return Counts.of(
+            rows,
             codes=codes,
             n_levels=tuple(map(len, self.categories)),
             continuous=continuous,
@@ -273,8 +274,8 @@ def _size_factors(adata: AnnData, key: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- matrix
 
 
-def _read_matrix(adata: AnnData, layer: str | None, support: Support, genes: Sequence[str]) -> sp.csr_matrix:
-    """All cells, the genes named in that order, as a checked canonical CSR of its own memory, counts narrowed."""
+def _read_rows(adata: AnnData, layer: str | None, support: Support, genes: Sequence[str]) -> Rows:
+    """All cells, the genes named in that order, checked, in memory of its own. In passing little else is taken."""
     columns = _columns_of(adata, genes)
     parts = []
     for start, block in _blocks(adata, layer):
@@ -283,19 +284,16 @@ def _read_matrix(adata: AnnData, layer: str | None, support: Support, genes: Seq
         if not block.has_canonical_format:
             block = block.astype(np.float64)  # a copy
             block.sum_duplicates()
-        wrong = _wrong_values(block.data, support)
-        if wrong.any():
+        if wrong := _wrong_values(block.data, support):
             raise ValueError(_wrong_value_message(adata, layer, support, start, block, wrong, genes))
-        dtype = np.float32 if support == "real" else narrowest(block.data)
-        own = (block.data.astype(dtype), block.indices.astype(np.int32), block.indptr.copy())  # astype copies
-        part = sp.csr_matrix(own, shape=block.shape)
-        part.sort_indices()
-        part.eliminate_zeros()
-        parts.append(part)
-    matrix = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr", dtype=max(part.dtype for part in parts))
+        if np.count_nonzero(block.data) < len(block.data):
+            block = block.copy()
+            block.eliminate_zeros()
+        parts.append(Rows.of(block, counts=support != "real"))
+    rows = Rows.joined(parts)
     if support == "counts":
-        _check_empty_cells(adata, matrix)
-    return matrix
+        _check_empty_cells(adata, rows)
+    return rows
 
 
 def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
@@ -333,12 +331,15 @@ def _blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_mat
         yield start, sp.csr_matrix(block)
 
 
-def _wrong_values(values: np.ndarray, support: Support) -> np.ndarray:
-    """(stored,) whether a value lies outside what the likelihood is about. Every value is looked at."""
-    wrong = np.zeros(len(values), dtype=bool)
-    for start in range(0, len(values) if values.dtype != bool else 0, 2**18):  # in pieces: temporaries stay small
-        wrong[start : start + 2**18] = _are_wrong(values[start : start + 2**18], support)
-    return wrong
+def _wrong_values(values: np.ndarray, support: Support) -> tuple[int, int] | None:
+    """Where the first value lies that is not what the likelihood is about, and how many do. Every one is looked at."""
+    first: int | None = None
+    n = 0
+    for start in range(0, len(values) if values.dtype != bool else 0, BLOCK):
+        wrong = _are_wrong(values[start : start + BLOCK], support)
+        if found := np.count_nonzero(wrong):
+            first, n = (start + int(wrong.argmax()) if first is None else first), n + int(found)
+    return None if first is None else (first, n)
 
 
 def _are_wrong(values: np.ndarray, support: Support) -> np.ndarray:
@@ -352,11 +353,11 @@ def _are_wrong(values: np.ndarray, support: Support) -> np.ndarray:
 
 
 def _wrong_value_message(adata, layer, support, start, block, wrong, genes) -> str:
-    at = int(np.flatnonzero(wrong)[0])
+    at, n_wrong = wrong
     row = int(np.searchsorted(block.indptr, at, side="right")) - 1
     value, cell, gene = block.data[at], adata.obs_names[start + row], genes[block.indices[at]]
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    found = f"{value:g} at cell {str(cell)!r}, gene {str(gene)!r} ({int(wrong.sum())} such values in all)"
+    found = f"{value:g} at cell {str(cell)!r}, gene {str(gene)!r} ({n_wrong} such values in all)"
     if start or block.shape[0] < adata.n_obs:
         found = found.replace(" in all)", " in this block of cells)")
     if support == "real":
@@ -374,7 +375,7 @@ def _wrong_value_message(adata, layer, support, start, block, wrong, genes) -> s
     if candidates:
         first = "adata.X" if candidates[0] is None else f"adata.layers[{candidates[0]!r}]"
         hint = f"{first} holds counts: pass layer={candidates[0]!r}."
-    elif adata.raw is not None and not _wrong_values(_stored(adata.raw.X), "counts").any():
+    elif adata.raw is not None and not _wrong_values(_stored(adata.raw.X), "counts"):
         hint = "adata.raw holds counts: use adata.raw.to_adata() (with adata.obs)."
     return f"{where} holds {what}: {found}. sccvae models raw counts. {hint}"
 
@@ -382,7 +383,7 @@ def _wrong_value_message(adata, layer, support, start, block, wrong, genes) -> s
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
     if layer is None and adata.X is None:
         return False
-    return not any(_wrong_values(block.data, "counts").any() for _, block in _blocks(adata, layer))
+    return not any(_wrong_values(block.data, "counts") for _, block in _blocks(adata, layer))
 
 
 def _stored(matrix) -> np.ndarray:
@@ -415,8 +416,8 @@ def _check_known_genes(missing: list[str], known: Iterable[str], what: str) -> N
         )
 
 
-def _check_empty_cells(adata: AnnData, matrix: sp.csr_matrix) -> None:
-    empty = np.diff(matrix.indptr) == 0
+def _check_empty_cells(adata: AnnData, rows: Rows) -> None:
+    empty = np.diff(rows.indptr) == 0
     if empty.any():
         raise ValueError(
             f"{empty.sum()} of {adata.n_obs} cells have no counts in the genes modelled, such as "

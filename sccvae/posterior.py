@@ -180,7 +180,7 @@ def group_expression(
             draws += weights.T @ rho
             total += weights.sum(0)[:, None]
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
-        raw = counts.rows(of_group)
+        raw = counts.stored.take(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
@@ -188,8 +188,8 @@ def group_expression(
                 observed=observed,
                 expected=expected,
                 library=library * len(of_group) / len(taken),
-                raw=np.asarray(raw.sum(0, dtype=np.float64)).ravel(),
-                detected=raw.getnnz(0),
+                raw=raw.gene_sums(lambda x: x),
+                detected=raw.gene_sums(np.ones_like).astype(np.int64),
             )
         )
     return groups

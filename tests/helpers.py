@@ -8,6 +8,7 @@ from scipy.special import gammaln
 from sccvae.data import Counts, Minibatch
 from sccvae.kernels import PLAIN, Kernels
 from sccvae.networks import Architecture
+from sccvae.stored import Rows
 from sccvae.vae import VAE
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
@@ -65,7 +66,8 @@ def small_counts(
         codes = np.column_stack([codes, rng.integers(3, size=n_cells)])
         n_levels, continuous = (n_batches, 3), rng.standard_normal((n_cells, 2)).astype(np.float32)
     matrix = sp.csr_matrix(values.astype(np.float32))
-    return Counts.from_csr(matrix, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=support != "real")
+    rows, nonnegative = Rows.of(matrix, counts=support != "real"), support != "real"
+    return Counts.of(rows, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=nonnegative)
 
 
 def small_architecture(counts: Counts, **choices) -> Architecture:

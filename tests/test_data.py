@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from sccvae import data
-from sccvae.data import Counts, Minibatch, narrowest, shuffled, split
+from sccvae.data import Counts, Minibatch, shuffled, split
+from sccvae.stored import Rows
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def dense():
 def counts(dense):
     codes = np.stack([np.arange(20) % 3, np.arange(20) % 2], axis=1)
     continuous = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
-    return Counts.from_csr(sp.csr_matrix(dense), codes=codes, n_levels=(3, 2), continuous=continuous)
+    return Counts.of(Rows.of(sp.csr_matrix(dense)), codes=codes, n_levels=(3, 2), continuous=continuous)
 
 
 def test_totals_and_log_factorials_agree_with_their_definitions(counts, dense):
@@ -40,36 +40,13 @@ def test_totals_and_log_factorials_agree_with_their_definitions(counts, dense):
     assert (len(counts), counts.n_genes, counts.n_levels) == (20, 7, (3, 2))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_sums_over_rows_and_genes_do_not_depend_on_type_or_block(dense, dtype, monkeypatch):
-    monkeypatch.setattr(data, "_BLOCK", 5)  # shorter than some rows
-    dense = np.minimum(dense, np.float32(2**24 if dtype is np.float32 else np.iinfo(dtype).max))
-    counts = Counts.from_csr(sp.csr_matrix(dense.astype(dtype)))
-    seen = np.arange(20) != 3
-    np.testing.assert_allclose(counts.log_total[seen], np.log(dense.sum(1, dtype=float)[seen]), rtol=1e-6)
-    np.testing.assert_allclose(counts.log_factorial, gammaln(dense.astype(float) + 1).sum(1), rtol=1e-6)
-    for power in (1, 2):
-        np.testing.assert_allclose(counts.gene_means(power), (dense.astype(float) ** power).mean(0), rtol=1e-12)
-    assert counts.minibatch(np.array([1, 2])).values.dtype == torch.float32
-    assert counts.rows(slice(0, 2)).dtype == np.float32
-
-
-def test_a_cell_without_values_between_others_and_a_count_that_no_table_holds():
-    dense = np.float32([[0, 0], [70_000, 3], [0, 0], [1, 2]])
-    counts = Counts.from_csr(sp.csr_matrix(dense))
-    np.testing.assert_allclose(counts.log_factorial, gammaln(dense.astype(float) + 1).sum(1), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("top", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16), (65_535, np.uint16), (65_536, np.float32)]
-)
-def test_the_narrowest_type_holds_the_largest_count(top, dtype):
-    assert narrowest(np.float64([0, top])) is dtype
-    assert dtype(top) == top
+@pytest.mark.parametrize("power", [1, 2])
+def test_gene_means_agree_with_their_definition(counts, dense, power):
+    np.testing.assert_allclose(counts.gene_means(power), (dense.astype(float) ** power).mean(0), rtol=1e-12)
 
 
 def test_real_values_have_neither_totals_nor_factorials():
-    counts = Counts.from_csr(sp.csr_matrix(np.float32([[-1.5, 0], [2.5, -3]])), nonnegative=False)
+    counts = Counts.of(Rows.of(sp.csr_matrix(np.float32([[-1.5, 0], [2.5, -3]])), counts=False), nonnegative=False)
     np.testing.assert_array_equal([counts.log_total, counts.log_factorial, counts.log_size], np.zeros((3, 2)))
     np.testing.assert_array_equal(counts.codes, [[0], [0]])
 
@@ -80,10 +57,18 @@ def test_arrays_are_read_only(counts, name):
         getattr(counts, name)[0] = 1
 
 
-@pytest.mark.parametrize("name", ["data", "indices", "indptr"])
-def test_matrix_is_read_only(counts, name):
+@pytest.mark.parametrize("name", ["values", "genes", "indptr", "large_at", "large"])
+def test_stored_values_are_read_only(counts, name):
     with pytest.raises(ValueError, match="read-only"):
-        getattr(counts.matrix, name)[0] = 1
+        getattr(counts.stored, name)[0] = 1
+
+
+def test_the_matrix_is_float32_and_its_own(counts, dense):
+    matrix = counts.matrix
+    assert (matrix.dtype, matrix.indices.dtype, matrix.has_canonical_format) == (np.float32, np.int32, True)
+    np.testing.assert_array_equal(matrix.toarray(), dense)
+    matrix.data[:] = 0
+    np.testing.assert_array_equal(counts.matrix.toarray(), dense)
 
 
 def test_attributes_cannot_be_replaced(counts):
@@ -109,17 +94,6 @@ def test_minibatches_gathered_many_at_a_time_are_the_minibatches_one_by_one(coun
     for x, cells in zip(found, groups, strict=True):
         for part, expected in zip(x, counts.minibatch(cells), strict=True):
             assert part == expected if isinstance(part, int) else torch.equal(part, expected)
-
-
-def test_more_than_two_to_the_31_stored_values_need_wide_indices_and_give_the_same_minibatch(counts):
-    wide = Counts.from_csr(counts.matrix.copy(), codes=counts.codes, continuous=counts.continuous)
-    wide.matrix.indices, wide.matrix.indptr = (
-        getattr(counts.matrix, name).astype(np.int64) for name in ("indices", "indptr")
-    )
-    for cells in (np.array([5, 0, 5]), slice(2, 9)):
-        for part, expected in zip(wide.minibatch(cells), counts.minibatch(cells), strict=True):
-            assert part == expected if isinstance(part, int) else torch.equal(part, expected)
-            assert isinstance(part, int) or part.dtype == expected.dtype
 
 
 def test_minibatch_has_memory_of_its_own(counts, dense):
@@ -166,7 +140,7 @@ def test_chunks_cover_all_cells_in_order(counts, dense, size):
 
 def test_library_prior_is_the_moments_of_each_batch():
     matrix = sp.csr_matrix(np.float32([[10], [1000], [7], [7], [50]]))
-    counts = Counts.from_csr(matrix, codes=np.array([[0], [0], [1], [1], [2]]), n_levels=(4,))
+    counts = Counts.of(Rows.of(matrix), codes=np.array([[0], [0], [1], [1], [2]]), n_levels=(4,))
     mean, variance = counts.library_prior()
     np.testing.assert_allclose(mean[:3], [np.log([10, 1000]).mean(), np.log(7), np.log(50)], rtol=1e-6)
     overall = np.log([10, 1000, 7, 7, 50]).var()
@@ -174,7 +148,7 @@ def test_library_prior_is_the_moments_of_each_batch():
 
 
 def test_library_prior_of_cells_with_one_and_the_same_total_keeps_some_variance():
-    _, variance = Counts.from_csr(sp.csr_matrix(np.full((5, 1), 9, dtype=np.float32))).library_prior()
+    _, variance = Counts.of(Rows.of(sp.csr_matrix(np.full((5, 1), 9.0)))).library_prior()
     np.testing.assert_allclose(variance, [1e-2])
 
 

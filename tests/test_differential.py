@@ -419,7 +419,7 @@ def test_batch_correction_removes_what_the_decoder_adds_to_a_batch(trained):
     vae, counts = trained
     twice = counts[np.concatenate([np.arange(90), np.arange(90)])]
     codes = np.repeat([0, 1], 90)[:, None]
-    twice = type(counts).from_csr(twice.matrix, codes=codes, n_levels=(3,))
+    twice = type(counts).of(twice.stored, codes=codes, n_levels=(3,))
     cells = [np.arange(90), np.arange(90, 180)]
     levels = vae.decoder.offset.levels[0]
     before = levels.detach().clone()

@@ -25,6 +25,7 @@ from sccvae.kernels import FUSED, PLAIN
 from sccvae.likelihoods import Decoded
 from sccvae.networks import Gaussian
 from sccvae.posterior import elbo_terms, marginal_log_likelihood
+from sccvae.stored import Rows
 from sccvae.vae import VAE, Elbo
 
 # ------------------------------------------------------------------------ a linear-Gaussian model, known in closed form
@@ -68,7 +69,7 @@ def linear_case():
     bias = rng.standard_normal(n_genes)
     covariance = weight.T @ weight + np.diag(sigma**2)
     values = rng.multivariate_normal(bias, covariance, n_cells).astype(np.float32)
-    counts = Counts.from_csr(sp.csr_matrix(values), nonnegative=False)
+    counts = Counts.of(Rows.of(sp.csr_matrix(values), counts=False), nonnegative=False)
     exact = stats.multivariate_normal(bias, covariance).logpdf(values)
 
     def make(dtype, **encoder):
@@ -362,7 +363,7 @@ def test_start_from_sets_the_library_prior_to_each_batchs_moments():
     values = small_counts(90).matrix
     batch = np.repeat([0, 1, 2], [50, 39, 1])
     values = sp.csr_matrix(values.multiply(np.where(batch == 1, 4, 1)[:, None]), dtype=np.float32)
-    counts = Counts.from_csr(values, codes=batch[:, None], n_levels=(3,))
+    counts = Counts.of(Rows.of(values), codes=batch[:, None], n_levels=(3,))
     vae = small_vae(counts)
     log_total = np.log(values.toarray().sum(1))
     for code in range(2):
@@ -378,10 +379,10 @@ def test_start_from_sets_the_library_prior_to_each_batchs_moments():
 
 def test_start_from_keeps_the_variance_positive_when_all_cells_have_one_total():
     matrix = sp.csr_matrix(np.full((10, 4), 3, dtype=np.float32))
-    vae = small_vae(Counts.from_csr(matrix))
+    vae = small_vae(Counts.of(Rows.of(matrix)))
     assert float(vae.library_mean[0]) == pytest.approx(math.log(12), rel=1e-6)
     assert float(vae.library_variance[0]) > 1e-4
-    assert torch.isfinite(vae(Counts.from_csr(matrix.copy()).minibatch(slice(None)), generator(0)).value).all()
+    assert torch.isfinite(vae(Counts.of(Rows.of(matrix.copy())).minibatch(slice(None)), generator(0)).value).all()
 
 
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
