@@ -152,9 +152,11 @@ class AnalysedModel(FittedModel):
         if self.likelihood.support == "counts":
             draws = posterior.count_parameters(self._vae, counts, n_samples=n_samples, seed=seed)
             genes, ranks = predictive_check(draws, counts.matrix, self.gene_names, n_samples=n_samples, seed=seed)
+        log_likelihood, kl, _ = posterior.elbo_terms(self._vae, counts, seed=seed)
         return diagnostics.diagnosis(
             *posterior.latent(self._vae, counts),
-            log_likelihood=posterior.elbo_terms(self._vae, counts, seed=seed)[0],
+            log_likelihood=log_likelihood,
+            kl=kl,
             log_size=counts.log_total,
             names=names,
             genes=genes,

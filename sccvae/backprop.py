@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
-from sccvae import fused, layers
+from sccvae import fused, layers, mixing
 from sccvae.data import Minibatch
+from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
 from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
 from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear
@@ -142,17 +143,33 @@ class Draw:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The draw, (cells, n), and the KL of each cell, (cells,); `noise` (cells, n), the others (cells,)."""
         self.input, n_cells, n = h, *noise.shape
-        head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", n_cells, 2 * n))
+        self.shape = n_cells, 2 * n
+        head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", *self.shape))
         variance, draw, kl = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n), torch.empty(n_cells)
         given = head.numpy(), self.bounds, shift.numpy(), prior_mean.numpy(), prior_variance.numpy()
         self.kept = (*given, noise.numpy(), variance.numpy())
         layers.gaussian(*self.kept, draw.numpy(), kl.numpy())
         return draw, kl
 
-    def backward(self, by_draw: torch.Tensor, kl_weight: float, by_input: torch.Tensor, *, add: bool) -> None:
-        """Into by_input, or added to it: from the gradient by the draw, and that of `kl_weight` times the KL."""
+    @property
+    def means(self) -> torch.Tensor:
+        """Those of the last call of `forward`, (cells, n), but for `shift`."""
+        return self.arrays("head", *self.shape).chunk(2, 1)[0]
+
+    def backward(
+        self,
+        by_draw: torch.Tensor,
+        kl_weight: float,
+        by_input: torch.Tensor,
+        by_mean: torch.Tensor | None,
+        *,
+        add,
+    ) -> None:
+        """Into by_input, or added to it: from the gradients by draw and mean, and that of `kl_weight` times the KL."""
         by_head = self.arrays("by_head", len(by_draw), 2 * by_draw.shape[1])
         layers.gaussian_gradient(*self.kept, by_draw.numpy(), np.float32(kl_weight), by_head.numpy())
+        if by_mean is not None:
+            by_head[:, : by_mean.shape[1]].add_(by_mean)
         torch.sum(by_head, 0, out=place_of(self.linear.bias))
         _product_backward(self.input, self.linear.weight, by_head, by_input, add=add)
 
@@ -215,6 +232,51 @@ class Halved(Product):
 
 # Where the processor does not know them, products of bfloat16 are slower than those of float32.
 FASTEST = Halved if BFLOAT16 and torch.backends.mkldnn.is_available() else Product
+
+
+class Prior:
+    """What a mixture as p(z) adds to the KL from N(0, I), and its gradients."""
+
+    def __init__(self, prior: MixturePrior):
+        self.prior, self.arrays = prior, Arrays()
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """`MixturePrior.below_standard`, (cells,)."""
+        p, (k, n) = self.prior, self.prior.mean.shape
+        variance = p.log_variance.exp() + FLOOR
+        self.by_z, self.share = self.arrays("by_z", *z.shape), p.logits.softmax(0)
+        self.by = [self.arrays(name, k, n) for name in ("by_mean", "by_variance")] + [self.arrays("by_logits", k)]
+        log_weight, value = p.logits.log_softmax(0) - 0.5 * variance.log().sum(1), torch.empty(len(z))
+        given = z, log_weight, p.mean, variance.reciprocal(), self.arrays("share", k), value, self.by_z, *self.by
+        layers.mixture_prior(*map(_array, given))
+        return value
+
+    def backward(self, weight: float, by_z: torch.Tensor) -> None:
+        """Add the gradient of weight times the sum of `forward` to by_z; those by the prior's weights are set."""
+        by_mean, by_variance, by_logits = (by.mul_(weight) for by in self.by)
+        by_z.add_(self.by_z, alpha=weight)
+        place_of(self.prior.mean).copy_(by_mean)
+        torch.mul(by_variance, self.prior.log_variance.exp(), out=place_of(self.prior.log_variance))
+        torch.add(by_logits, self.share, alpha=-by_logits.sum().item(), out=place_of(self.prior.logits))
+
+
+class Mixing:
+    """The penalty for means of q(z|x) that keep to their own batch, and its gradient."""
+
+    def __init__(self, weight: float):
+        self.weight, self.arrays = weight, Arrays()
+
+    def forward(self, mean: torch.Tensor, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The penalty of each cell, (cells,), and the gradient of its mean, (cells, n)."""
+        n, copies, value, by_mean = x.n_cells, x.copies, torch.zeros(x.n_cells), self.arrays("by_mean", *mean.shape)
+        if n < 3 * copies:
+            return value, by_mean.zero_()
+        given = self.arrays("z", *mean.shape).copy_(mean), x.codes[:, 0], mixing.expected_share(x.codes[:, 0], copies)
+        numbers = copies, np.float32(mixing.WIDTH), np.float32(mixing.SMOOTHING)
+        sizes = {"nearest": min(mixing.NEIGHBOURS, n - copies), "square": n, "by_square": n}
+        between = [self.arrays(name, size) for name, size in sizes.items()]
+        layers.own_batch_excess(*map(_array, given), *numbers, *map(_array, (*between, value, by_mean)))
+        return value.mul_(self.weight), by_mean.mul_(self.weight / n)
 
 
 class CountHeads:
@@ -280,6 +342,8 @@ class ByHand:
         self.encoder = [SparseLayer(encoder.first, first), *map(Layer, map(_linear, encoder.linears), others)]
         self.decoder = [*map(Layer, map(_linear, decoder.linears), map(_block, decoder.blocks))]
         self.z = Draw(encoder.z, *BOUNDS_Z)
+        self.prior = None if vae.prior is None else Prior(vae.prior)
+        self.mixing = Mixing(vae.batch_mixing) if vae.batch_mixing else None
         self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L)
         self.heads = CountHeads(decoder, vae.architecture.dropout_cost, product)
 
@@ -291,6 +355,8 @@ class ByHand:
             code = layer.forward(code, x, noise)
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
         h, kl_z = self.z.forward(code, normal, torch.zeros(n), torch.zeros(n), torch.ones(n))
+        kl_z = kl_z if self.prior is None else kl_z + self.prior.forward(h)
+        apart, by_mean = (torch.zeros(n), None) if self.mixing is None else self.mixing.forward(self.z.means, x)
         log_library, kl_l = x.log_size, torch.zeros(n)
         if self.library is not None:
             normal, prior = torch.randn(n, generator=noise)[:, None], self.vae.library_prior(x)
@@ -305,16 +371,18 @@ class ByHand:
         by_h = self.heads.backward()
         for layer in reversed(self.decoder):
             by_h = layer.backward(by_h)
+        if self.prior is not None:
+            self.prior.backward(kl_weight / n, by_h)
         by_code = self.arrays("by_code", *code.shape)
-        self.z.backward(by_h, kl_weight / n, by_code, add=False)
+        self.z.backward(by_h, kl_weight / n, by_code, by_mean, add=False)
         if self.library is not None:
-            self.library.backward(likelihood.log_library[:, None], 1 / n, by_code, add=True)
+            self.library.backward(likelihood.log_library[:, None], 1 / n, by_code, None, add=True)
         for layer in reversed(self.encoder):
             by_code = layer.backward(by_code)
 
         value = likelihood.value - x.log_factorial
         reconstruction = value + self.heads.cost * likelihood.dropouts
-        return (kl_weight * kl_z + kl_l - value).mean(), torch.stack([reconstruction, kl_z, kl_l])
+        return (kl_weight * kl_z + kl_l - value + apart).mean(), torch.stack([reconstruction, kl_z, kl_l])
 
 
 def _product_backward(h, weight, by_product, by_input, *, add=False) -> torch.Tensor:

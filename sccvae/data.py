@@ -30,6 +30,7 @@ class Minibatch(NamedTuple):
     log_factorial: torch.Tensor  # (cells,) sum over genes of log(x!), a constant of the data
     codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
     continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
+    copies: int = 1  # of each cell, side by side
 
     @classmethod
     def of_covariates(cls, codes: np.ndarray, n_continuous: int, n_genes: int) -> "Minibatch":
@@ -71,7 +72,9 @@ class Minibatch(NamedTuple):
     def repeated(self, times: int) -> "Minibatch":
         """Every cell `times` times, copies side by side."""
         cells = torch.arange(self.n_cells, device=self.indptr.device)
-        return self if times == 1 else self.take(cells.repeat_interleave(times), times * len(self.genes))
+        if times == 1:
+            return self
+        return self.take(cells.repeat_interleave(times), times * len(self.genes))._replace(copies=times)
 
     @property
     def rows(self) -> torch.Tensor:
@@ -193,7 +196,7 @@ class Counts:
         arrays = {"indptr": part.indptr, "genes": part.genes, "values": part.values, **along}
         # Slices are read-only views, which tensors cannot be.
         tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
-        return Minibatch(n_genes=self.n_genes, **tensors)
+        return Minibatch(n_genes=self.n_genes, **tensors)  # type: ignore[arg-type]
 
     def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
         """A minibatch for each group of cells, gathered many at a time."""

@@ -147,9 +147,9 @@ def latent_units(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"variance": spread, "kl": kl, "active": spread > ACTIVE}, index=names)
 
 
-def check_units(units: pd.DataFrame) -> list[Check]:
-    """Whether the KL divergence has collapsed."""
-    active, total, kl = int(units["active"].sum()), len(units), float(units["kl"].sum())
+def check_units(units: pd.DataFrame, kl: float) -> list[Check]:
+    """Whether the KL divergence from the prior, in nats per cell, has collapsed."""
+    active, total = int(units["active"].sum()), len(units)
     if active == 0 or kl < EXPECTED["kl_per_cell"][0]:
         text = (
             f"The posterior has collapsed: {active} of {total} latent units are active and they hold {kl:.2g} nats per "
@@ -374,6 +374,7 @@ def diagnosis(
     variance: np.ndarray,
     *,
     log_likelihood: np.ndarray,
+    kl: np.ndarray,
     log_size: np.ndarray,
     names: pd.Index,
     genes: pd.DataFrame | None,
@@ -383,9 +384,12 @@ def diagnosis(
     n_neighbors: int,
     history: pd.DataFrame,
 ) -> Diagnosis:
-    """All checks that apply; parameters as of the functions above, `genes` and `ranks` of `predictive_check`."""
+    """All checks that apply; parameters as of the functions above, `genes` and `ranks` of `predictive_check`.
+
+    `kl`, (cells,), is the divergence of each cell's posterior from the prior of z.
+    """
     units, cells = latent_units(mean, variance), unexplained_cells(log_likelihood, log_size, names)
-    checks = [*check_units(units), *check_training(history)]
+    checks = [*check_units(units, float(np.mean(kl))), *check_training(history)]
     if genes is not None and ranks is not None:
         checks += check_predictive(genes, ranks)
     mixing = None

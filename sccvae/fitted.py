@@ -160,7 +160,8 @@ class FittedModel(HeldModel):
         Parameters
         ----------
         prior
-            `normal`: z ~ N(0, I), library size from the batch's log-normal, as the model assumes. `aggregate`: both
+            `normal`: z from the model's own prior (a mixture of Gaussians, or N(0, I) with `prior_components=0`),
+            library size from the batch's log-normal, as the model assumes. `aggregate`: both
             together from a mixture of Gaussians fitted to the posteriors of the training cells (`sccvae.mixture`),
             which leaves out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
         batch

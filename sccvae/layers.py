@@ -209,6 +209,144 @@ def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, va
 
 
 @numba.njit(**LOOP)
+def _log_shares(z, log_weight, mean, precision, share):
+    """Fill share with log(w_k N(z | m_k, v_k) (2 pi)^(n/2)) of each component; returns the highest."""
+    highest = f32(-np.inf)
+    for k in range(share.size):
+        square, m, p = f32(0.0), mean[k], precision[k]
+        for d in range(z.size):
+            square += (z[d] - m[d]) * (z[d] - m[d]) * p[d]
+        share[k] = log_weight[k] - f32(0.5) * square
+        highest = max(highest, share[k])
+    return highest
+
+
+@numba.njit(**LOOP)
+def _by_component(z, share, mean, precision, by_z, by_mean, by_variance):
+    """Add what one cell and one component give to the gradients of -log p(z)."""
+    for d in range(z.size):
+        pull = share * (z[d] - mean[d]) * precision[d]
+        by_z[d] += pull
+        by_mean[d] -= pull
+        by_variance[d] += f32(0.5) * (share - pull * (z[d] - mean[d])) * precision[d]
+
+
+@numba.njit(**LOOP)
+def mixture_prior(z, log_weight, mean, precision, share, value, by_z, by_mean, by_variance, by_log_weight):
+    """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of its sum.
+
+    Parameters
+    ----------
+    z, by_z
+        (cells, n).
+    log_weight, by_log_weight
+        (components,): log w_k - sum of log v_k / 2; minus the sum of the shares of each component.
+    mean, precision, by_mean, by_variance
+        (components, n); precision 1 / v.
+    share
+        (components,): for what lies between.
+    """
+    by_mean[:], by_variance[:], by_log_weight[:] = f32(0.0), f32(0.0), f32(0.0)
+    for i in range(len(z)):
+        highest, total, square = _log_shares(z[i], log_weight, mean, precision, share), f32(0.0), f32(0.0)
+        for k in range(share.size):
+            share[k] = f32(math.exp(share[k] - highest))
+            total += share[k]
+        for d in range(z.shape[1]):
+            square += z[i, d] * z[i, d]
+            by_z[i, d] = -z[i, d]
+        value[i] = -f32(0.5) * square - highest - f32(math.log(total))
+        for k in range(share.size):
+            r = share[k] / total
+            by_log_weight[k] -= r
+            _by_component(z[i], r, mean[k], precision[k], by_z[i], by_mean[k], by_variance[k])
+
+
+@numba.njit(**LOOP)
+def _squares(z, i, copies, square):
+    """Fill square, (cells,), with the squared distances of cell i; infinite to itself and its copies."""
+    for j in range(square.size):
+        total, a, b = f32(0.0), z[i], z[j]
+        for d in range(a.size):
+            total += (a[d] - b[d]) * (a[d] - b[d])
+        square[j] = total
+    first = i - i % copies
+    square[first : first + copies] = f32(np.inf)
+
+
+@numba.njit(**EXACT)
+def _nearest(square, nearest):
+    """Fill nearest with the smallest entries of square, in order."""
+    nearest[:] = f32(np.inf)
+    last = nearest.size - 1
+    for j in range(square.size):
+        if square[j] < nearest[last]:
+            k = last
+            while k > 0 and nearest[k - 1] > square[j]:
+                nearest[k] = nearest[k - 1]
+                k -= 1
+            nearest[k] = square[j]
+
+
+@numba.njit(**EXACT)
+def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
+    """Log of the excess of its batch around a cell, at least 0; by_square, (cells,), is its gradient by `square`.
+
+    `square` leaves as kernel weights.
+    """
+    total, own = f32(0.0), f32(0.0)
+    for j in range(square.size):
+        square[j] = f32(math.exp((first - square[j]) / scale))
+        total += square[j]
+        own += square[j] if batch[j] == batch[i] else f32(0.0)
+    share, more = own / total, smoothing * expected
+    ratio = (share + more) / ((f32(1.0) + smoothing) * expected)
+    if not ratio > 1:
+        return f32(0.0)
+    factor = f32(-1.0) / (scale * total * (share + more))
+    for j in range(square.size):
+        by_square[j] = factor * square[j] * ((f32(1.0) if batch[j] == batch[i] else f32(0.0)) - share)
+    return f32(math.log(ratio))
+
+
+@numba.njit(**LOOP)
+def _pull(weight, a, b, by_a, by_b):
+    for d in range(a.size):
+        by = weight * (a[d] - b[d])
+        by_a[d] += by
+        by_b[d] -= by
+
+
+@numba.njit(**EXACT)
+def own_batch_excess(z, batch, expected, copies, width, smoothing, nearest, square, by_square, value, by_z):
+    """`mixing.own_batch_excess`: fill value, (cells,), and by_z, (cells, n), the gradient of its sum.
+
+    Parameters
+    ----------
+    z, batch, expected
+        (cells, n); (cells,) codes; (cells,) the share of the cell's batch among the others.
+    copies
+        How many copies of each cell lie side by side.
+    width, smoothing
+        Numbers.
+    nearest, square, by_square
+        (neighbours,), (cells,), (cells,): for what lies between.
+    """
+    by_z[:] = f32(0.0)
+    for i in range(len(z)):
+        value[i] = f32(0.0)
+        if expected[i] <= 0 or expected[i] >= 1:
+            continue
+        _squares(z, i, copies, square)
+        _nearest(square, nearest)
+        scale = max(nearest[-1] - nearest[0], f32(1e-6)) / width
+        value[i] = _own_excess(square, batch, i, expected[i], nearest[0], scale, smoothing, by_square)
+        for j in range(len(z) if value[i] > 0 else 0):
+            if by_square[j] != 0:
+                _pull(f32(2.0) * by_square[j], z[i], z[j], by_z[i], by_z[j])
+
+
+@numba.njit(**LOOP)
 def _adam(first, last, weights, gradient, mean, square, average, rate, correction, *numbers):
     """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
 

@@ -18,7 +18,7 @@ from sccvae.networks import Architecture, Dispersion, Library, check_choice, che
 
 OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
-_LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost")
+_LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost", "prior_components", "batch_mixing")
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
@@ -55,6 +55,13 @@ class SCCVAE(AnalysedModel):
         Give batch and covariates to the encoder, too; the decoder always has them.
     dropout_cost
         Nats that the prior charges for each expected drop-out (`zinb`); 0 leaves zero inflation free.
+    prior_components
+        Gaussians in the prior of z, a mixture that is learnt (as Dilokthanakul et al. 2016,
+        https://arxiv.org/abs/1611.02648, marginalised); 0 takes N(0, I), under which kinds of cells part less clearly.
+    batch_mixing
+        Weight of a penalty in training, in nats: how much likelier than by chance a cell's neighbours in the embedding
+        are of its own batch (`sccvae.mixing`). Larger mixes batches more; 0 leaves that to the model. Turn it down
+        where batches differ in what they hold by design, such as conditions to compare.
     seed
         Of the weights, the split and the noise of training. The global random state is not touched.
     device
@@ -93,6 +100,8 @@ class SCCVAE(AnalysedModel):
         library: Library = "lognormal",
         encode_covariates: bool = False,
         dropout_cost: float = 0.05,
+        prior_components: int = 30,
+        batch_mixing: float = 3.0,
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
@@ -121,6 +130,8 @@ class SCCVAE(AnalysedModel):
             library="observed" if size_factor_key is not None else library,
             encode_covariates=encode_covariates,
             dropout_cost=dropout_cost,
+            prior_components=int(prior_components),
+            batch_mixing=float(batch_mixing),
         )
         self._begin(adata, schema, counts, architecture, seed, device)
 

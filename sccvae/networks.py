@@ -6,13 +6,14 @@ Weights are drawn from, and dropout uses, a generator handed in: torch's global 
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from sccvae.data import Minibatch
+from sccvae.densities import Gaussian
 from sccvae.kernels import plain_encode
 from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
 
@@ -38,6 +39,8 @@ class Architecture:
     library: Library
     encode_covariates: bool
     dropout_cost: float  # nats charged for each expected drop-out
+    prior_components: int = 0  # Gaussians in p(z), learnt; 0: N(0, I), which older models have
+    batch_mixing: float = 0.0  # nats charged for each nat of `mixing.own_batch_excess`
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_latent", "n_layers"):
@@ -45,8 +48,10 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
-        if self.dropout_cost < 0:
-            raise ValueError(f"dropout_cost is {self.dropout_cost}; expected nats per drop-out, 0 or more.")
+        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
+        for name, what in floors.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
 
     @property
     def infers_library(self) -> bool:
@@ -65,29 +70,6 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of those known."""
     if value not in (known := tuple(known)):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
-
-
-class Gaussian(NamedTuple):
-    """Independent normal distributions, one per entry."""
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """A reparameterised draw: mean + sd * noise."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.variance.sqrt() * noise
-
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """Log density of every entry."""
-        return -0.5 * ((x - self.mean).square() / self.variance + self.variance.log() + 1.8378770664093453)
-
-    def kl(self, prior: "Gaussian | None" = None) -> torch.Tensor:
-        """KL(self || prior) of every entry: (v/v0 + (mu - mu0)^2/v0 - 1 - log v/v0) / 2; None stands for N(0, 1)."""
-        if prior is None:
-            return 0.5 * (self.variance + self.mean.square() - 1 - self.variance.log())
-        ratio = self.variance / prior.variance
-        return 0.5 * (ratio + (self.mean - prior.mean).square() / prior.variance - 1 - ratio.log())
 
 
 class Linear(nn.Module):

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 import torch
 
 from sccvae.data import Counts, Minibatch
+from sccvae.densities import Gaussian
 from sccvae.differential import Group
 from sccvae.likelihoods import Decoded
-from sccvae.networks import Gaussian
 from sccvae.predictive import CountParameters
 from sccvae.vae import VAE
 
@@ -293,7 +293,8 @@ def generate(
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
     if z is None:
-        z = rng.standard_normal((len(codes), a.n_latent)).astype(np.float32)
+        n = len(codes)
+        z = rng.standard_normal((n, a.n_latent)).astype(np.float32) if vae.prior is None else vae.prior.sample(n, rng)
     chunk = chunk_of(a.n_genes)
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
@@ -343,8 +344,7 @@ def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: i
         log_weights = []
         for _ in range(n_samples):
             z = q_z.sample(noise)
-            standard = Gaussian(torch.zeros_like(z), torch.ones_like(z))
-            log_w = (standard.log_prob(z) - q_z.log_prob(z)).sum(1)
+            log_w = vae.log_prior(z) - q_z.log_prob(z).sum(1)
             log_l = x.log_size if vae.likelihood.has_library else None
             if q_l is not None:
                 log_l = q_l.sample(noise)

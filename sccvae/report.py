@@ -93,6 +93,8 @@ EXPLAINED = {
     "batch_key": "column with the batches whose effect is removed",
     "dropout_rate": "share of hidden units left out in a training step",
     "dropout_cost": "nats charged for each expected drop-out",
+    "prior_components": "Gaussians in the prior of the embedding; 0 is a standard normal",
+    "batch_mixing": "nats charged in training for each nat by which neighbours tell a cell's batch",
     "encode_covariates": "whether the encoder is told batch and covariates",
     "seed": "of all random numbers",
     "layer": "where the counts were taken from",

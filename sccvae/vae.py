@@ -2,7 +2,7 @@
 
 For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2):
 
-    z ~ Normal(0, I)                       cell embedding
+    z ~ sum_k w_k Normal(m_k, diag v_k)    cell embedding; a mixture that is learnt, or Normal(0, I)
     log l ~ Normal(mu_s, sigma_s^2)        library size; moments of the log total counts of the cell's batch
     rho = softmax(f(z, s))                 normalised expression
     x_g ~ ZINB(l rho_g, theta_g, pi_g)     counts (or another likelihood)
@@ -10,7 +10,8 @@ For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://do
     ELBO = E_q[log p(x | z, l, s)] - KL(q(z|x) || p(z)) - KL(q(log l|x) || p(log l|s))
 
 Zero inflation must be earned: a prior charges `dropout_cost` nats for each drop-out that the model expects, because a
-free drop-out head also explains zeros that the counts' own dispersion explains better.
+free drop-out head also explains zeros that the counts' own dispersion explains better. Training also charges for
+batches that lie apart in z, which the model says is independent of s (`mixing`).
 """
 
 from typing import NamedTuple
@@ -20,9 +21,11 @@ import torch
 from torch import nn
 
 from sccvae.data import Counts, Minibatch
+from sccvae.densities import Gaussian, MixturePrior, log_standard_normal
 from sccvae.kernels import PLAIN, Kernels
 from sccvae.likelihoods import LIKELIHOODS
-from sccvae.networks import Architecture, Decoder, Encoder, Gaussian
+from sccvae.mixing import own_batch_excess
+from sccvae.networks import Architecture, Decoder, Encoder
 
 
 class Elbo(NamedTuple):
@@ -31,7 +34,7 @@ class Elbo(NamedTuple):
     reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
     kl_z: torch.Tensor
     kl_l: torch.Tensor
-    penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+    penalty: torch.Tensor  # for expected drop-outs and, in training, for batches apart; not part of the bound
 
     @property
     def value(self) -> torch.Tensor:
@@ -65,6 +68,9 @@ class VAE(nn.Module):
         self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
         self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
+        shape = architecture.prior_components, architecture.n_latent
+        self.prior = MixturePrior(*shape, generator) if shape[0] else None
+        self.batch_mixing = architecture.batch_mixing if architecture.n_levels[0] > 1 else 0.0
         self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
         self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
 
@@ -98,6 +104,10 @@ class VAE(nn.Module):
         batch = x.codes[:, 0]
         return Gaussian(self.library_mean[batch], self.library_variance[batch])
 
+    def log_prior(self, z: torch.Tensor) -> torch.Tensor:
+        """The log density of the prior at z, (cells, n_latent): (cells,)."""
+        return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
+
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
         """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
         q_z, q_l = self.encoder(x, generator)
@@ -106,8 +116,10 @@ class VAE(nn.Module):
         decoded = self.decoder(z, x, generator)
         cost = self.architecture.dropout_cost
         value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
-        penalty = cost * dropouts
-        kl_z = q_z.kl().sum(1)
+        reconstruction, penalty = value + cost * dropouts, cost * dropouts
+        if self.training and self.batch_mixing:
+            penalty = penalty + self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies)
+        kl_z = q_z.kl().sum(1) if self.prior is None else q_z.kl().sum(1) + self.prior.below_standard(z)
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
-        # value already carries the penalty's gradient, so both terms below add up to value exactly.
-        return Elbo(value + penalty, kl_z, kl_l, penalty)
+        # value already carries the gradient of the cost of drop-outs; the first and the last term restore it.
+        return Elbo(reconstruction, kl_z, kl_l, penalty)

@@ -124,6 +124,32 @@ def test_a_cell_more_than_once_and_in_any_order():
     compare(a_vae(counts), counts.minibatch(np.array([7, 3, 7])).repeated(2))
 
 
+@pytest.mark.parametrize("n_components", [2, 30])
+def test_a_mixture_as_prior(n_components):
+    counts = small_counts(n_batches=2)
+    vae, x = a_vae(counts, prior_components=n_components), counts.minibatch(slice(0, 40))
+    compare(vae, x)
+    compare(vae, x, kl_weight=1.0)
+
+
+@pytest.mark.parametrize("n_components", [0, 3])
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 40])
+def test_batches_apart(n_cells, n_components, n_threads):
+    counts = small_counts(n_batches=3)
+    vae = a_vae(counts, batch_mixing=50.0, prior_components=n_components)
+    x = counts.minibatch(slice(0, n_cells))
+    penalty = vae(x, noise()).penalty - a_vae(counts, prior_components=n_components)(x, noise()).penalty
+    assert (penalty.max() > 1) == (n_cells == 40)
+    compare(vae, x)
+
+
+def test_batches_apart_among_copies_of_cells():
+    counts = small_counts(n_batches=2)
+    x = counts.minibatch(slice(0, 20)).repeated(2)
+    assert x.copies == 2
+    compare(a_vae(counts, batch_mixing=50.0), x)
+
+
 def test_log_variances_beyond_their_bounds_have_no_gradient():
     counts = small_counts()
     vae = a_vae(counts)

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import sccvae
-from sccvae import diagnostics
+from sccvae import diagnostics, posterior
 from sccvae.simulate import simulate
 
 SMALL = {"n_hidden": 32, "n_latent": 6}
@@ -174,6 +174,14 @@ def test_latent_units_in_closed_form():
     units = diagnostics.latent_units(mean, np.tile([0.5, 1.0, 2.0], (4000, 1)))
     assert units["active"].tolist() == [True, False, True]
     np.testing.assert_allclose(units["kl"], [0.5 * (0.5 - np.log(0.5)), 0.00125, 0.5 * (1.04 - np.log(2))], atol=0.02)
+
+
+def test_the_divergence_told_is_that_from_the_models_own_prior(good, found):
+    elbo_terms = -good[0].get_elbo() - good[0].get_reconstruction_error()
+    told, from_standard = found.table.loc["kl_per_cell", "value"], found.units["kl"].sum()
+    assert told < from_standard - 0.1  # a mixture lies nearer to the cells
+    library = posterior.elbo_terms(good[0]._vae, good[0]._counts, seed=0)[2].mean()
+    assert told + library == pytest.approx(elbo_terms, rel=1e-4)
 
 
 def test_mixing_is_one_at_random_and_none_when_apart():

@@ -60,10 +60,12 @@ def diagnosis() -> diagnostics.Diagnosis:
         }
     )
     ranks = 1 + 0.5 * np.linspace(-1, 1, 20) ** 2
+    variance = np.tile([0.1, 0.1, 0.2, 0.5, 0.9, 1.0], (n_cells, 1))
     return diagnostics.diagnosis(
         mean,
-        np.tile([0.1, 0.1, 0.2, 0.5, 0.9, 1.0], (n_cells, 1)),
+        variance,
         log_likelihood=-cost,
+        kl=diagnostics.latent_units(mean, variance)["kl"].sum(),  # its mean over cells
         log_size=log_size,
         names=pd.RangeIndex(n_cells),
         genes=genes,

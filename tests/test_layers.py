@@ -6,6 +6,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from sccvae import layers
+from sccvae.densities import FLOOR, MixturePrior
 
 f32 = np.float32
 
@@ -76,6 +77,30 @@ def test_gaussian(n):
     np.testing.assert_allclose(by_head, torch.autograd.grad(loss, reference)[0], rtol=1e-4, atol=1e-5)
     outside = (head[:, n:] < -3) | (head[:, n:] > 2)
     assert not by_head[:, n:][outside].any()
+
+
+@pytest.mark.parametrize(("n_components", "n"), [(1, 1), (5, 3), (30, 20)])
+def test_mixture_prior(n_components, n):
+    prior = MixturePrior(n_components, n, torch.Generator().manual_seed(0)).double()
+    rng = np.random.default_rng(2)
+    with torch.no_grad():
+        for w in prior.parameters():
+            w.add_(torch.from_numpy(rng.standard_normal(w.shape)))
+    (z,) = double(2 * rng.standard_normal((9, n)).astype(f32))
+    expected = prior.below_standard(z)
+    variance = prior.log_variance.exp() + FLOOR
+    log_weight = prior.logits.log_softmax(0) - 0.5 * variance.log().sum(1)
+    given = [t.detach().numpy().astype(f32) for t in (z, log_weight, prior.mean, 1 / variance)]
+    value, by_z, by_mean, by_variance, by_log_weight = (
+        np.full(shape, np.nan, f32) for shape in (9, (9, n), (n_components, n), (n_components, n), n_components)
+    )
+    layers.mixture_prior(*given, np.empty(n_components, f32), value, by_z, by_mean, by_variance, by_log_weight)
+    np.testing.assert_allclose(value, expected.detach(), rtol=1e-4, atol=1e-4)
+    gradients = torch.autograd.grad(expected.sum(), (z, prior.mean, prior.log_variance, prior.logits))
+    weights = prior.logits.softmax(0).detach().numpy()
+    ours = by_z, by_mean, by_variance * prior.log_variance.exp().detach().numpy(), by_log_weight + 9 * weights
+    for found, reference in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4 * max(1, float(reference.abs().max())))
 
 
 def test_a_step_of_adam_on_a_part_leaves_the_rest():

@@ -353,6 +353,19 @@ def test_generated_cells_come_from_the_prior_of_their_batch(trained, name):
     assert (np.abs(means[0] - means[1]) > 1e-3).any()
 
 
+def test_generated_cells_come_from_the_mixture_where_it_is_the_prior():
+    counts = small_counts(40)
+    vae = small_vae(counts, prior_components=3)
+    with torch.no_grad():
+        vae.prior.mean.copy_(torch.tensor([[-9.0, 0, 0], [0, 9, 0], [0, 0, 9]]))
+        vae.prior.logits.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
+    _, z, _ = generate(vae, np.zeros((3000, 1), dtype=np.int64), np.random.default_rng(0))
+    heap = np.abs(z).argmax(1)
+    np.testing.assert_allclose(np.bincount(heap) / 3000, [0.5, 0.3, 0.2], atol=0.04)
+    np.testing.assert_allclose(z[heap == 0].mean(0), [-9, 0, 0], atol=0.1)
+    assert z.dtype == np.float32
+
+
 def test_generated_cells_depend_on_the_generator_and_not_on_chunks_of_z(trained):
     vae, _ = trained()
     codes = np.zeros((50, 2), dtype=np.int64)
@@ -393,12 +406,13 @@ def test_marginal_log_likelihood_improves_with_draws_and_converges(trained, name
     assert marginal[500] - marginal[50] < 0.5 * (marginal[50] - marginal[1]) + 0.02
 
 
+@pytest.mark.parametrize("n_components", [0, 4])
 @pytest.mark.parametrize("library", ["observed", "lognormal"])
 @pytest.mark.parametrize("name", ["poisson", "zinb"])
-def test_marginal_log_likelihood_equals_plain_monte_carlo(name, library):
+def test_marginal_log_likelihood_equals_plain_monte_carlo(name, library, n_components):
     """log of the mean of p(x|z, l) with z and l from the prior: no importance weights to get wrong."""
     counts = small_counts(6, 4)
-    vae = small_vae(counts, gene_likelihood=name, library=library)
+    vae = small_vae(counts, gene_likelihood=name, library=library, prior_components=n_components)
     few_steps(vae, counts, n_steps=5)
     vae.eval()
     with torch.no_grad():  # a q that is neither prior nor posterior, but wide enough for weights without heavy tails
@@ -415,6 +429,8 @@ def test_marginal_log_likelihood_equals_plain_monte_carlo(name, library):
         x = counts.minibatch(np.full(n, cell))
         with torch.no_grad():
             z = torch.randn(n, 3, generator=source)
+            if vae.prior is not None:
+                z = torch.from_numpy(vae.prior.sample(n, np.random.default_rng(cell)))
             log_l = x.log_size if library == "observed" else vae.library_prior(x).sample(source)
             log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
         weights = torch.exp(log_p.double() - log_p.max())

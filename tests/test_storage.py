@@ -114,6 +114,24 @@ def test_a_model_saved_without_its_aggregate_posterior_needs_data_for_it(adata, 
     assert SCCVAE.load(saved, adata).generate(3, prior="aggregate").n_obs == 3
 
 
+def test_a_model_saved_before_priors_were_mixtures_has_the_standard_normal(adata, fit, tmp_path):
+    model = fit(adata, 2, batch_key="batch", prior_components=0, batch_mixing=0.0)
+    model.save(tmp_path / "model")
+
+    def age(description):
+        for name in ("prior_components", "batch_mixing"):
+            del description["architecture"][name]
+
+    rewrite(tmp_path / "model", age)
+    old = SCCVAE.load(tmp_path / "model", adata)
+    np.testing.assert_array_equal(old.get_latent_representation(), model.get_latent_representation())
+    assert old.get_elbo() == model.get_elbo()
+    assert old.describe()["parameters"]["prior_components"] == 0
+    old.train(1, progress_bar=False)
+    model.train(1, progress_bar=False)
+    np.testing.assert_array_equal(old.get_latent_representation(), model.get_latent_representation())
+
+
 def test_an_aggregate_posterior_of_another_model_is_refused(saved):
     tensors = load_file(saved / WEIGHTS)
     with safe_open(saved / WEIGHTS, "pt") as handle:

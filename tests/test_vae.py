@@ -23,6 +23,7 @@ from torch import nn
 from sccvae.data import Counts
 from sccvae.kernels import FUSED, PLAIN
 from sccvae.likelihoods import Decoded
+from sccvae.mixing import own_batch_excess
 from sccvae.networks import Gaussian
 from sccvae.posterior import elbo_terms, marginal_log_likelihood
 from sccvae.stored import Rows
@@ -216,6 +217,46 @@ def test_dropout_cost_is_no_part_of_the_bound():
     assert not free.penalty.any()
     np.testing.assert_allclose(charged.penalty, 0.5 * 24 * special.expit(-3), rtol=1e-5)
     assert float(charged.loss() - free.loss()) == pytest.approx(0.5 * 24 * special.expit(-3), rel=1e-3)
+
+
+def test_batches_apart_are_charged_in_training_and_are_no_part_of_the_bound():
+    counts = small_counts(n_batches=3)
+    x = counts.minibatch(slice(None))
+    free, charged = (small_vae(counts, batch_mixing=weight, dropout_rate=0.0).train() for weight in (0.0, 2.5))
+    q_z, _ = charged.encoder(x)
+    with torch.no_grad():
+        expected = 2.5 * own_batch_excess(q_z.mean, x.codes[:, 0])
+        one, other = free(x, generator(1)), charged(x, generator(1))
+    assert (expected > 0.1).any()
+    np.testing.assert_allclose(other.penalty - one.penalty, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(other.value, one.value)
+    with torch.no_grad():
+        evaluated = charged.eval()(x, generator(1))
+    np.testing.assert_array_equal(evaluated.penalty, one.penalty)
+
+
+def test_one_batch_is_not_charged():
+    counts = small_counts()
+    free, charged = (small_vae(counts, batch_mixing=weight).train() for weight in (0.0, 9.0))
+    x = counts.minibatch(slice(None))
+    assert torch.equal(charged(x, generator(1)).penalty, free(x, generator(1)).penalty)
+
+
+def test_the_kl_of_z_is_from_the_mixture():
+    """Its mean over draws of z, against log q(z|x) - log p(z) over other draws."""
+    counts = small_counts(6)
+    vae = small_vae(counts, prior_components=5)
+    few_steps(vae, counts, n_steps=20)
+    vae.eval()
+    x = counts.minibatch(slice(None))
+    with torch.no_grad():
+        (q_z, _), source = vae.encoder(x), generator(1)
+        ours = torch.stack([vae(x, source).kl_z for _ in range(2000)])
+        z = [q_z.sample(source) for _ in range(2000)]
+        plain = torch.stack([q_z.log_prob(draw).sum(1) - vae.log_prior(draw) for draw in z])
+    error = ((ours.var(0) + plain.var(0)) / 2000).sqrt()
+    assert ((ours.mean(0) - plain.mean(0)).abs() < 4.5 * error).all()
+    assert float((ours.mean(0) - q_z.kl().sum(1)).abs().max()) > 0.05  # the prior has moved away from N(0, I)
 
 
 # ---------------------------------------------------------------------------------------------------------- gradients
