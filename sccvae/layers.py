@@ -9,7 +9,7 @@ import math
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, LOOP, PARALLEL, f32, log1p_and_share
+from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log1p_and_share
 from sccvae.fused import run
 
 LAYER_NORM_EPS = f32(1e-5)
@@ -288,15 +288,16 @@ def _nearest(square, nearest):
             nearest[k] = square[j]
 
 
-@numba.njit(**EXACT)
+@numba.njit(**LOOP)
 def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
     """Log of the excess of its batch around a cell, at least 0; by_square, (cells,), is its gradient by `square`.
 
     `square` leaves as kernel weights.
     """
-    total, own = f32(0.0), f32(0.0)
+    total, own, faster = f32(0.0), f32(0.0), f32(1.0) / scale
     for j in range(square.size):
-        square[j] = f32(math.exp((first - square[j]) / scale))
+        x = (first - square[j]) * faster
+        square[j] = exp(x) if x > f32(-40.0) else f32(0.0)
         total += square[j]
         own += square[j] if batch[j] == batch[i] else f32(0.0)
     share, more = own / total, smoothing * expected
