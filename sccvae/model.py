@@ -99,7 +99,7 @@ class SCCVAE(AnalysedModel):
         gene_likelihood: LikelihoodName = "zinb",
         library: Library = "lognormal",
         encode_covariates: bool = False,
-        dropout_cost: float = 0.05,
+        dropout_cost: float = 0.06,
         prior_components: int = 30,
         batch_mixing: float = 3.0,
         seed: int = 0,
