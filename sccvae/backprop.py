@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
-from sccvae import fused, layers, mixing
+from sccvae import fused, layers
 from sccvae.data import Minibatch
 from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
 from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
+from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH, expected_share
 from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear
 from sccvae.vae import VAE
 
@@ -271,9 +272,9 @@ class Mixing:
         n, copies, value, by_mean = x.n_cells, x.copies, torch.zeros(x.n_cells), self.arrays("by_mean", *mean.shape)
         if n < 3 * copies:
             return value, by_mean.zero_()
-        given = self.arrays("z", *mean.shape).copy_(mean), x.codes[:, 0], mixing.expected_share(x.codes[:, 0], copies)
-        numbers = copies, np.float32(mixing.WIDTH), np.float32(mixing.SMOOTHING)
-        sizes = {"nearest": min(mixing.NEIGHBOURS, n - copies), "square": n, "by_square": n}
+        given = self.arrays("z", *mean.shape).copy_(mean), x.codes[:, 0], expected_share(x.codes[:, 0], copies)
+        numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING)
+        sizes = {"nearest": min(NEIGHBOURS, n - copies), "square": n, "by_square": n}
         between = [self.arrays(name, size) for name, size in sizes.items()]
         layers.own_batch_excess(*map(_array, given), *numbers, *map(_array, (*between, value, by_mean)))
         return value.mul_(self.weight), by_mean.mul_(self.weight / n)
@@ -356,7 +357,8 @@ class ByHand:
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
         h, kl_z = self.z.forward(code, normal, torch.zeros(n), torch.zeros(n), torch.ones(n))
         kl_z = kl_z if self.prior is None else kl_z + self.prior.forward(h)
-        apart, by_mean = (torch.zeros(n), None) if self.mixing is None else self.mixing.forward(self.z.means, x)
+        mixing = self.mixing if kl_weight == 1 else None
+        apart, by_mean = (torch.zeros(n), None) if mixing is None else mixing.forward(self.z.means, x)
         log_library, kl_l = x.log_size, torch.zeros(n)
         if self.library is not None:
             normal, prior = torch.randn(n, generator=noise)[:, None], self.vae.library_prior(x)

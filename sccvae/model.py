@@ -59,9 +59,10 @@ class SCCVAE(AnalysedModel):
         Gaussians in the prior of z, a mixture that is learnt (as Dilokthanakul et al. 2016,
         https://arxiv.org/abs/1611.02648, marginalised); 0 takes N(0, I), under which kinds of cells part less clearly.
     batch_mixing
-        Weight of a penalty in training, in nats: how much likelier than by chance a cell's neighbours in the embedding
-        are of its own batch (`sccvae.mixing`). Larger mixes batches more; 0 leaves that to the model. Turn it down
-        where batches differ in what they hold by design, such as conditions to compare.
+        Weight of a penalty in training, from the end of the KL warm-up on: by how many nats a cell's neighbours in the
+        embedding tell its batch (`sccvae.mixing`). Larger mixes batches more; 0 leaves that to the model. Turn it down
+        to 1 or 0 where batches hold different kinds of cells by design, or where their difference is of interest: it
+        takes part of that for an effect of the batch.
     seed
         Of the weights, the split and the noise of training. The global random state is not touched.
     device

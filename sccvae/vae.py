@@ -34,7 +34,8 @@ class Elbo(NamedTuple):
     reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
     kl_z: torch.Tensor
     kl_l: torch.Tensor
-    penalty: torch.Tensor  # for expected drop-outs and, in training, for batches apart; not part of the bound
+    penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+    apart: torch.Tensor | float = 0.0  # in training, batch_mixing * `mixing.own_batch_excess`; neither
 
     @property
     def value(self) -> torch.Tensor:
@@ -42,8 +43,9 @@ class Elbo(NamedTuple):
         return self.reconstruction - self.kl_z - self.kl_l
 
     def loss(self, kl_weight: float = 1.0) -> torch.Tensor:
-        """What training minimises, a scalar."""
-        return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l).mean()
+        """What training minimises, a scalar. Batches are charged once the KL weight is 1: kinds of cells part first."""
+        apart = self.apart if kl_weight == 1 else 0.0
+        return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l - apart).mean()
 
 
 class VAE(nn.Module):
@@ -116,10 +118,11 @@ class VAE(nn.Module):
         decoded = self.decoder(z, x, generator)
         cost = self.architecture.dropout_cost
         value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
-        reconstruction, penalty = value + cost * dropouts, cost * dropouts
-        if self.training and self.batch_mixing:
-            penalty = penalty + self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies)
+        penalty = cost * dropouts
         kl_z = q_z.kl().sum(1) if self.prior is None else q_z.kl().sum(1) + self.prior.below_standard(z)
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
-        # value already carries the gradient of the cost of drop-outs; the first and the last term restore it.
-        return Elbo(reconstruction, kl_z, kl_l, penalty)
+        # value already carries the penalty's gradient, so both terms below add up to value exactly.
+        elbo = Elbo(value + penalty, kl_z, kl_l, penalty)
+        if not (self.training and self.batch_mixing):
+            return elbo
+        return elbo._replace(apart=self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies))
