@@ -108,8 +108,10 @@ class FittedModel(HeldModel):
         batches = self._batch_codes(transform_batch)
         options: dict[str, Any] = {"batches": batches, "n_samples": n_samples, "seed": seed}
         options["keep_draws"] = not return_mean
+        options["out"] = filled if posterior.can_be_filled(filled) else None
         for rows, rho in posterior.expression(self._vae, counts, library_size, genes, chunk_size, **options):
-            filled[(rows if return_mean else (slice(None), rows))] = rho
+            if options["out"] is None:
+                filled[(rows if return_mean else (slice(None), rows))] = rho
         if out is not None or return_numpy or not return_mean:
             return filled
         columns = self.gene_names if genes is None else self.gene_names[genes]

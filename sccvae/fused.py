@@ -22,7 +22,7 @@ SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products
 
 
 @numba.njit(**LOOP)
-def _softmax(logits, bias, e):
+def softmax(logits, bias, e):
     """Fill e with exp(l - top), l = logits + bias; return top, and the sums of e and l (not finite if one is not)."""
     top, check = widen(logits[0]) + bias[0], f32(0.0)
     for g in range(e.size):
@@ -201,7 +201,7 @@ def _cells(
     by_mean, by_pi = _empty(n_genes), _empty(n_genes)
     for i in range(first, last):
         b, t, start, stop = bias_row[i], theta_row[i], indptr[i], indptr[i + 1]
-        top, total, check = _softmax(logits[i], bias[b], e)
+        top, total, check = softmax(logits[i], bias[b], e)
         for j in range(start, stop):
             stored_logit[j - start] = widen(logits[i, genes[j]]) + bias[b, genes[j]]
         log_share = f32(log_library[i] - top - math.log(total))  # log m = logit + log_share

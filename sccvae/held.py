@@ -131,10 +131,10 @@ class HeldModel:
         counts, _ = self._cells(adata, indices)
         check_positive(chunk_size=chunk_size)
         mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
-        for rows, part in posterior.expression(
-            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0
+        for _ in posterior.expression(
+            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0, out=mean
         ):
-            mean[rows] = part
+            pass
         return mean
 
     @torch.no_grad()

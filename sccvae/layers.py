@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log1p_and_share
-from sccvae.fused import run
+from sccvae.fused import run, softmax
 
 LAYER_NORM_EPS = f32(1e-5)
 
@@ -94,6 +94,45 @@ def encode_gradient(arguments, n_threads):
     indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
     run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)
+
+
+@numba.njit(**LOOP)
+def _add_multiple(share, e, out):
+    for g in range(e.size):
+        out[g] += share * e[g]
+
+
+@numba.njit(**LOOP)
+def _multiple(share, e, out):
+    for g in range(e.size):
+        out[g] = share * e[g]
+
+
+@numba.njit(**LOOP)
+def _expression(first, last, logits, bias, row, factor, add, out):
+    """Cells first..last of `expression`."""
+    e = np.empty(out.shape[1], f32)
+    for i in range(first, last):
+        total, check = softmax(logits[i], bias[row[i]], e)[1:]
+        share = factor[i] / total if math.isfinite(check) else f32(math.nan)
+        if add:
+            _add_multiple(share, e, out[i])
+        else:
+            _multiple(share, e, out[i])
+
+
+@numba.njit(**PARALLEL)
+def _expression_in_parallel(n_parts, n, *arguments):
+    for part in numba.prange(n_parts):
+        _expression(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
+
+
+def expression(arguments, n_threads):
+    """Fill out, (cells, genes), with factor * softmax(logits + bias[row]), or add that to it.
+
+    `arguments`: logits, bias, row, factor (cells,), whether to add, out.
+    """
+    run(_expression, _expression_in_parallel, len(arguments[-1]), n_threads, arguments)
 
 
 @numba.njit(**LOOP)

@@ -213,14 +213,19 @@ class Decoder(nn.Module):
         self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None, *, only_logits: bool = False
     ) -> Decoded:
         """(cells, n_latent) -> heads, (cells, n_genes) each; of `x` only the covariates are read."""
-        h = z
-        for layer, block in zip(self.linears, self.blocks, strict=True):
-            h = block(layer(h), x, generator)
+        h = self.hidden(z, x, generator)
         logits = self.offset(self.logits(h), x)
         if only_logits:
             return Decoded(logits, None, None)
         dropout = None if self.dropout is None else self.dropout(h)
         return Decoded(logits, self._log_dispersion(h, x), dropout)
+
+    def hidden(self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(cells, n_latent) -> what the heads read, (cells, n_hidden)."""
+        h = z
+        for layer, block in zip(self.linears, self.blocks, strict=True):
+            h = block(layer(h), x, generator)
+        return h
 
     def _log_dispersion(self, h: torch.Tensor, x: Minibatch) -> torch.Tensor | None:
         match self.dispersion:

@@ -4,7 +4,7 @@ Every function is deterministic: posterior means, or draws from a generator seed
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +13,7 @@ import torch
 from sccvae.data import Counts, Minibatch
 from sccvae.densities import Gaussian
 from sccvae.differential import Group
+from sccvae.expressed import Expressed
 from sccvae.likelihoods import Decoded
 from sccvae.predictive import CountParameters
 from sccvae.vae import VAE
@@ -70,7 +71,7 @@ def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def decode(
+def codes(
     vae: VAE,
     counts: Counts,
     chunk_size: int | None = None,
@@ -78,9 +79,8 @@ def decode(
     batches: Sequence[int | None],
     n_samples: int | None,
     seed: int,
-    only_logits: bool = False,
-) -> Iterator[Draw]:
-    """Decode all cells in order: for each chunk, for each sample, for each batch.
+) -> Iterator[tuple[slice, Minibatch, torch.Tensor, torch.Tensor | None]]:
+    """What to decode, (rows, minibatch, z, log l): for all cells in order, chunk by chunk, each sample, each batch.
 
     Parameters
     ----------
@@ -88,8 +88,6 @@ def decode(
         Codes of the batches to decode in; None stands for each cell's own.
     n_samples
         Draws of z and l per cell; None decodes the posterior means once.
-    only_logits
-        Whether to leave out dispersion and drop-out.
     """
     noise = torch.Generator(vae.device).manual_seed(seed)
     for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
@@ -99,8 +97,22 @@ def decode(
             if q_l is not None:
                 log_l = q_l.mean if n_samples is None else q_l.sample(noise)
             for batch in batches:
-                there = x if batch is None else x.with_batch(batch)
-                yield Draw(rows, there, vae.decoder(z, there, only_logits=only_logits), log_l)
+                yield rows, x if batch is None else x.with_batch(batch), z, log_l
+
+
+@torch.no_grad()
+def decode(
+    vae: VAE,
+    counts: Counts,
+    chunk_size: int | None = None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+) -> Iterator[Draw]:
+    """The same, decoded."""
+    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        yield Draw(rows, x, vae.decoder(z, x), log_l)
 
 
 @torch.no_grad()
@@ -115,30 +127,44 @@ def expression(
     n_samples: int | None,
     seed: int,
     keep_draws: bool = False,
+    out: np.ndarray | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, normalised expression of the genes asked), chunk by chunk; (cells, genes), averaged over batches.
 
-    Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes).
+    Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes). `out`, an array for all cells that
+    `can_be_filled`, is filled, and what is yielded are its rows.
     """
-    columns = None if genes is None else torch.from_numpy(genes).to(vae.device)
-    per_chunk, total, done, means = (n_samples or 1) * len(batches), None, 0, []
-    per_mean = len(batches) if keep_draws else per_chunk
-    draws = decode(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed, only_logits=True)
-    for draw in draws:
-        rho = vae.likelihood.expression(draw.decoded)
-        rho = rho if columns is None else rho[:, columns]
-        if isinstance(library_size, str):
-            log_l = draw.x.log_size if library_size == "observed" else draw.log_library
-            rho = rho if draw.log_library is None or log_l is None else rho * log_l.exp()[:, None]
-        elif library_size != 1:
-            rho = rho * library_size
-        total, done = rho if total is None else total.add_(rho), done + 1
-        if done % per_mean == 0:
-            means.append((total if per_mean == 1 else total.div_(per_mean)).cpu().numpy())
-            total = None
-        if done == per_chunk:
-            yield draw.rows, np.stack(means) if keep_draws else means[0]
-            done, means = 0, []
+    per_chunk, n_means, done = (n_samples or 1) * len(batches), (n_samples or 1) if keep_draws else 1, 0
+    per_mean, expressed, n_columns = (
+        per_chunk // n_means,
+        Expressed(vae),
+        counts.n_genes if genes is None else len(genes),
+    )
+    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        if done == 0:
+            means = np.empty((n_means, len(z), n_columns), np.float32)
+            if out is not None:
+                means = (out if keep_draws else out[None])[:, rows]
+            direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
+            total = z.new_empty(0 if direct else len(z), counts.n_genes)
+        factor: torch.Tensor | float = 1 / per_mean
+        if not isinstance(library_size, str):
+            factor *= library_size
+        elif log_l is not None:
+            factor = factor * (x.log_size if library_size == "observed" else log_l).exp()
+        mean, within = divmod(done, per_mean)
+        target = torch.from_numpy(means[mean]) if direct else total
+        expressed.into(target, z, x, factor, add=within > 0)
+        if not direct and within == per_mean - 1:
+            means[mean] = total.cpu().numpy() if genes is None else total.cpu().numpy()[:, genes]
+        done = (done + 1) % per_chunk
+        if done == 0:
+            yield rows, means if keep_draws else means[0]
+
+
+def can_be_filled(out: Any) -> bool:
+    """Whether `expression` can write into it; anything else is to be given the rows that it yields."""
+    return isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
 
 
 def group_expression(

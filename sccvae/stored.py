@@ -100,8 +100,8 @@ class Rows:
         large_at, large = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         together = isinstance(cells, slice) and cells.step in (None, 1)
         for here, there in _side_by_side(starts, indptr) if together else _scattered(starts, indptr):
-            taken_genes[here], taken_values[here] = self.genes[there], self.values[there]
-            at, counts = self._large_in(there)
+            taken_genes[here], taken_values[here] = self.genes[there], (found := self.values[there])
+            at, counts = self._large_in(there, found)
             if values == self.values.dtype:
                 large_at.append(here.start + at)
                 large.append(counts)
@@ -112,18 +112,18 @@ class Rows:
 
     def _wide_values(self, start: int, stop: int) -> np.ndarray:
         values = self.values[start:stop].astype(np.float32)
-        at, counts = self._large_in(slice(start, stop))
+        at, counts = self._large_in(slice(start, stop), values)
         values[at] = counts
         return values
 
-    def _large_in(self, stored: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of some stored values are only in `large`, and what they are there."""
+    def _large_in(self, stored: slice | np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the stored values, `values`, are only in `large`, and what they are there."""
         if isinstance(stored, slice):
             these = slice(*np.searchsorted(self.large_at, [stored.start, stored.stop]))
             return self.large_at[these] - stored.start, self.large[these]
         if len(self.large) == 0:
             return self.large_at, self.large
-        at = np.flatnonzero(self.values[stored] == BEYOND)
+        at = np.flatnonzero(values == BEYOND)
         return at, self.large[np.searchsorted(self.large_at, stored[at])]
 
 

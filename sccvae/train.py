@@ -164,11 +164,12 @@ def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Te
     """Mean over cells of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
     noise = torch.Generator(vae.device).manual_seed(seed)
-    # One array: small ones kept from each chunk would lie where the next one's large ones were, and memory would grow.
-    terms = torch.zeros(3, len(counts), device=vae.device, dtype=vae.library_mean.dtype)
-    for rows, x in counts.chunks(chunk_size):
-        terms[:, rows] = torch.stack(vae(x.to(vae.device), noise)[:3])
-    return terms.mean(1) if len(counts) else terms.sum(1)
+    # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
+    total, n = torch.zeros(3, device=vae.device), 0
+    for _, x in counts.chunks(chunk_size):
+        terms = torch.stack(vae(x.to(vae.device), noise)[:3])
+        total, n = total + terms.sum(1), n + terms.shape[1]
+    return total / max(n, 1)
 
 
 def _elbo(terms: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from torch.distributions import Normal, kl_divergence
 
 from sccvae import layers
@@ -109,3 +110,25 @@ def test_a_step_of_adam_on_a_part_leaves_the_rest():
     weights, *_, average = arrays
     assert [w != 1 for w in weights] == [2 <= k < 5 for k in range(10)]
     np.testing.assert_allclose(average, (1 + weights) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_expression_over_a_wide_range_of_logits(add):
+    rng = np.random.default_rng(3)
+    logits, bias = (10 * rng.standard_normal(shape).astype(f32) for shape in ((7, 33), (3, 33)))
+    row, factor = rng.integers(3, size=7), rng.gamma(2, 1, 7).astype(f32)
+    before = rng.random((7, 33)).astype(f32)
+    out = before.copy()
+    layers.expression((logits, bias, row, factor, add, out), 1)
+    expected = factor[:, None] * softmax(logits.astype(float) + bias[row].astype(float), axis=1)
+    np.testing.assert_allclose(out, expected + before if add else expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_expression_of_a_row_that_is_not_finite_is_no_number(bad):
+    logits, row = np.zeros((2, 5), f32), np.zeros(2, np.int64)
+    logits[0, 3] = bad
+    out = np.zeros_like(logits)
+    layers.expression((logits, np.zeros((1, 5), f32), row, np.ones(2, f32), False, out), 1)
+    assert np.isnan(out[0]).all()
+    np.testing.assert_allclose(out[1], 0.2, rtol=1e-6)
