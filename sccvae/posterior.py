@@ -134,29 +134,28 @@ def expression(
     Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes). `out`, an array for all cells that
     `can_be_filled`, is filled, and what is yielded are its rows.
     """
-    per_chunk, n_means, done = (n_samples or 1) * len(batches), (n_samples or 1) if keep_draws else 1, 0
-    per_mean, expressed, n_columns = (
-        per_chunk // n_means,
-        Expressed(vae),
-        counts.n_genes if genes is None else len(genes),
-    )
+    per_chunk, n_means = (n_samples or 1) * len(batches), (n_samples or 1) if keep_draws else 1
+    per_mean, done = per_chunk // n_means, 0
+    n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
+    direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
     for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
         if done == 0:
-            means = np.empty((n_means, len(z), n_columns), np.float32)
-            if out is not None:
+            if out is None:
+                means = np.empty((n_means, len(z), n_columns), np.float32)
+            else:
                 means = (out if keep_draws else out[None])[:, rows]
-            direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
-            total = z.new_empty(0 if direct else len(z), counts.n_genes)
+            if not direct and len(whole) < len(z):
+                whole = z.new_empty(len(z), counts.n_genes)
         factor: torch.Tensor | float = 1 / per_mean
         if not isinstance(library_size, str):
             factor *= library_size
         elif log_l is not None:
             factor = factor * (x.log_size if library_size == "observed" else log_l).exp()
         mean, within = divmod(done, per_mean)
-        target = torch.from_numpy(means[mean]) if direct else total
+        target = torch.from_numpy(means[mean]) if direct else whole[: len(z)]
         expressed.into(target, z, x, factor, add=within > 0)
         if not direct and within == per_mean - 1:
-            means[mean] = total.cpu().numpy() if genes is None else total.cpu().numpy()[:, genes]
+            means[mean] = target.cpu().numpy()[:, slice(None) if genes is None else genes]
         done = (done + 1) % per_chunk
         if done == 0:
             yield rows, means if keep_draws else means[0]
