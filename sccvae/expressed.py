@@ -11,12 +11,14 @@ from sccvae.data import Minibatch
 from sccvae.kernels import FUSED, fits, threads
 from sccvae.vae import VAE
 
+PRODUCT = 2**19  # values of a product at once: what is kept
+
 
 class Expressed:
-    """Normalised expression by the decoder of `vae`; it keeps an array of one chunk."""
+    """Normalised expression by the decoder of `vae`; it keeps the array of one product."""
 
     def __init__(self, vae: VAE):
-        self.vae, self.kept = vae, torch.empty(0)
+        self.vae, self.kept = vae, torch.empty(0, 0)
         counts = vae.likelihood.has_library and vae.likelihood.kernel is FUSED.likelihood
         self.compiled = counts and all(map(fits, vae.decoder.parameters()))
 
@@ -32,12 +34,16 @@ class Expressed:
             return
         from sccvae import backprop, layers  # numba
 
-        decoder = self.vae.decoder
-        if self.kept.numel() < out.numel():
-            self.kept = torch.empty(out.numel())
-        product = self.kept[: out.numel()].view(out.shape)
-        torch.mm(decoder.hidden(z, x), decoder.logits.weight, out=product)
-        table = backprop.Shared(decoder.logits.bias, decoder.offset).table(x)
-        factors = np.broadcast_to(np.asarray(factor, np.float32), len(out)).copy()
-        with threads() as n_threads:
-            layers.expression((product.numpy(), table.values, table.row, factors, add, out.numpy()), n_threads)
+        decoder, (n_cells, n_genes) = self.vae.decoder, out.shape
+        hidden, shared = decoder.hidden(z, x), backprop.Shared(decoder.logits.bias, decoder.offset)
+        factors = np.broadcast_to(np.asarray(factor, np.float32), n_cells).copy()
+        size = max(1, PRODUCT // n_genes)
+        if len(self.kept) < min(size, n_cells):
+            self.kept = torch.empty(min(size, n_cells), n_genes)
+        for first in range(0, n_cells, size):
+            rows = slice(first, min(first + size, n_cells))
+            product = torch.mm(hidden[rows], decoder.logits.weight, out=self.kept[: rows.stop - first])
+            table = shared.table(x.part(first, rows.stop))
+            arguments = (product.numpy(), table.values, table.row, factors[rows], add, out[rows].numpy())
+            with threads() as n_threads:
+                layers.expression(arguments, n_threads)

@@ -138,6 +138,8 @@ def expression(
     per_mean, done = per_chunk // n_means, 0
     n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
     direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
+    if expressed.compiled and direct and out is not None and chunk_size is None and n_samples is None:
+        chunk_size = 4 * chunk_of(counts.n_genes)  # only codes are made of these at once; draws would be others
     for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
         if done == 0:
             if out is None:

@@ -9,6 +9,7 @@ import torch
 from helpers import COUNT_LIKELIHOODS, few_steps, generator, small_counts, small_vae, support_of
 from scipy.special import softmax
 
+from sccvae import expressed
 from sccvae.expressed import Expressed
 from sccvae.kernels import FUSED
 from sccvae.posterior import can_be_filled, expression
@@ -45,24 +46,35 @@ def z():
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
 def test_it_is_the_softmax_of_the_logits_times_a_factor(z, name, n_batches, covariates, compiled):
     vae, counts = trained(name, n_batches=n_batches, covariates=covariates, compiled=compiled)
-    x, expressed, factor = counts.minibatch(slice(None)), Expressed(vae), torch.rand(N_CELLS, generator=generator(1))
-    assert expressed.compiled == compiled
+    x, express, factor = counts.minibatch(slice(None)), Expressed(vae), torch.rand(N_CELLS, generator=generator(1))
+    assert express.compiled == compiled
     rho, out = reference(vae, z, x), torch.full((N_CELLS, N_GENES), np.nan)
     for by in (1.0, 1e4, factor):
         expected = rho * np.reshape(np.asarray(by), (-1, 1))
-        expressed.into(out, z, x, by)
+        express.into(out, z, x, by)
         np.testing.assert_allclose(out, expected, rtol=1e-5)
-        expressed.into(out, z, x, by, add=True)
+        express.into(out, z, x, by, add=True)
         np.testing.assert_allclose(out, 2 * expected, rtol=1e-5)
 
 
 def test_a_smaller_chunk_after_a_larger_one_and_rows_of_a_larger_array(z):
     vae, counts = trained()
-    x, expressed, out = counts.minibatch(slice(None)), Expressed(vae), torch.zeros(N_CELLS + 2, N_GENES)
+    x, express, out = counts.minibatch(slice(None)), Expressed(vae), torch.zeros(N_CELLS + 2, N_GENES)
     for first, last in ((0, 25), (25, 27), (27, N_CELLS)):
-        expressed.into(out[first + 1 : last + 1], z[first:last], x.part(first, last))
+        express.into(out[first + 1 : last + 1], z[first:last], x.part(first, last))
     np.testing.assert_allclose(out[1:-1], reference(vae, z, x), rtol=1e-5)
     assert not out[[0, -1]].any()
+
+
+@pytest.mark.parametrize("covariates", [False, True])
+def test_the_product_in_pieces_is_the_same(z, monkeypatch, covariates):
+    vae, counts = trained(covariates=covariates)
+    x, found = counts.minibatch(slice(None)), torch.zeros(2, N_CELLS, N_GENES)
+    factor = torch.rand(N_CELLS, generator=generator(1))
+    for out, values in zip(found, (N_CELLS * N_GENES, 7 * N_GENES + 1), strict=True):
+        monkeypatch.setattr(expressed, "PRODUCT", values)
+        Expressed(vae).into(out, z, x, factor)
+    torch.testing.assert_close(*found)
 
 
 def test_threads_do_not_change_it(z, monkeypatch):
