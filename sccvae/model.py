@@ -171,7 +171,7 @@ class SCCVAE(AnalysedModel):
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
-            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1.
+            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1; `batch_mixing` begins at its end.
         gradient_clip, weight_decay
             Highest norm of the gradient; L2 penalty.
         n_draws
