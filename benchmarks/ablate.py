@@ -47,7 +47,7 @@ GRID: dict[str, dict] = {
     **{f"gene_likelihood={name}": {"model": {"gene_likelihood": name}} for name in ("nb", "poisson")},
     **{f"dropout_cost={cost}": {"model": {"dropout_cost": cost}} for cost in (0.0, 0.02, 0.1)},
     **{f"prior_components={n}": {"model": {"prior_components": n}} for n in (0, 10, 100)},
-    **{f"batch_mixing={weight}": {"model": {"batch_mixing": weight}} for weight in (0.0, 1.0, 5.0)},
+    **{f"batch_mixing={weight}": {"model": {"batch_mixing": weight}} for weight in (0.0, 3.0)},
     "dispersion=gene-batch": {"model": {"dispersion": "gene-batch"}},
     "library=observed": {"model": {"library": "observed"}},
     "encode_covariates": {"model": {"encode_covariates": True}},

@@ -60,9 +60,9 @@ class SCCVAE(AnalysedModel):
         https://arxiv.org/abs/1611.02648, marginalised); 0 takes N(0, I), under which kinds of cells part less clearly.
     batch_mixing
         Weight of a penalty in training, from the end of the KL warm-up on: by how many nats a cell's neighbours in the
-        embedding tell its batch (`sccvae.mixing`). Larger mixes batches more; 0 leaves that to the model. Turn it down
-        to 1 or 0 where batches hold different kinds of cells by design, or where their difference is of interest: it
-        takes part of that for an effect of the batch.
+        embedding tell its batch (`sccvae.mixing`). Up to about 3 mixes batches better where they hold the same kinds of
+        cells; 0 leaves that to the model. Turn it off where batches hold different kinds of cells by design, or where
+        their difference is of interest: it takes part of that for an effect of the batch.
     seed
         Of the weights, the split and the noise of training. The global random state is not touched.
     device
@@ -102,7 +102,7 @@ class SCCVAE(AnalysedModel):
         encode_covariates: bool = False,
         dropout_cost: float = 0.06,
         prior_components: int = 30,
-        batch_mixing: float = 3.0,
+        batch_mixing: float = 1.0,
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
