@@ -48,9 +48,9 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
-        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
+        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "a weight"}
         for name, what in floors.items():
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN is none of them
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
 
     @property

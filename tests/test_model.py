@@ -762,7 +762,7 @@ def test_an_unknown_precision_is_named(adata):
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a share of the units in [0, 1)."),
         ({"dropout_cost": -1}, "dropout_cost is -1; expected nats per drop-out, 0 or more."),
         ({"prior_components": -3}, "prior_components is -3; expected Gaussians, 0 or more."),
-        ({"batch_mixing": -1}, "batch_mixing is -1.0; expected nats per nat, 0 or more."),
+        ({"batch_mixing": -1}, "batch_mixing is -1.0; expected a weight, 0 or more."),
         ({"gene_likelihood": "zip"}, "gene_likelihood is 'zip'; expected one of 'zinb', 'nb', 'poisson', 'normal'"),
         ({"dispersion": "cell"}, "dispersion is 'cell'; expected one of 'gene', 'gene-batch', 'gene-cell'."),
         ({"library": "log"}, "library is 'log'; expected one of 'lognormal', 'observed'."),

@@ -416,7 +416,8 @@ def test_number_of_layers(n_layers):
         ("dropout_rate", -0.1, "dropout_rate is -0.1"),
         ("dropout_cost", -1.0, "dropout_cost is -1.0; expected nats per drop-out, 0 or more."),
         ("prior_components", -1, "prior_components is -1; expected Gaussians, 0 or more."),
-        ("batch_mixing", -0.5, "batch_mixing is -0.5; expected nats per nat, 0 or more."),
+        ("batch_mixing", -0.5, "batch_mixing is -0.5; expected a weight, 0 or more."),
+        ("batch_mixing", float("nan"), "batch_mixing is nan; expected a weight, 0 or more."),
     ],
 )
 def test_architecture_refuses_what_cannot_be(choice, value, message):
