@@ -83,8 +83,8 @@ class AutoencodingModel(HeldModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes as many as make about 800 steps of 128 cells, more beyond 5,000
-            cells (as the root of their number), at least 5.
+            Passes over the training cells; None takes 25, but as many as make 800 to 5,000 steps of 128 cells; at least
+            5.
         batch_size
             Cells per step.
         train_size
