@@ -255,9 +255,9 @@ def test_expected_counts_agree_with_the_counts(adata, fit, likelihood):
 
 
 def test_expected_zeros_and_ones_agree_with_the_data(layered, fit):
-    model = fit(layered, 60, batch_key="batch", gene_likelihood="bernoulli", layer="binary")
+    model = fit(layered, 150, batch_key="batch", gene_likelihood="bernoulli", layer="binary")
     observed = np.asarray(layered.layers["binary"].mean(0)).ravel()
-    np.testing.assert_allclose(model.get_likelihood_parameters()["mean"].mean(0), observed, atol=0.12)
+    np.testing.assert_allclose(model.get_likelihood_parameters()["mean"].mean(0), observed, atol=0.08)
 
 
 def test_expected_real_values_agree_with_the_data(layered, fit):
