@@ -21,7 +21,7 @@ from sccvae.data import Minibatch
 from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
 from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
-from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH, expected_share
+from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH
 from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear
 from sccvae.vae import VAE
 
@@ -241,24 +241,13 @@ class Prior:
     def __init__(self, prior: MixturePrior):
         self.prior, self.arrays = prior, Arrays()
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """`MixturePrior.below_standard`, (cells,)."""
-        p, (k, n) = self.prior, self.prior.mean.shape
-        variance = p.log_variance.exp() + FLOOR
-        self.by_z, self.share = self.arrays("by_z", *z.shape), p.logits.softmax(0)
-        self.by = [self.arrays(name, k, n) for name in ("by_mean", "by_variance")] + [self.arrays("by_logits", k)]
-        log_weight, value = p.logits.log_softmax(0) - 0.5 * variance.log().sum(1), torch.empty(len(z))
-        given = z, log_weight, p.mean, variance.reciprocal(), self.arrays("share", k), value, self.by_z, *self.by
-        layers.mixture_prior(*map(_array, given))
-        return value
-
-    def backward(self, weight: float, by_z: torch.Tensor) -> None:
-        """Add the gradient of weight times the sum of `forward` to by_z; those by the prior's weights are set."""
-        by_mean, by_variance, by_logits = (by.mul_(weight) for by in self.by)
-        by_z.add_(self.by_z, alpha=weight)
-        place_of(self.prior.mean).copy_(by_mean)
-        torch.mul(by_variance, self.prior.log_variance.exp(), out=place_of(self.prior.log_variance))
-        torch.add(by_logits, self.share, alpha=-by_logits.sum().item(), out=place_of(self.prior.logits))
+    def forward(self, z: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`MixturePrior.below_standard`, (cells,), and the gradient of weight * its sum by z; the prior's are set."""
+        weights, shape, value = (self.prior.logits, self.prior.mean, self.prior.log_variance), z.t().shape, z.new_empty(len(z))
+        share, by_z = self.arrays("share", len(weights[0]), len(z)), self.arrays("by_z", *shape)
+        given = (*map(_array, (self.arrays("z", *shape).copy_(z.t()), *weights)), np.float32(FLOOR), np.float32(weight))
+        layers.mixture_prior(*given, *map(_array, (share, value, by_z, *map(place_of, weights))))
+        return value, by_z.t()
 
 
 class Mixing:
@@ -269,15 +258,14 @@ class Mixing:
 
     def forward(self, mean: torch.Tensor, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The penalty of each cell, (cells,), and the gradient of its mean, (cells, n)."""
-        n, copies, value, by_mean = x.n_cells, x.copies, torch.zeros(x.n_cells), self.arrays("by_mean", *mean.shape)
+        n, copies, value = x.n_cells, x.copies, torch.zeros(x.n_cells)
         if n < 3 * copies:
-            return value, by_mean.zero_()
-        given = self.arrays("z", *mean.shape).copy_(mean), x.codes[:, 0], expected_share(x.codes[:, 0], copies)
-        numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING)
-        sizes = {"nearest": min(NEIGHBOURS, n - copies), "square": n, "by_square": n}
-        between = [self.arrays(name, size) for name, size in sizes.items()]
-        layers.own_batch_excess(*map(_array, given), *numbers, *map(_array, (*between, value, by_mean)))
-        return value.mul_(self.weight), by_mean.mul_(self.weight / n)
+            return value, torch.zeros_like(mean)
+        z, numbers = self.arrays("z", *mean.t().shape).copy_(mean.t()), (np.float32(WIDTH), np.float32(SMOOTHING))
+        given = z.numpy(), _codes(x, 0), copies, *numbers, min(NEIGHBOURS, n - copies), value.numpy()
+        with threads() as n_threads:
+            by_z = layers.own_batch_excess(given, n_threads)
+        return value.mul_(self.weight), torch.from_numpy(by_z.T).mul_(self.weight / n)
 
 
 class CountHeads:
@@ -356,7 +344,9 @@ class ByHand:
             code = layer.forward(code, x, noise)
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
         h, kl_z = self.z.forward(code, normal, torch.zeros(n), torch.zeros(n), torch.ones(n))
-        kl_z = kl_z if self.prior is None else kl_z + self.prior.forward(h)
+        if self.prior is not None:
+            below, by_z = self.prior.forward(h, kl_weight / n)
+            kl_z += below
         mixing = self.mixing if kl_weight == 1 else None
         apart, by_mean = (torch.zeros(n), None) if mixing is None else mixing.forward(self.z.means, x)
         log_library, kl_l = x.log_size, torch.zeros(n)
@@ -374,7 +364,7 @@ class ByHand:
         for layer in reversed(self.decoder):
             by_h = layer.backward(by_h)
         if self.prior is not None:
-            self.prior.backward(kl_weight / n, by_h)
+            by_h += by_z
         by_code = self.arrays("by_code", *code.shape)
         self.z.backward(by_h, kl_weight / n, by_code, by_mean, add=False)
         if self.library is not None:

@@ -55,7 +55,7 @@ class Minibatch(NamedTuple):
 
     def part(self, first: int, last: int) -> "Minibatch":
         """The cells first..last, as views."""
-        start, stop = self.indptr[[first, last]].tolist()
+        start, stop = int(self.indptr[first]), int(self.indptr[last])
         along = {name: getattr(self, name)[first:last] for name in ALONG_CELLS}
         indptr = self.indptr[first : last + 1] - start
         return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)

@@ -5,6 +5,7 @@ divergence; a step of Adam. Each with its gradient, for `backprop`; names of gra
 """
 
 import math
+from functools import partial
 
 import numba
 import numpy as np
@@ -248,69 +249,74 @@ def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, va
 
 
 @numba.njit(**LOOP)
-def _log_shares(z, log_weight, mean, precision, share):
-    """Fill share with log(w_k N(z | m_k, v_k) (2 pi)^(n/2)) of each component; returns the highest."""
-    highest = f32(-np.inf)
-    for k in range(share.size):
-        square, m, p = f32(0.0), mean[k], precision[k]
-        for d in range(z.size):
-            square += (z[d] - m[d]) * (z[d] - m[d]) * p[d]
-        share[k] = log_weight[k] - f32(0.5) * square
-        highest = max(highest, share[k])
-    return highest
+def _add_squares(z, mean, precision, square):
+    for i in range(z.size):
+        square[i] += (z[i] - mean) * (z[i] - mean) * precision
 
 
 @numba.njit(**LOOP)
-def _by_component(z, share, mean, precision, by_z, by_mean, by_variance):
-    """Add what one cell and one component give to the gradients of -log p(z)."""
-    for d in range(z.size):
-        pull = share * (z[d] - mean[d]) * precision[d]
-        by_z[d] += pull
-        by_mean[d] -= pull
-        by_variance[d] += f32(0.5) * (share - pull * (z[d] - mean[d])) * precision[d]
+def _log_sum(share, value):
+    """Add minus the log of the sum of exp(share), (components, cells), to value; share leaves as shares of that sum."""
+    highest, total = share[0].copy(), np.zeros(value.size, f32)
+    for k in range(1, len(share)):
+        for i in range(value.size):
+            highest[i] = max(highest[i], share[k, i])
+    for k in range(len(share)):
+        row = share[k]
+        for i in range(value.size):
+            row[i] = exp(row[i] - highest[i])
+            total[i] += row[i]
+    for i in range(value.size):
+        value[i] -= highest[i] + f32(math.log(total[i]))
+    for k in range(len(share)):
+        row = share[k]
+        for i in range(value.size):
+            row[i] /= total[i]
 
 
 @numba.njit(**LOOP)
-def mixture_prior(z, log_weight, mean, precision, share, value, by_z, by_mean, by_variance, by_log_weight):
-    """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of its sum.
+def _by_component(z, share, mean, precision, by_z):
+    """Add what a component gives to the gradient of -log p(z) in one dimension; returns those by mean and variance."""
+    by_mean, by_variance = f32(0.0), f32(0.0)
+    for i in range(z.size):
+        pull = share[i] * (z[i] - mean) * precision
+        by_z[i] += pull
+        by_mean -= pull
+        by_variance += share[i] - pull * (z[i] - mean)
+    return by_mean, f32(0.5) * by_variance * precision
+
+
+@numba.njit(**LOOP)
+def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by_z, by_logits, by_mean, by_log_variance):
+    """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of weight * its sum.
 
     Parameters
     ----------
     z, by_z
-        (cells, n).
-    log_weight, by_log_weight
-        (components,): log w_k - sum of log v_k / 2; minus the sum of the shares of each component.
-    mean, precision, by_mean, by_variance
-        (components, n); precision 1 / v.
+        (n, cells): loops are over cells.
+    logits, mean, log_variance, floor
+        (components,), (components, n), (components, n), a number: as in `MixturePrior`.
     share
-        (components,): for what lies between.
+        (components, cells): filled with the share of each component.
     """
-    by_mean[:], by_variance[:], by_log_weight[:] = f32(0.0), f32(0.0), f32(0.0)
-    for i in range(len(z)):
-        highest, total, square = _log_shares(z[i], log_weight, mean, precision, share), f32(0.0), f32(0.0)
-        for k in range(share.size):
-            share[k] = f32(math.exp(share[k] - highest))
-            total += share[k]
-        for d in range(z.shape[1]):
-            square += z[i, d] * z[i, d]
-            by_z[i, d] = -z[i, d]
-        value[i] = -f32(0.5) * square - highest - f32(math.log(total))
-        for k in range(share.size):
-            r = share[k] / total
-            by_log_weight[k] -= r
-            _by_component(z[i], r, mean[k], precision[k], by_z[i], by_mean[k], by_variance[k])
-
-
-@numba.njit(**LOOP)
-def _squares(z, i, copies, square):
-    """Fill square, (cells,), with the squared distances of cell i; infinite to itself and its copies."""
-    for j in range(square.size):
-        total, a, b = f32(0.0), z[i], z[j]
-        for d in range(a.size):
-            total += (a[d] - b[d]) * (a[d] - b[d])
-        square[j] = total
-    first = i - i % copies
-    square[first : first + copies] = f32(np.inf)
+    value[:], total, n_cells = f32(0.0), f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
+    for d in range(len(z)):
+        _add_squares(z[d], f32(0.0), f32(-0.5), value)
+        by_z[d] = -weight * z[d]
+    for k in range(len(share)):
+        share[k] = logits[k] - total
+        for d in range(len(z)):
+            v = f32(math.exp(log_variance[k, d])) + floor
+            share[k] -= f32(0.5) * f32(math.log(v))
+            _add_squares(z[d], mean[k, d], f32(-0.5) / v, share[k])
+    _log_sum(share, value)
+    for k in range(len(share)):
+        by_logits[k] = weight * (n_cells * f32(math.exp(logits[k] - total)) - share[k].sum())
+        share[k] *= weight
+        for d in range(len(z)):
+            e = f32(math.exp(log_variance[k, d]))
+            by_mean[k, d], by_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), by_z[d])
+            by_log_variance[k, d] = by_v * e
 
 
 @numba.njit(**EXACT)
@@ -350,40 +356,53 @@ def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
 
 
 @numba.njit(**LOOP)
-def _pull(weight, a, b, by_a, by_b):
-    for d in range(a.size):
-        by = weight * (a[d] - b[d])
-        by_a[d] += by
-        by_b[d] -= by
+def _pull(z, i, by_square, by_z):
+    """Add the gradient by one dimension of z, (cells,), from that by the squared distances of cell i."""
+    total = f32(0.0)
+    for j in range(z.size):
+        by = f32(2.0) * by_square[j] * (z[i] - z[j])
+        total += by
+        by_z[j] -= by
+    by_z[i] += total
 
 
 @numba.njit(**EXACT)
-def own_batch_excess(z, batch, expected, copies, width, smoothing, nearest, square, by_square, value, by_z):
-    """`mixing.own_batch_excess`: fill value, (cells,), and by_z, (cells, n), the gradient of its sum.
-
-    Parameters
-    ----------
-    z, batch, expected
-        (cells, n); (cells,) codes; (cells,) the share of the cell's batch among the others.
-    copies
-        How many copies of each cell lie side by side.
-    width, smoothing
-        Numbers.
-    nearest, square, by_square
-        (neighbours,), (cells,), (cells,): for what lies between.
-    """
-    by_z[:] = f32(0.0)
-    for i in range(len(z)):
-        value[i] = f32(0.0)
-        if expected[i] <= 0 or expected[i] >= 1:
+def _own_batch_excess(part, first, last, z, batch, copies, width, smoothing, n_neighbours, value, by_z):
+    """Cells first..last of `own_batch_excess`; by_z has an array for each part."""
+    n = batch.size
+    nearest, square, by_square = np.empty(n_neighbours, f32), np.empty(n, f32), np.empty(n, f32)
+    for i in range(first, last):
+        value[i], expected = f32(0.0), f32((batch == batch[i]).sum() - copies) / f32(n - copies)
+        if expected <= 0 or expected >= 1:
             continue
-        _squares(z, i, copies, square)
+        square[:] = f32(0.0)
+        for d in range(len(z)):
+            _add_squares(z[d], z[d, i], f32(1.0), square)
+        own = i - i % copies
+        square[own : own + copies] = f32(np.inf)
         _nearest(square, nearest)
         scale = max(nearest[-1] - nearest[0], f32(1e-6)) / width
-        value[i] = _own_excess(square, batch, i, expected[i], nearest[0], scale, smoothing, by_square)
-        for j in range(len(z) if value[i] > 0 else 0):
-            if by_square[j] != 0:
-                _pull(f32(2.0) * by_square[j], z[i], z[j], by_z[i], by_z[j])
+        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, by_square)
+        for d in range(len(z) if value[i] > 0 else 0):
+            _pull(z[d], i, by_square, by_z[part, d])
+
+
+@numba.njit(**PARALLEL)
+def _own_batch_excess_in_parallel(n_parts, n, *arguments):
+    for part in numba.prange(n_parts):
+        _own_batch_excess(np.int64(part), part * n // n_parts, (part + 1) * n // n_parts, *arguments)
+
+
+def own_batch_excess(arguments, n_threads):
+    """`mixing.own_batch_excess`: fill value, (cells,), and return the gradient of its sum, (n, cells).
+
+    `arguments`: z, (n, cells): loops are over cells; codes of batches, (cells,); how many copies of each cell lie side by
+    side; width, smoothing, number of neighbours; value.
+    """
+    z = arguments[0]
+    by_z = np.zeros((n_threads, *z.shape), f32)
+    run(partial(_own_batch_excess, 0), _own_batch_excess_in_parallel, z.shape[1], n_threads, (*arguments, by_z))
+    return by_z.sum(0)
 
 
 @numba.njit(**LOOP)

@@ -89,18 +89,13 @@ def test_mixture_prior(n_components, n):
             w.add_(torch.from_numpy(rng.standard_normal(w.shape)))
     (z,) = double(2 * rng.standard_normal((9, n)).astype(f32))
     expected = prior.below_standard(z)
-    variance = prior.log_variance.exp() + FLOOR
-    log_weight = prior.logits.log_softmax(0) - 0.5 * variance.log().sum(1)
-    given = [t.detach().numpy().astype(f32) for t in (z, log_weight, prior.mean, 1 / variance)]
-    value, by_z, by_mean, by_variance, by_log_weight = (
-        np.full(shape, np.nan, f32) for shape in (9, (9, n), (n_components, n), (n_components, n), n_components)
-    )
-    layers.mixture_prior(*given, np.empty(n_components, f32), value, by_z, by_mean, by_variance, by_log_weight)
+    weights, value = (prior.logits, prior.mean, prior.log_variance), np.full(9, np.nan, f32)
+    given = [t.detach().numpy().astype(f32) for t in (z.T.contiguous(), *weights)]
+    by = [np.full_like(a, np.nan) for a in given]
+    layers.mixture_prior(*given, f32(FLOOR), f32(0.5), np.empty((n_components, 9), f32), value, *by)
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-4, atol=1e-4)
-    gradients = torch.autograd.grad(expected.sum(), (z, prior.mean, prior.log_variance, prior.logits))
-    weights = prior.logits.softmax(0).detach().numpy()
-    ours = by_z, by_mean, by_variance * prior.log_variance.exp().detach().numpy(), by_log_weight + 9 * weights
-    for found, reference in zip(ours, gradients, strict=True):
+    gradients = torch.autograd.grad(0.5 * expected.sum(), (z, *weights))
+    for found, reference in zip((by[0].T, *by[1:]), gradients, strict=True):
         np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4 * max(1, float(reference.abs().max())))
 
 

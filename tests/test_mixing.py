@@ -73,17 +73,16 @@ def test_its_gradient_is_that_of_the_formula_at_fixed_bandwidths(copies):
 
 @pytest.mark.parametrize(("n_cells", "n_batches", "copies"), [(5, 2, 1), (128, 4, 1), (30, 2, 2)])
 @pytest.mark.parametrize("n", [1, 20])
-def test_compiled_it_is_the_same(n_cells, n, n_batches, copies):
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_compiled_it_is_the_same(n_cells, n, n_batches, copies, n_threads):
     z, batch = codes(n_cells, n, n_batches)
     batch[:2] = n_batches  # beside a batch of two cells
     variable = torch.from_numpy(z).requires_grad_()
     expected = own_batch_excess(variable, torch.from_numpy(batch), copies)
     expected.sum().backward()
-    z32, share = z.astype(np.float32), expected_share(torch.from_numpy(batch), copies).numpy()
-    value, by_z = np.full(n_cells, np.nan, np.float32), np.full(z.shape, np.nan, np.float32)
-    between = [np.empty(m, np.float32) for m in (min(NEIGHBOURS, n_cells - copies), n_cells, n_cells)]
-    numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING)
-    layers.own_batch_excess(z32, batch, share, *numbers, *between, value, by_z)
+    z32, value = np.ascontiguousarray(z.T, np.float32), np.full(n_cells, np.nan, np.float32)
+    numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n_cells - copies)
+    by_z = layers.own_batch_excess((z32, batch, *numbers, value), n_threads).T
     assert (value > 0).any()
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(by_z, variable.grad, rtol=0, atol=1e-3 * float(variable.grad.abs().max()))
