@@ -22,7 +22,7 @@ from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
 from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
 from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH
-from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear
+from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear, noise_of_units
 from sccvae.vae import VAE
 
 
@@ -82,21 +82,22 @@ class Layer:
     """A linear map and the block after it: (cells, n_in) -> (cells, hidden)."""
 
     def __init__(self, linear: Linear | SparseLinear, block: Block):
-        self.linear, self.shared, self.rate = linear, Shared(linear.bias, block.offset), np.float32(block.dropout.rate)
+        self.linear, self.shared, self.dropout = linear, Shared(linear.bias, block.offset), block.dropout
+        self.rate = np.float32(block.dropout.rate)
         self.norm = block.norm.weight, block.norm.bias
         self.arrays = Arrays()
 
     def forward(self, h: torch.Tensor, x: Minibatch, noise: torch.Generator) -> torch.Tensor:
         """What the next part reads; `h` is what the part before gave."""
         self.x, self.input, shape = x, h, (x.n_cells, self.linear.weight.shape[1])
-        a, out, uniform = (self.arrays(name, *shape) for name in ("a", "out", "uniform"))
+        a, out = (self.arrays(name, *shape) for name in ("a", "out"))
         self.product(a)
-        if self.rate > 0:
-            torch.rand(shape, generator=noise, out=uniform)
+        units = noise_of_units(shape if self.rate > 0 else (0, 0), noise)
         table = self.shared.table(x)
         self.normal, self.scale = self.arrays("normal", *shape).numpy(), self.arrays("scale", x.n_cells).numpy()
         kept = self.normal, self.scale, out.numpy()
-        layers.block(a.numpy(), table.values, table.row, *map(_array, self.norm), uniform.numpy(), self.rate, *kept)
+        dropout = units.numpy(), self.dropout.lowest, self.rate
+        layers.block(a.numpy(), table.values, table.row, *map(_array, self.norm), *dropout, *kept)
         self.out, self.row, self.n_rows = out.numpy(), table.row, len(table.values)
         return out
 

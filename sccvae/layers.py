@@ -156,22 +156,23 @@ def _normalise(a, bias, gamma, beta, normal, out):
 
 
 @numba.njit(**LOOP)
-def _drop(noise, rate, out):
+def _drop(noise, lowest, rate, out):
     kept = f32(1.0) / (f32(1.0) - rate)
     for k in range(out.size):
-        out[k] *= kept if noise[k] >= rate else f32(0.0)
+        out[k] *= kept if noise[k] >= lowest else f32(0.0)
 
 
 @numba.njit(**LOOP)
-def block(a, bias, row, gamma, beta, noise, rate, normal, scale, out):
+def block(a, bias, row, gamma, beta, noise, lowest, rate, normal, scale, out):
     """Fill out, (cells, hidden), with dropout(ReLU(layer norm of (a + bias[row]))); keeps what `block_gradient` needs.
 
-    `noise` is uniform, shaped like `a`, read if `rate` > 0; `normal` (cells, hidden) and `scale` (cells,) are filled.
+    `noise`, shaped like `a`, is read if `rate` > 0: units of at least `lowest` are kept; `normal` (cells, hidden) and
+    `scale` (cells,) are filled.
     """
     for i in range(a.shape[0]):
         scale[i] = _normalise(a[i], bias[row[i]], gamma, beta, normal[i], out[i])
         if rate > 0:
-            _drop(noise[i], rate, out[i])
+            _drop(noise[i], lowest, rate, out[i])
 
 
 @numba.njit(**LOOP)

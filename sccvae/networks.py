@@ -4,6 +4,7 @@ Weights are drawn from, and dropout uses, a generator handed in: torch's global 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -123,6 +124,13 @@ class CovariateOffset(nn.Module):
         return h + x.continuous @ self.slopes if hasattr(self, "slopes") else h
 
 
+def noise_of_units(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str = "cpu"):
+    """Uniform int16, four from each number drawn: drawing floats takes three times as long."""
+    n = math.prod(shape)
+    drawn = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+    return drawn.view(torch.int16)[:n].view(shape)
+
+
 class Dropout(nn.Module):
     """Dropout whose noise comes from the generator handed in."""
 
@@ -130,12 +138,17 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def lowest(self) -> int:
+        """The lowest `noise_of_units` of a unit that is kept."""
+        return min(round(2**16 * self.rate), 2**16 - 1) - 2**15
+
     def forward(self, h: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """`h` as it is in evaluation; in training, entries zeroed with probability `rate`, the rest scaled up."""
         if not self.training or self.rate == 0:
             return h
-        noise = torch.rand(h.shape, generator=generator, device=h.device, dtype=h.dtype)
-        return h * noise.ge_(self.rate).div_(1 - self.rate)
+        kept = noise_of_units(tuple(h.shape), generator, h.device) >= self.lowest
+        return h * kept.to(h.dtype).div_(1 - self.rate)
 
 
 class Block(nn.Module):

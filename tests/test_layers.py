@@ -8,6 +8,7 @@ from torch.distributions import Normal, kl_divergence
 
 from sccvae import layers
 from sccvae.densities import FLOOR, MixturePrior
+from sccvae.networks import Dropout
 
 f32 = np.float32
 
@@ -28,15 +29,15 @@ def test_block(n_hidden, rate):
         *normal(2, n_hidden),
         normal(n, n_hidden),
     )
-    row, noise = rng.integers(rows, size=n), rng.random((n, n_hidden)).astype(f32)
-    kept, scale, out = np.empty_like(a), np.empty(n, f32), np.empty_like(a)
-    layers.block(a, bias, row, gamma, beta, noise, f32(rate), kept, scale, out)
+    row, noise = rng.integers(rows, size=n), rng.integers(-(2**15), 2**15, size=(n, n_hidden), dtype=np.int16)
+    kept, scale, out, lowest = np.empty_like(a), np.empty(n, f32), np.empty_like(a), Dropout(rate).lowest
+    layers.block(a, bias, row, gamma, beta, noise, lowest, f32(rate), kept, scale, out)
     found = [np.full_like(t, np.nan) for t in (a, bias, gamma, beta)]
     layers.block_gradient(by_out, out, f32(rate), gamma, row, kept, scale, *(found[i] for i in (0, 1, 2, 3)))
 
     inputs = double(a, bias, gamma, beta)
     h = torch.relu(torch.nn.functional.layer_norm(inputs[0] + inputs[1][row], (n_hidden,), *inputs[2:]))
-    expected = h * torch.from_numpy(noise >= f32(rate)) / (1 - rate)
+    expected = h * torch.from_numpy(noise >= lowest) / (1 - rate)
     np.testing.assert_allclose(out, expected.detach(), rtol=2e-4, atol=2e-5)
     gradients = torch.autograd.grad(expected, inputs, torch.from_numpy(by_out).double())
     for ours, reference in zip(found, gradients, strict=True):
@@ -47,7 +48,7 @@ def test_block_does_not_hide_what_is_not_a_number():
     a, ones, row = np.ones((2, 4), f32), np.ones((1, 4), f32), np.zeros(2, np.int64)
     a[1, 2] = np.nan
     normal, scale, out = np.empty_like(a), np.empty(2, f32), np.empty_like(a)
-    layers.block(a, ones, row, ones[0], ones[0], a, f32(0), normal, scale, out)
+    layers.block(a, ones, row, ones[0], ones[0], np.empty((0, 0), np.int16), 0, f32(0), normal, scale, out)
     assert np.isfinite(out[0]).all()
     assert np.isnan(out[1]).all()
 

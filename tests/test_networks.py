@@ -35,6 +35,7 @@ from sccvae.networks import (
     Linear,
     SparseLinear,
     check_choices,
+    noise_of_units,
 )
 from sccvae.vae import VAE
 
@@ -225,6 +226,20 @@ def test_dropout_is_the_generators_and_only_in_training():
     assert torch.equal(dropout.eval()(h, None), h)
     assert torch.equal(Dropout(0.0).train()(h, None), h)
     assert torch.equal(h, torch.ones(50, 4))
+
+
+def test_noise_of_units_is_uniform_and_independent():
+    noise = noise_of_units((400, 251), generator(3))  # a quarter of the last number drawn
+    assert (noise.dtype, noise.shape) == (torch.int16, (400, 251))
+    uniform = (noise.double().numpy().ravel() + 2**15) / 2**16
+    assert stats.kstest(uniform, "uniform").pvalue > 0.01
+    for lag in (1, 2, 3, 4, 251):  # those of one number drawn, of its neighbour, and of the cell above
+        assert abs(np.corrcoef(uniform[:-lag], uniform[lag:])[0, 1]) < 4 / math.sqrt(uniform.size)
+
+
+def test_a_rate_near_1_leaves_a_unit_in_65536():
+    assert Dropout(1 - 1e-7).lowest == 2**15 - 1
+    assert Dropout(0.0).lowest == -(2**15)
 
 
 def test_block_normalises_each_cell_by_itself():
