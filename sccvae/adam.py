@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from sccvae.kernels import fits, threads
@@ -29,22 +30,27 @@ class Adam:
     eps
         Added to the root of the mean square. 1e-4, not 1e-8: an entry that has hardly moved, such as a weight of a
         gene that few cells have, then takes small steps.
-    weight_decay
-        Multiple of the weights that is added to the gradients.
+    decays
+        For each weight, the multiple of it that is added to its gradient; None: 0 for all.
     """
 
-    def __init__(self, weights: list[torch.nn.Parameter], *, clip: float, weight_decay: float, eps: float = 1e-4):
-        self.weights, self.clip, self.weight_decay, self.eps = weights, clip, weight_decay, eps
+    def __init__(
+        self, weights: list[torch.nn.Parameter], *, clip: float, decays: list[float] | None = None, eps: float = 1e-4
+    ):
+        self.weights, self.clip, self.eps = weights, clip, eps
+        self.decays = np.zeros(len(weights), np.float32) if decays is None else np.array(decays, np.float32)
         self.n_steps = 0
         self.torch: torch.optim.Adam | None = None
         if all(map(fits, weights)):
             self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
+            self.ends = np.cumsum(_sizes(weights))
             _point(weights, places)
             for w, by_w in zip(weights, self.places, strict=True):
                 w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
         else:
             self.averages = [w.detach().clone() for w in weights]
-            self.torch = torch.optim.Adam(weights, betas=BETAS, eps=eps, weight_decay=weight_decay)
+            groups = [{"params": [w], "weight_decay": float(d)} for w, d in zip(weights, self.decays, strict=True)]
+            self.torch = torch.optim.Adam(groups, betas=BETAS, eps=eps)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -63,7 +69,8 @@ class Adam:
         share = 1 - kept if self.n_steps <= 100 else 0.0 if self.n_steps % EVERY else 1 - kept**EVERY
         if self.torch is not None:
             torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-            self.torch.param_groups[0]["lr"] = rate
+            for group in self.torch.param_groups:
+                group["lr"] = rate
             self.torch.step()
             for w, average in zip(self.weights, self.averages, strict=True) if share else ():
                 average.lerp_(w.detach(), share)
@@ -79,12 +86,17 @@ class Adam:
         numbers = (rate / bias, 1 / math.sqrt(square_bias), *(1 - beta for beta in BETAS), share)
         with threads() as n_threads:
             arrays = [t.numpy() for t in self.arrays]
-            layers.adam(arrays, (*numbers, self.eps, self.weight_decay, scale), n_threads)
+            layers.adam(self.ends, self.decays, arrays, (*numbers, self.eps, scale), n_threads)
+
+
+def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
+    """Entries that each weight takes up."""
+    return [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
 
 
 def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
     """Long arrays, (entries,), and each weight's views of them: values, gradient, mean, square, average."""
-    sizes = [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
+    sizes = _sizes(weights)
     arrays = [torch.zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
     views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
     _set(views[0], weights)

@@ -83,8 +83,8 @@ class AutoencodingModel(HeldModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes 25, but as many as make 800 to 5,000 steps of 128 cells; at least
-            5.
+            Passes over the training cells; None takes 25, but as many as make 1,200 to 5,000 steps of 128 cells; at
+            least 5.
         batch_size
             Cells per step.
         train_size
@@ -161,7 +161,7 @@ class Autoencoder(AutoencodingModel):
     n_hidden, n_latent, n_layers
         Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
     dropout_rate
-        Share of hidden units left out in each training step.
+        Share of the encoder's hidden units left out in each training step.
     gene_likelihood
         `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
         `bernoulli` for 0/1 values.

@@ -26,6 +26,9 @@ from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder,
 from sccvae.vae import VAE
 
 
+NO_NOISE = torch.empty(0, 0, dtype=torch.int16)
+
+
 class Arrays:
     """Arrays that are kept from step to step: fresh memory costs as much as the arithmetic on it."""
 
@@ -92,7 +95,7 @@ class Layer:
         self.x, self.input, shape = x, h, (x.n_cells, self.linear.weight.shape[1])
         a, out = (self.arrays(name, *shape) for name in ("a", "out"))
         self.product(a)
-        units = noise_of_units(shape if self.rate > 0 else (0, 0), noise)
+        units = noise_of_units(shape, noise) if self.rate > 0 else NO_NOISE
         table = self.shared.table(x)
         self.normal, self.scale = self.arrays("normal", *shape).numpy(), self.arrays("scale", x.n_cells).numpy()
         kept = self.normal, self.scale, out.numpy()
@@ -244,10 +247,11 @@ class Prior:
 
     def forward(self, z: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`MixturePrior.below_standard`, (cells,), and the gradient of weight * its sum by z; the prior's are set."""
-        weights, shape, value = (self.prior.logits, self.prior.mean, self.prior.log_variance), z.t().shape, z.new_empty(len(z))
-        share, by_z = self.arrays("share", len(weights[0]), len(z)), self.arrays("by_z", *shape)
-        given = (*map(_array, (self.arrays("z", *shape).copy_(z.t()), *weights)), np.float32(FLOOR), np.float32(weight))
-        layers.mixture_prior(*given, *map(_array, (share, value, by_z, *map(place_of, weights))))
+        p, value, shape = self.prior, z.new_empty(len(z)), z.t().shape
+        weights = p.logits, p.mean, p.log_variance
+        given, by_z = (self.arrays("z", *shape).copy_(z.t()), *weights), self.arrays("by_z", *shape)
+        found = self.arrays("share", len(weights[0]), len(z)), value, by_z, *map(place_of, weights)
+        layers.mixture_prior(*map(_array, given), np.float32(FLOOR), np.float32(weight), *map(_array, found))
         return value, by_z.t()
 
 

@@ -288,7 +288,7 @@ def _by_component(z, share, mean, precision, by_z):
 
 
 @numba.njit(**LOOP)
-def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by_z, by_logits, by_mean, by_log_variance):
+def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by_z, by_logits, by_mean, by_log_v):
     """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of weight * its sum.
 
     Parameters
@@ -317,7 +317,7 @@ def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by
         for d in range(len(z)):
             e = f32(math.exp(log_variance[k, d]))
             by_mean[k, d], by_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), by_z[d])
-            by_log_variance[k, d] = by_v * e
+            by_log_v[k, d] = by_v * e
 
 
 @numba.njit(**EXACT)
@@ -397,8 +397,8 @@ def _own_batch_excess_in_parallel(n_parts, n, *arguments):
 def own_batch_excess(arguments, n_threads):
     """`mixing.own_batch_excess`: fill value, (cells,), and return the gradient of its sum, (n, cells).
 
-    `arguments`: z, (n, cells): loops are over cells; codes of batches, (cells,); how many copies of each cell lie side by
-    side; width, smoothing, number of neighbours; value.
+    `arguments`: z, (n, cells): loops are over cells; codes of batches, (cells,); how many copies of each cell lie side
+    by side; width, smoothing, number of neighbours; value.
     """
     z = arguments[0]
     by_z = np.zeros((n_threads, *z.shape), f32)
@@ -407,15 +407,11 @@ def own_batch_excess(arguments, n_threads):
 
 
 @numba.njit(**LOOP)
-def _adam(first, last, weights, gradient, mean, square, average, rate, correction, *numbers):
-    """One step of Adam on the entries first..last; `rate` and `correction` hold the bias corrections.
-
-    `numbers`: shares of mean, square and average; eps, weight decay, scale of the gradient. The shares are 1 minus what
-    these keep, which float32 would round: 1 - 0.999 by a hundred thousandth.
-    """
+def _adam_of_one(first, last, decay, weights, gradient, mean, square, average, rate, correction, *numbers):
+    """One step of Adam on the entries first..last, which belong to one weight."""
     # Loops from 0, because numba must otherwise think of negative indices, and does not vectorise.
     weights, gradient, mean, square = weights[first:last], gradient[first:last], mean[first:last], square[first:last]
-    average, (share, square_share, average_share, eps, decay, scale) = average[first:last], numbers
+    average, (share, square_share, average_share, eps, scale) = average[first:last], numbers
     for k in range(weights.size):
         g = scale * gradient[k] + decay * weights[k]
         mean[k] += share * (g - mean[k])
@@ -426,13 +422,29 @@ def _adam(first, last, weights, gradient, mean, square, average, rate, correctio
             average[k] += average_share * (weights[k] - average[k])
 
 
+@numba.njit(**LOOP)
+def _adam(first, last, ends, decays, *arguments):
+    """One step of Adam on the entries first..last.
+
+    `arguments`: arrays of weights, gradient, mean, square and average; `rate` and `correction`, which hold the bias
+    corrections; shares of mean, square and average; eps, scale of the gradient. The shares are 1 minus what these keep,
+    which float32 would round: 1 - 0.999 by a hundred thousandth.
+    """
+    begin = 0
+    for k in range(ends.size):
+        a, b = max(first, begin), min(last, ends[k])
+        if a < b:
+            _adam_of_one(a, b, decays[k], *arguments)
+        begin = ends[k]
+
+
 @numba.njit(**PARALLEL)
 def _adam_in_parallel(n_parts, n, *arguments):
     for part in numba.prange(n_parts):
         _adam(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
 
 
-def adam(arrays, numbers, n_threads):
-    """One step of Adam in place; flat arrays, and numbers from `rate` on, as `_adam` takes them."""
-    size = arrays[0].size
-    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, (*arrays, *map(f32, numbers)))
+def adam(ends, decays, arrays, numbers, n_threads):
+    """One step of Adam in place: where each weight ends in the flat arrays, its decay; the others as in `_adam`."""
+    size, arguments = arrays[0].size, (ends, decays, *arrays, *map(f32, numbers))
+    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, arguments)

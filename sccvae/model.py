@@ -18,7 +18,8 @@ from sccvae.networks import Architecture, Dispersion, Library, check_choice, che
 
 OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
-_LIKELIHOOD = ("gene_likelihood", "dispersion", "library", "dropout_cost", "prior_components", "batch_mixing")
+_PRIORS = ("dropout_cost", "prior_components", "batch_mixing", "weight_precision")
+_LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
@@ -44,7 +45,7 @@ class SCCVAE(AnalysedModel):
     n_hidden, n_latent, n_layers
         Width of the hidden layers, dimensions of the embedding, hidden layers of encoder and decoder each.
     dropout_rate
-        Share of hidden units left out in each training step.
+        Share of the encoder's hidden units left out in each training step.
     dispersion
         One theta per gene, per gene and batch, or per gene and cell.
     gene_likelihood
@@ -63,6 +64,10 @@ class SCCVAE(AnalysedModel):
         embedding tell its batch (`sccvae.mixing`). Up to about 3 mixes batches better where they hold the same kinds of
         cells; 0 leaves that to the model. Turn it off where batches hold different kinds of cells by design, or where
         their difference is of interest: it takes part of that for an effect of the batch.
+    weight_precision
+        Of the prior of the weights that lead from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
+        What few cells show of a gene is then not learnt by heart: the smaller the data, the more it matters. 0 leaves
+        them free.
     seed
         Of the weights, the split and the noise of training. The global random state is not touched.
     device
@@ -102,7 +107,8 @@ class SCCVAE(AnalysedModel):
         encode_covariates: bool = False,
         dropout_cost: float = 0.06,
         prior_components: int = 30,
-        batch_mixing: float = 1.0,
+        batch_mixing: float = 2.0,
+        weight_precision: float = 100.0,
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
@@ -133,6 +139,7 @@ class SCCVAE(AnalysedModel):
             dropout_cost=dropout_cost,
             prior_components=int(prior_components),
             batch_mixing=float(batch_mixing),
+            weight_precision=float(weight_precision),
         )
         self._begin(adata, schema, counts, architecture, seed, device)
 
@@ -160,8 +167,8 @@ class SCCVAE(AnalysedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes 25, but as many as make 800 to 5,000 steps of 128 cells; at least
-            5.
+            Passes over the training cells; None takes 25, but as many as make 1,200 to 5,000 steps of 128 cells; at
+            least 5.
         batch_size
             Cells per step.
         train_size

@@ -34,7 +34,7 @@ class Architecture:
     n_hidden: int
     n_latent: int
     n_layers: int
-    dropout_rate: float
+    dropout_rate: float  # in the encoder
     dispersion: Dispersion
     gene_likelihood: LikelihoodName
     library: Library
@@ -42,6 +42,7 @@ class Architecture:
     dropout_cost: float  # nats charged for each expected drop-out
     prior_components: int = 0  # Gaussians in p(z), learnt; 0: N(0, I), which older models have
     batch_mixing: float = 0.0  # nats charged for each nat of `mixing.own_batch_excess`
+    weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_latent", "n_layers"):
@@ -49,10 +50,9 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
-        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "a weight"}
-        for name, what in floors.items():
-            if not getattr(self, name) >= 0:  # NaN is none of them
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
+        for name in ("dropout_cost", "prior_components", "batch_mixing", "weight_precision"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
 
     @property
     def infers_library(self) -> bool:
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         kind, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
         sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
         self.linears = nn.ModuleList(Linear(m, n, generator) for m, n in itertools.pairwise(sizes))
-        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
+        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, 0.0) for _ in range(a.n_layers))
         self.logits = Linear(a.n_hidden, a.n_genes, generator)
         self.offset = CovariateOffset(*covariates, a.n_genes)
         self.dispersion = a.dispersion if kind.has_dispersion else None

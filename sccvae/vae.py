@@ -6,6 +6,7 @@ For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://do
     log l ~ Normal(mu_s, sigma_s^2)        library size; moments of the log total counts of the cell's batch
     rho = softmax(f(z, s))                 normalised expression
     x_g ~ ZINB(l rho_g, theta_g, pi_g)     counts (or another likelihood)
+    w ~ Normal(0, 1 / weight_precision)    from hidden units to genes: each weight of the heads
 
     ELBO = E_q[log p(x | z, l, s)] - KL(q(z|x) || p(z)) - KL(q(log l|x) || p(log l|s))
 
@@ -49,16 +50,9 @@ class Elbo(NamedTuple):
 
 
 class VAE(nn.Module):
-    """The model of this module's heading.
+    """The model of this module's heading; the initial weights are drawn from `generator`.
 
-    Parameters
-    ----------
-    architecture
-        Shapes and choices.
-    generator
-        Source of the initial weights.
-    kernels
-        How counts are encoded and their likelihood is computed; `kernels.for_device` knows the fastest.
+    `kernels` say how counts are encoded and their likelihood is computed; `kernels.for_device` knows the fastest.
     """
 
     library_mean: torch.Tensor  # (batches,)
@@ -100,6 +94,12 @@ class VAE(nn.Module):
             per_gene = self.decoder.dispersion_head.bias if self.decoder.per_cell else self.decoder.log_dispersion
             per_gene.copy_(torch.from_numpy(np.log(sigma)))
         self.decoder.logits.bias.copy_(torch.from_numpy(start))
+
+    def precisions(self) -> list[float]:
+        """Of the Gaussian prior of each weight, in their order; 0: none, as for values that are not counts."""
+        heads = (self.decoder.logits, self.decoder.dropout) if self.likelihood.support == "counts" else ()
+        places = {id(head.weight) for head in heads if head is not None}
+        return [self.architecture.weight_precision * (id(w) in places) for w in self.parameters()]
 
     def library_prior(self, x: Minibatch) -> Gaussian:
         """p(log l | s), (cells,)."""

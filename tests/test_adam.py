@@ -23,14 +23,23 @@ def give_gradients(weights, step, scale=1.0):
         w.grad = scale * torch.randn(w.shape, generator=generator).to(w.dtype)
 
 
+def torch_adam(weights, decays):
+    groups = [{"params": [w], "weight_decay": d} for w, d in zip(weights, decays, strict=True)]
+    return torch.optim.Adam(groups, eps=1e-4)
+
+
+def set_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("decays", [None, [0.1, 0.0, 5.0, 0.3]])
 @pytest.mark.parametrize("clip", [1e9, 3.0])
-def test_steps_are_those_of_torch(clip, weight_decay, n_threads):
+def test_steps_are_those_of_torch(clip, decays, n_threads):
     """Against torch in float64, with a learning rate that changes from step to step."""
     ours, reference = weights_of(), weights_of(torch.float64)
-    adam = Adam(ours, clip=clip, weight_decay=weight_decay)
-    expected = torch.optim.Adam(reference, eps=1e-4, weight_decay=weight_decay)
+    adam, expected = Adam(ours, clip=clip, decays=decays), torch_adam(reference, decays or [0.0] * 4)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
@@ -40,7 +49,7 @@ def test_steps_are_those_of_torch(clip, weight_decay, n_threads):
             for w, r in zip(ours, reference, strict=True):
                 r.grad = w.grad.double()
             torch.nn.utils.clip_grad_norm_(reference, clip)
-            expected.param_groups[0]["lr"] = rate
+            set_rate(expected, rate)
             expected.step()
             adam.step(rate)
         assert torch.get_num_threads() == n_threads
@@ -52,12 +61,13 @@ def test_steps_are_those_of_torch(clip, weight_decay, n_threads):
 
 def test_other_weights_go_to_torch():
     ours, reference = weights_of(torch.float64), weights_of(torch.float64)
-    adam, expected = Adam(ours, clip=3.0, weight_decay=0.1), torch.optim.Adam(reference, eps=1e-4, weight_decay=0.1)
+    decays = [0.1, 0.0, 5.0, 0.3]
+    adam, expected = Adam(ours, clip=3.0, decays=decays), torch_adam(reference, np.array(decays, np.float32).tolist())
     for step in range(3):
         give_gradients(ours, step)
         give_gradients(reference, step)
         torch.nn.utils.clip_grad_norm_(reference, 3.0)
-        expected.param_groups[0]["lr"] = 0.01
+        set_rate(expected, 0.01)
         expected.step()
         adam.step(0.01)
     for w, r in zip(ours, reference, strict=True):
@@ -73,7 +83,7 @@ def test_clipping_scales_the_gradients_as_a_whole():
         give_gradients(weights, 0, scale=1e3)
         norm = torch.linalg.vector_norm(torch.cat([w.grad.flatten() for w in weights]))
         gradients = [w.grad.clone() for w in weights]
-        Adam(weights, clip=clip, weight_decay=0.0, eps=1.0).step(1e3)
+        Adam(weights, clip=clip, eps=1.0).step(1e3)
         for w, s, g in zip(weights, start, gradients, strict=True):
             np.testing.assert_allclose(s - w.detach(), 1e3 * clip / norm * g, rtol=0.05, atol=3e-7)
         moved.append(sum(float((w.detach() - s).abs().sum()) for w, s in zip(weights, start, strict=True)))
@@ -85,7 +95,7 @@ def test_a_weight_without_gradient_stays():
     give_gradients(weights, 0)
     weights[1].grad = None
     start = [w.detach().clone() for w in weights]
-    adam = Adam(weights, clip=1.0, weight_decay=0.0)
+    adam = Adam(weights, clip=1.0)
     adam.step(0.1)
     assert [bool(torch.equal(w, s)) for w, s in zip(weights, start, strict=True)] == [False, True, False, False]
     assert weights[1].grad.abs().sum() == 0
@@ -96,7 +106,7 @@ def test_a_bad_gradient_shows_in_the_weights(bad):
     weights = weights_of()
     give_gradients(weights, 0)
     weights[0].grad[0, 0] = bad
-    Adam(weights, clip=50.0, weight_decay=0.0).step(0.1)
+    Adam(weights, clip=50.0).step(0.1)
     assert not torch.isfinite(weights[0]).all()
 
 
@@ -107,8 +117,8 @@ def test_a_gradient_that_is_not_contiguous():
         give_gradients(reference, step)
         ours[0].grad = ours[0].grad.T.contiguous().T
     assert not ours[0].grad.is_contiguous()
-    Adam(ours, clip=1e9, weight_decay=0.0).step(0.1)
-    Adam(reference, clip=1e9, weight_decay=0.0).step(0.1)
+    Adam(ours, clip=1e9).step(0.1)
+    Adam(reference, clip=1e9).step(0.1)
     np.testing.assert_array_equal(ours[0].detach(), reference[0].detach())
 
 
@@ -125,7 +135,7 @@ def test_training_does_not_import_the_compiler_of_torch():
 def test_the_average_forgets_as_it_says(dtype):
     """After many steps, those of the last fifty weigh 1 - MEMORY ** 50; inside `averaged` the weights are it."""
     weights = weights_of(dtype)
-    adam, path = Adam(weights, clip=1e9, weight_decay=0.0), [[w.detach().clone() for w in weights]]
+    adam, path = Adam(weights, clip=1e9), [[w.detach().clone() for w in weights]]
     for step in range(600):
         give_gradients(weights, step % 7)
         adam.step(1e-3)
@@ -142,7 +152,7 @@ def test_the_average_forgets_as_it_says(dtype):
 
 def test_an_error_inside_averaged_gives_the_weights_back():
     weights = weights_of()
-    adam = Adam(weights, clip=1e9, weight_decay=0.0)
+    adam = Adam(weights, clip=1e9)
     give_gradients(weights, 0)
     adam.step(0.1)
     last = [w.detach().clone() for w in weights]
@@ -157,7 +167,7 @@ def test_an_error_inside_averaged_gives_the_weights_back():
 def test_weights_lie_side_by_side_and_outlive_the_moments():
     weights = weights_of()
     before = [w.detach().clone() for w in weights]
-    adam = Adam(weights, clip=1.0, weight_decay=0.0)
+    adam = Adam(weights, clip=1.0)
     for w, value in zip(weights, before, strict=True):
         assert torch.equal(w, value)
         assert w.data_ptr() % 64 == weights[0].data_ptr() % 64

@@ -93,7 +93,7 @@ def test_an_epoch_never_waits_for_the_gpu(where):
     counts = small_counts(90, n_batches=2)
     vae = small_vae(counts, dropout_rate=0.0, kernels=for_device(where)).to(where).train()
     weights = list(vae.parameters())
-    optimizer = Adam(weights, clip=50.0, weight_decay=0.0)
+    optimizer = Adam(weights, clip=50.0)
     noise, source = torch.Generator(where).manual_seed(0), device.minibatches_on(where, counts)
     torch.cuda.set_sync_debug_mode("error")
     try:

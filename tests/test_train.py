@@ -444,6 +444,29 @@ def test_weight_decay_shrinks_the_weights(counts):
     assert norms[3.0] < 0.9 * norms[0.0]
 
 
+def test_a_precise_prior_keeps_the_weights_of_the_heads_small_and_no_others(counts):
+    norms = {}
+    for precision in (0.0, 1000.0):
+        vae = small_vae(counts, weight_precision=precision)
+        run(vae, counts, max_epochs=20, validation=np.array([], dtype=np.int64))
+        norms[precision] = [w.norm().item() for w in (vae.decoder.logits.weight, vae.decoder.dropout.weight)]
+        norms[precision].append(vae.encoder.first.weight.norm().item())
+    (logits, dropout, encoder), (small_logits, small_dropout, same_encoder) = norms.values()
+    assert small_logits < 0.5 * logits
+    assert small_dropout < 0.5 * dropout
+    assert same_encoder == pytest.approx(encoder, rel=0.2)
+
+
+@pytest.mark.parametrize("n_cells", [20, 40])
+def test_the_prior_of_the_weights_weighs_as_much_as_all_cells_together(counts, monkeypatch, n_cells):
+    decays = []
+    monkeypatch.setattr(train, "Adam", lambda w, **k: decays.append(k["decays"]) or Adam(w, **k))
+    vae = small_vae(counts, weight_precision=60.0)
+    run(vae, counts, train=np.arange(n_cells), max_epochs=1, weight_decay=0.25)
+    assert decays == [[0.25 + p / n_cells for p in vae.precisions()]]
+    assert set(decays[0]) == {0.25, 0.25 + 60 / n_cells}
+
+
 def test_an_epoch_is_judged_by_the_average_of_the_weights(counts, monkeypatch):
     """Of all steps so far, the present weights going on afterwards."""
     vae, at, seen = small_vae(counts), judged(monkeypatch), []

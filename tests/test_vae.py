@@ -144,9 +144,9 @@ def test_elbo_is_below_the_marginal_log_likelihood(name):
     counts = small_counts(60, support=support_of(name), n_batches=2)
     vae = small_vae(counts, gene_likelihood=name)
     few_steps(vae, counts, n_steps=20)
-    terms = np.mean([elbo_terms(vae, counts, seed=seed) for seed in range(25)], axis=0)
+    terms = np.mean([elbo_terms(vae, counts, seed=seed) for seed in range(100)], axis=0)
     elbo = terms[0] - terms[1] - terms[2]
-    marginal = marginal_log_likelihood(vae, counts, n_samples=150, seed=0)
+    marginal = marginal_log_likelihood(vae, counts, n_samples=1000, seed=0)
     assert marginal.mean() > elbo.mean() + 0.05
     assert (marginal > elbo).mean() > 0.8
     assert marginal.mean() < elbo.mean() + 30  # a bound, not just any number below
@@ -240,6 +240,16 @@ def test_batches_apart_are_charged_in_training_and_are_no_part_of_the_bound():
 def test_one_batch_is_not_charged():
     counts = small_counts()
     assert small_vae(counts, batch_mixing=9.0).train()(counts.minibatch(slice(None)), generator(1)).apart == 0
+
+
+@pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
+def test_the_weights_of_the_heads_have_a_prior(name):
+    counts = small_counts(n_batches=3, support=support_of(name))
+    vae = small_vae(counts, gene_likelihood=name, weight_precision=70.0)
+    found = {w: p for (w, _), p in zip(vae.named_parameters(), vae.precisions(), strict=True) if p}
+    heads = ["decoder.logits.weight"] * (name in COUNT_LIKELIHOODS) + ["decoder.dropout.weight"] * (name == "zinb")
+    assert found == dict.fromkeys(heads, 70.0)
+    assert not any(small_vae(counts, gene_likelihood=name).precisions())
 
 
 def test_the_kl_of_z_is_from_the_mixture():
@@ -352,14 +362,14 @@ def test_a_minibatch_of_one_cell_trains(name):
     before = state_of(vae)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     losses = []
-    for step in range(12):
+    for step in range(40):
         loss = vae(counts.minibatch(np.array([7])), generator(step)).loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert np.isfinite(losses).all()
-    assert losses[-1] < losses[0]
+    assert np.median(losses[-5:]) < np.median(losses[:5])
     assert all(torch.isfinite(t).all() for t in vae.state_dict().values())
     assert not torch.equal(before["decoder.logits.weight"], vae.decoder.logits.weight)
 
