@@ -45,15 +45,16 @@ GRID: dict[str, dict] = {
     **{f"n_layers={n}": {"model": {"n_layers": n}} for n in (2, 3)},
     **{f"dropout_rate={p}": {"model": {"dropout_rate": p}} for p in (0.0, 0.2)},
     **{f"gene_likelihood={name}": {"model": {"gene_likelihood": name}} for name in ("nb", "poisson")},
-    **{f"dropout_cost={cost}": {"model": {"dropout_cost": cost}} for cost in (0.0, 0.02, 0.1)},
+    **{f"dropout_cost={cost}": {"model": {"dropout_cost": cost}} for cost in (0.0, 0.01, 0.06)},
     **{f"prior_components={n}": {"model": {"prior_components": n}} for n in (0, 10, 100)},
-    **{f"batch_mixing={weight}": {"model": {"batch_mixing": weight}} for weight in (0.0, 3.0)},
+    **{f"batch_mixing={weight}": {"model": {"batch_mixing": weight}} for weight in (0.0, 1.0, 3.0)},
+    **{f"weight_precision={p}": {"model": {"weight_precision": p}} for p in (0.0, 30.0, 300.0)},
     "dispersion=gene-batch": {"model": {"dispersion": "gene-batch"}},
     "library=observed": {"model": {"library": "observed"}},
     "encode_covariates": {"model": {"encode_covariates": True}},
     **{f"learning_rate={rate}": {"train": {"learning_rate": rate}} for rate in (2e-3, 8e-3)},
     **{f"kl_warmup={share}": {"train": {"kl_warmup": share}} for share in (0.0, 0.3)},
-    **{f"steps={n}": {"steps": n} for n in (400, 1600)},
+    **{f"steps={n}": {"steps": n} for n in (800, 2400)},
     "batch_size=256": {"train": {"batch_size": 256, "learning_rate": 5.7e-3}},  # the rate grows by sqrt(2)
     "batch_size=64": {"train": {"batch_size": 64, "learning_rate": 2.8e-3}},
     "weight_decay=1e-5": {"train": {"weight_decay": 1e-5}},
@@ -61,10 +62,10 @@ GRID: dict[str, dict] = {
     "theta=1": {"start": "theta_of_1"},
     "theta=5": {"start": "theta_of_5"},
     "theta=moments": {"start": "theta_by_moments"},
-    "decoder_dropout=0": {"start": "no_decoder_dropout"},
+    "decoder_dropout=0.1": {"start": "decoder_dropout"},
     "batch_norm": {"start": "batch_norm"},
 }
-COMBINATIONS = ("n_latent=10+n_hidden=128", "steps=1600+dropout_rate=0.2", "theta=5+gene_likelihood=nb")
+COMBINATIONS = ("n_latent=10+n_hidden=128", "steps=2400+dropout_rate=0.2", "theta=5+gene_likelihood=nb")
 LOWER = ("thinned_nll", "thinned_nll_rho", "fit_s")
 SCORES = (*LOWER[:2], "knn_corr", "knn_acc", "ari", "nmi", "bio", "batch", "total", "fit_s")
 DIGITS = {"thinned_nll": 2, "thinned_nll_rho": 2, "fit_s": 1}
@@ -89,9 +90,9 @@ def theta_by_moments(model) -> None:
     model._vae.decoder.log_dispersion.data.copy_(torch.from_numpy(np.log(theta)))
 
 
-def no_decoder_dropout(model) -> None:
+def decoder_dropout(model) -> None:
     for block in model._vae.decoder.blocks:
-        block.dropout.rate = 0.0
+        block.dropout.rate = 0.1
 
 
 def batch_norm(model) -> None:
@@ -102,7 +103,7 @@ def batch_norm(model) -> None:
             block.norm = nn.BatchNorm1d(block.norm.normalized_shape[0], momentum=0.01, eps=1e-3)
 
 
-STARTS: dict[str, Callable] = {f.__name__: f for f in (theta_by_moments, no_decoder_dropout, batch_norm)}
+STARTS: dict[str, Callable] = {f.__name__: f for f in (theta_by_moments, decoder_dropout, batch_norm)}
 STARTS |= {f"theta_of_{theta}": partial(theta_of, theta) for theta in (1, 5)}
 
 
