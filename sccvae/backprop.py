@@ -25,7 +25,6 @@ from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH
 from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear, noise_of_units
 from sccvae.vae import VAE
 
-
 NO_NOISE = torch.empty(0, 0, dtype=torch.int16)
 
 
