@@ -206,7 +206,8 @@ def check_training(history: pd.DataFrame) -> list[Check]:
             else f"In the best epoch, {best}, held-out cells are explained no worse than training cells: "
         )
         too_wide = share > EXPECTED["held_out_gap"][1]
-        advice = "the model learns cells by heart. Take more cells, fewer genes, or a higher dropout_rate."
+        more = "a higher weight_precision or dropout_rate"
+        advice = f"the model learns cells by heart. Take more cells, fewer genes, or {more}."
         checks.append(
             Check("held_out_gap", share, text + (advice if too_wide else "what was learnt holds for others."))
         )
