@@ -34,7 +34,7 @@ class DenoisingAutoencoder(AutoencodingModel):
     adata, batch_key, layer, mask_var, n_hidden, n_latent, n_layers, gene_likelihood, scale, seed, device
         As for `Autoencoder`.
     dropout_rate
-        Share of hidden units left out in each training step; none, since the corruption is there already.
+        Share of the encoder's hidden units left out in each training step; none, since the corruption is there already.
     corruption
         Process of `sccvae.corruption`, or several, applied in turn. None takes `Thinning` and `GeneDropout` for counts,
         `GaussianNoise` for real values (its `sd` is in their units: set it), `SaltAndPepper` for 0/1 values. More

@@ -50,9 +50,10 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
-        for name in ("dropout_cost", "prior_components", "batch_mixing", "weight_precision"):
+        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
+        for name, what in (floors | {"weight_precision": "a finite number"}).items():
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
 
     @property
     def infers_library(self) -> bool:

@@ -94,7 +94,7 @@ def fit(
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     weights, held_out, minibatches = list(vae.parameters()), counts[validation], minibatches_on(device, counts)
-    decays = [plan.weight_decay + precision / max(len(train), 1) for precision in vae.precisions()]
+    decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
     optimizer = Adam(weights, clip=plan.gradient_clip, decays=decays)
     gradients = gradients_of(vae, plan.precision)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)

@@ -429,12 +429,12 @@ def test_number_of_layers(n_layers):
         ("n_layers", 0, "n_layers is 0"),
         ("dropout_rate", 1.0, "dropout_rate is 1.0"),
         ("dropout_rate", -0.1, "dropout_rate is -0.1"),
-        ("dropout_cost", -1.0, "dropout_cost is -1.0; expected 0 or more."),
-        ("prior_components", -1, "prior_components is -1; expected 0 or more."),
-        ("batch_mixing", -0.5, "batch_mixing is -0.5; expected 0 or more."),
-        ("batch_mixing", float("nan"), "batch_mixing is nan; expected 0 or more."),
-        ("weight_precision", -1.0, "weight_precision is -1.0; expected 0 or more."),
-        ("weight_precision", math.inf, "weight_precision is inf; expected 0 or more."),
+        ("dropout_cost", -1.0, "dropout_cost is -1.0; expected nats per drop-out, 0 or more."),
+        ("prior_components", -1, "prior_components is -1; expected Gaussians, 0 or more."),
+        ("batch_mixing", -0.5, "batch_mixing is -0.5; expected nats per nat, 0 or more."),
+        ("batch_mixing", float("nan"), "batch_mixing is nan; expected nats per nat, 0 or more."),
+        ("weight_precision", -1.0, "weight_precision is -1.0; expected a finite number, 0 or more."),
+        ("weight_precision", math.inf, "weight_precision is inf; expected a finite number, 0 or more."),
     ],
 )
 def test_architecture_refuses_what_cannot_be(choice, value, message):

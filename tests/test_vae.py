@@ -369,7 +369,7 @@ def test_a_minibatch_of_one_cell_trains(name):
         optimizer.step()
         losses.append(loss.item())
     assert np.isfinite(losses).all()
-    assert np.median(losses[-5:]) < np.median(losses[:5])
+    assert losses[-1] < losses[0]
     assert all(torch.isfinite(t).all() for t in vae.state_dict().values())
     assert not torch.equal(before["decoder.logits.weight"], vae.decoder.logits.weight)
 
