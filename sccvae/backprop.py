@@ -184,13 +184,23 @@ class Product:
     The gradient by a product takes the place of the product; `bits` is that place as compiled code takes it.
     """
 
+    dtype = torch.float32
+
     def __init__(self, weight: Parameter):
         self.weight, self.arrays = weight, Arrays()
+
+    def place(self, h: torch.Tensor) -> torch.Tensor:
+        """Where the product with `h` goes."""
+        return self.arrays("out", len(h), self.weight.shape[1], dtype=self.dtype)
 
     def forward(self, h: torch.Tensor) -> None:
         """Multiply; the result is `out`."""
         self.input = h
-        self.out = torch.mm(h, self.weight, out=self.arrays("out", len(h), self.weight.shape[1]))
+        self.out = torch.mm(h, self.weight, out=self.place(h))
+
+    def forward_of_zero(self, h: torch.Tensor) -> None:
+        """The same where the weight is 0, without multiplying; nothing goes back through it."""
+        self.out = self.place(h).zero_()
 
     @property
     def bits(self) -> np.ndarray:
@@ -210,16 +220,17 @@ class Halved(Product):
     mean expression, are added afterwards.
     """
 
+    dtype = torch.bfloat16
+
     def forward(self, h: torch.Tensor) -> None:
         """Multiply; the result is `out`."""
         self.input = self.halves("input", h).copy_(h)
         self.halved = self.halves("weight", self.weight).copy_(self.weight)
-        out = self.arrays("out", len(h), self.weight.shape[1], dtype=torch.bfloat16)
-        self.out = torch.mm(self.input, self.halved, out=out)
+        self.out = torch.mm(self.input, self.halved, out=self.place(h))
 
     def halves(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """An array of bfloat16 that is kept."""
-        return self.arrays(name, *like.shape, dtype=torch.bfloat16)
+        return self.arrays(name, *like.shape, dtype=self.dtype)
 
     @property
     def bits(self) -> np.ndarray:
@@ -281,12 +292,16 @@ class CountHeads:
         self.logits, dropout = product(decoder.logits.weight), decoder.dropout
         self.pi = None if dropout is None else (product(dropout.weight), dropout.bias)
 
-    def forward(self, h: torch.Tensor, x: Minibatch, log_library: torch.Tensor) -> Any:
-        """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell."""
-        self.x, self.input, pi, pi_bias = x, h, None, None
+    def forward(self, h: torch.Tensor, x: Minibatch, log_library: torch.Tensor, *, waits: bool) -> Any:
+        """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell.
+
+        With `waits`, the weight of the drop-out head gets no gradient (see the heading of `gradients`).
+        """
+        self.x, self.input, self.waits, pi, pi_bias = x, h, waits, None, None
         self.logits.forward(h)
         if self.pi is not None:
-            self.pi[0].forward(h)
+            self.absent = waits and not _array(self.pi[0].weight).any()
+            (self.pi[0].forward_of_zero if self.absent else self.pi[0].forward)(h)
             pi, pi_bias = self.pi[0].bits, _array(self.pi[1])
         heads = fused.Heads(self.logits.bits, self.shared.table(x), log_library.numpy(), self._log_theta(), pi, pi_bias)
         weight = np.full(x.n_cells, -1 / x.n_cells, np.float32)
@@ -314,7 +329,10 @@ class CountHeads:
         self.shared.backward(self.x, by.bias)
         self.logits.backward(by_input, add=False)
         if self.pi is not None:
-            self.pi[0].backward(by_input, add=True)
+            if not self.absent:
+                self.pi[0].backward(by_input, add=True)
+            if self.waits:
+                place_of(self.pi[0].weight).zero_()
             place_of(self.pi[1]).copy_(by.pi_bias)
         if d.per_cell:
             torch.sum(by.log_theta, 0, out=place_of(d.dispersion_head.bias))
@@ -360,7 +378,7 @@ class ByHand:
             log_library = drawn[:, 0]
         for layer in self.decoder:
             h = layer.forward(h, x, noise)
-        if (likelihood := self.heads.forward(h, x, log_library)) is None:
+        if (likelihood := self.heads.forward(h, x, log_library, waits=kl_weight < 1)) is None:
             with torch.enable_grad():
                 return self.otherwise(x, noise, kl_weight)
 

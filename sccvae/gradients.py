@@ -1,4 +1,9 @@
-"""The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`)."""
+"""The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`).
+
+Until the KL weight is 1, the weights from hidden units to drop-outs wait: their gradient is 0. They start at 0, where a
+gene has one rate of drop-outs for all cells, and zero inflation must be earned: what cells differ in goes to their
+expression first. While they are 0, half of the decoder's products need not be computed.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -41,4 +46,6 @@ class Autograd:
         loss = elbo.loss(kl_weight)
         self.vae.zero_grad()
         loss.backward()
+        if kl_weight < 1 and (dropout := self.vae.decoder.dropout) is not None:
+            dropout.weight.grad = torch.zeros_like(dropout.weight)
         return loss.detach(), torch.stack([t.detach() for t in elbo[:3]])
