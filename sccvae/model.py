@@ -178,7 +178,8 @@ class SCCVAE(AnalysedModel):
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
-            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1; `batch_mixing` begins at its end.
+            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins,
+            and drop-outs, until then one rate for each gene, may differ between cells.
         gradient_clip, weight_decay
             Highest norm of the gradient; L2 penalty.
         n_draws
