@@ -45,7 +45,8 @@ class SCCVAE(AnalysedModel):
     n_hidden, n_latent, n_layers
         Width of the hidden layers, dimensions of the embedding, hidden layers of encoder and decoder each.
     dropout_rate
-        Share of the encoder's hidden units left out in each training step.
+        Share of the encoder's hidden units left out in each training step; None takes 0.1, and beyond 2,000 cells
+        200 / cells: the more there are, the less is learnt by heart.
     dispersion
         One theta per gene, per gene and batch, or per gene and cell.
     gene_likelihood
@@ -100,7 +101,7 @@ class SCCVAE(AnalysedModel):
         n_hidden: int = 256,
         n_latent: int = 20,
         n_layers: int = 1,
-        dropout_rate: float = 0.1,
+        dropout_rate: float | None = None,
         dispersion: Dispersion = "gene",
         gene_likelihood: LikelihoodName = "zinb",
         library: Library = "lognormal",
@@ -131,7 +132,7 @@ class SCCVAE(AnalysedModel):
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
-            dropout_rate=dropout_rate,
+            dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else dropout_rate,
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             library="observed" if size_factor_key is not None else library,
