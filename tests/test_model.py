@@ -752,6 +752,14 @@ def test_an_unknown_precision_is_named(adata):
         sccvae.SCCVAE(adata, n_hidden=4).train(1, precision="half")
 
 
+@pytest.mark.parametrize(("n_cells", "rate"), [(20, 0.1), (2000, 0.1), (4000, 0.05)])
+def test_dropout_by_default(n_cells, rate):
+    cells = sccvae.simulate.simulate(n_cells, 20, seed=0)
+    assert sccvae.SCCVAE(cells)._vae.architecture.dropout_rate == rate
+    assert sccvae.SCCVAE(cells, dropout_rate=0.2)._vae.architecture.dropout_rate == 0.2
+    assert sccvae.SCCVAE(cells, dropout_rate=0.0)._vae.architecture.dropout_rate == 0.0
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
