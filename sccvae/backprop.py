@@ -10,7 +10,6 @@ weights into their places. Names of gradients begin with `by_`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,27 +56,28 @@ class Shared:
     """A bias and a covariate offset as a table: a row for all cells, each batch, or (more covariates) each cell."""
 
     def __init__(self, bias: Parameter, offset: CovariateOffset):
-        self.bias, self.offset = bias, offset
+        self.bias, self.offset, self.levels = bias, offset, list(offset.levels)
         self.by_cell = len(offset.used) > 1 or hasattr(offset, "slopes")
 
     def table(self, x: Minibatch) -> fused.Table:
         """The table, (rows, n_out), with the row of each cell."""
         if self.by_cell:
-            return _table(self.offset(self.bias.expand(x.n_cells, -1), x), np.arange(x.n_cells), own=True)
-        if self.offset.used:
-            return _table(self.bias + self.offset.levels[0], _codes(x, self.offset.used[0]))
-        return _table(self.bias[None], np.zeros(x.n_cells, np.int64))
+            own = self.offset(self.bias.expand(x.n_cells, -1), x)
+            return fused.Table(_array(own), np.arange(x.n_cells), own=True)
+        if self.levels:
+            return fused.Table(_array(self.levels[0]) + _array(self.bias), _codes(x, self.offset.used[0]))
+        return fused.Table(_array(self.bias)[None], np.zeros(x.n_cells, np.int64))
 
-    def backward(self, x: Minibatch, by_table: torch.Tensor) -> None:
+    def backward(self, x: Minibatch, by_table: np.ndarray) -> None:
         """From the gradient by the table to those by bias and offset."""
-        torch.sum(by_table, 0, out=place_of(self.bias))
-        for column, levels in zip(self.offset.used, self.offset.levels, strict=True):
+        by_table.sum(0, out=place_of(self.bias).numpy())
+        for column, levels in zip(self.offset.used, self.levels, strict=True):
             if self.by_cell:
-                place_of(levels).zero_().index_add_(0, x.codes[:, column], by_table)
+                place_of(levels).zero_().index_add_(0, x.codes[:, column], torch.from_numpy(by_table))
             else:
-                place_of(levels).copy_(by_table)
+                place_of(levels).numpy()[:] = by_table
         if hasattr(self.offset, "slopes"):
-            torch.mm(x.continuous.t(), by_table, out=place_of(self.offset.slopes))
+            torch.mm(x.continuous.t(), torch.from_numpy(by_table), out=place_of(self.offset.slopes))
 
 
 class Layer:
@@ -105,10 +105,11 @@ class Layer:
 
     def backward(self, by_out: torch.Tensor) -> torch.Tensor:
         """From the gradient by the output to that by the input."""
-        by_a, by_table = self.arrays("by_a", *by_out.shape), self.arrays("by_table", self.n_rows, by_out.shape[1])
+        by_a = self.arrays("by_a", *by_out.shape)
+        by_table = self.arrays("by_table", self.n_rows, by_out.shape[1]).numpy()
         kept = self.out, self.rate, _array(self.norm[0]), self.row, self.normal, self.scale
         by_norm = [place_of(w).numpy() for w in self.norm]
-        layers.block_gradient(by_out.numpy(), *kept, by_a.numpy(), by_table.numpy(), *by_norm)
+        layers.block_gradient(by_out.numpy(), *kept, by_a.numpy(), by_table, *by_norm)
         self.shared.backward(self.x, by_table)
         return self.product_backward(by_a)
 
@@ -143,38 +144,39 @@ class Draw:
         self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Arrays()
 
     def forward(
-        self, h: torch.Tensor, noise: torch.Tensor, shift: torch.Tensor, prior_mean: torch.Tensor, prior_variance
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, h: torch.Tensor, noise: torch.Tensor, shift: np.ndarray, prior_mean: np.ndarray, prior_variance
+    ) -> tuple[torch.Tensor, np.ndarray]:
         """The draw, (cells, n), and the KL of each cell, (cells,); `noise` (cells, n), the others (cells,)."""
         self.input, n_cells, n = h, *noise.shape
         self.shape = n_cells, 2 * n
         head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", *self.shape))
-        variance, draw, kl = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n), torch.empty(n_cells)
-        given = head.numpy(), self.bounds, shift.numpy(), prior_mean.numpy(), prior_variance.numpy()
-        self.kept = (*given, noise.numpy(), variance.numpy())
-        layers.gaussian(*self.kept, draw.numpy(), kl.numpy())
+        variance, draw = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n)
+        kl = np.empty(n_cells, np.float32)
+        self.kept = (head.numpy(), self.bounds, shift, prior_mean, prior_variance, noise.numpy(), variance.numpy())
+        layers.gaussian(*self.kept, draw.numpy(), kl)
         return draw, kl
 
     @property
-    def means(self) -> torch.Tensor:
+    def means(self) -> np.ndarray:
         """Those of the last call of `forward`, (cells, n), but for `shift`."""
-        return self.arrays("head", *self.shape).chunk(2, 1)[0]
+        return self.kept[0][:, : self.shape[1] // 2]
 
     def backward(
         self,
-        by_draw: torch.Tensor,
+        by_draw: np.ndarray,
         kl_weight: float,
         by_input: torch.Tensor,
-        by_mean: torch.Tensor | None,
+        by_mean: np.ndarray | None,
         *,
         add,
     ) -> None:
         """Into by_input, or added to it: from the gradients by draw and mean, and that of `kl_weight` times the KL."""
-        by_head = self.arrays("by_head", len(by_draw), 2 * by_draw.shape[1])
-        layers.gaussian_gradient(*self.kept, by_draw.numpy(), np.float32(kl_weight), by_head.numpy())
+        by_head = self.arrays("by_head", *self.shape)
+        values = by_head.numpy()
+        layers.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
         if by_mean is not None:
-            by_head[:, : by_mean.shape[1]].add_(by_mean)
-        torch.sum(by_head, 0, out=place_of(self.linear.bias))
+            values[:, : by_mean.shape[1]] += by_mean
+        values.sum(0, out=place_of(self.linear.bias).numpy())
         _product_backward(self.input, self.linear.weight, by_head, by_input, add=add)
 
 
@@ -253,34 +255,34 @@ class Prior:
     """What a mixture as p(z) adds to the KL from N(0, I), and its gradients."""
 
     def __init__(self, prior: MixturePrior):
-        self.prior, self.arrays = prior, Arrays()
+        self.weights, self.arrays = (prior.logits, prior.mean, prior.log_variance), Arrays()
 
-    def forward(self, z: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
         """`MixturePrior.below_standard`, (cells,), and the gradient of weight * its sum by z; the prior's are set."""
-        p, value, shape = self.prior, z.new_empty(len(z)), z.t().shape
-        weights = p.logits, p.mean, p.log_variance
-        given, by_z = (self.arrays("z", *shape).copy_(z.t()), *weights), self.arrays("by_z", *shape)
-        found = self.arrays("share", len(weights[0]), len(z)), value, by_z, *map(place_of, weights)
-        layers.mixture_prior(*map(_array, given), np.float32(FLOOR), np.float32(weight), *map(_array, found))
-        return value, by_z.t()
+        n_cells, n = z.shape
+        value, by_z = np.empty(n_cells, np.float32), self.arrays("by_z", n, n_cells).numpy()
+        share = self.arrays("share", len(self.weights[0]), n_cells).numpy()
+        given, places = map(_array, self.weights), (place_of(w).numpy() for w in self.weights)
+        numbers = np.float32(FLOOR), np.float32(weight)
+        layers.mixture_prior(np.ascontiguousarray(z.T), *given, *numbers, share, value, by_z, *places)
+        return value, by_z.T
 
 
 class Mixing:
     """The penalty for means of q(z|x) that keep to their own batch, and its gradient."""
 
     def __init__(self, weight: float):
-        self.weight, self.arrays = weight, Arrays()
+        self.weight = np.float32(weight)
 
-    def forward(self, mean: torch.Tensor, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, mean: np.ndarray, x: Minibatch) -> tuple[np.ndarray, np.ndarray]:
         """The penalty of each cell, (cells,), and the gradient of its mean, (cells, n)."""
-        n, copies, value = x.n_cells, x.copies, torch.zeros(x.n_cells)
+        n, copies, value = x.n_cells, x.copies, np.zeros(x.n_cells, np.float32)
         if n < 3 * copies:
-            return value, torch.zeros_like(mean)
-        z, numbers = self.arrays("z", *mean.t().shape).copy_(mean.t()), (np.float32(WIDTH), np.float32(SMOOTHING))
-        given = z.numpy(), _codes(x, 0), copies, *numbers, min(NEIGHBOURS, n - copies), value.numpy()
+            return value, np.zeros_like(mean)
+        numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n - copies)
         with threads() as n_threads:
-            by_z = layers.own_batch_excess(given, n_threads)
-        return value.mul_(self.weight), torch.from_numpy(by_z.T).mul_(self.weight / n)
+            by_z = layers.own_batch_excess((np.ascontiguousarray(mean.T), _codes(x, 0), *numbers, value), n_threads)
+        return self.weight * value, self.weight / np.float32(n) * by_z.T
 
 
 class CountHeads:
@@ -292,7 +294,7 @@ class CountHeads:
         self.logits, dropout = product(decoder.logits.weight), decoder.dropout
         self.pi = None if dropout is None else (product(dropout.weight), dropout.bias)
 
-    def forward(self, h: torch.Tensor, x: Minibatch, log_library: torch.Tensor, *, waits: bool) -> Any:
+    def forward(self, h: torch.Tensor, x: Minibatch, log_library: np.ndarray, *, waits: bool) -> fused.Gradients | None:
         """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell.
 
         With `waits`, the weight of the drop-out head gets no gradient (see the heading of `gradients`).
@@ -303,24 +305,21 @@ class CountHeads:
             self.absent = waits and not _array(self.pi[0].weight).any()
             (self.pi[0].forward_of_zero if self.absent else self.pi[0].forward)(h)
             pi, pi_bias = self.pi[0].bits, _array(self.pi[1])
-        heads = fused.Heads(self.logits.bits, self.shared.table(x), log_library.numpy(), self._log_theta(), pi, pi_bias)
+        heads = fused.Heads(self.logits.bits, self.shared.table(x), log_library, self._log_theta(), pi, pi_bias)
         weight = np.full(x.n_cells, -1 / x.n_cells, np.float32)
         with threads() as n_threads:
-            result = fused.count_log_likelihood(stored(x), heads, self.cost, weight, n_threads, in_place=True)
-        if result is None:
-            return None
-        shared = result._replace(logits=None, pi=None)  # those lie in the places of logits and pi
-        self.by = shared._make(None if a is None else torch.from_numpy(a) for a in shared)
+            self.by = fused.count_log_likelihood(stored(x), heads, self.cost, weight, n_threads, in_place=True)
         return self.by
 
     def _log_theta(self) -> fused.Table | None:
         match self.decoder.dispersion:
             case "gene":
-                return _table(self.decoder.log_dispersion, np.zeros(self.x.n_cells, np.int64))
+                return fused.Table(_array(self.decoder.log_dispersion), np.zeros(self.x.n_cells, np.int64))
             case "gene-batch":
-                return _table(self.decoder.log_dispersion, _codes(self.x, 0))
+                return fused.Table(_array(self.decoder.log_dispersion), _codes(self.x, 0))
             case "gene-cell":
-                return _table(self.decoder.dispersion_head(self.input), np.arange(self.x.n_cells), own=True)
+                own = self.decoder.dispersion_head(self.input)
+                return fused.Table(_array(own), np.arange(self.x.n_cells), own=True)
         return None
 
     def backward(self) -> torch.Tensor:
@@ -333,12 +332,12 @@ class CountHeads:
                 self.pi[0].backward(by_input, add=True)
             if self.waits:
                 place_of(self.pi[0].weight).zero_()
-            place_of(self.pi[1]).copy_(by.pi_bias)
+            place_of(self.pi[1]).numpy()[:] = by.pi_bias
         if d.per_cell:
-            torch.sum(by.log_theta, 0, out=place_of(d.dispersion_head.bias))
-            _product_backward(self.input, d.dispersion_head.weight, by.log_theta, by_input, add=True)
+            by.log_theta.sum(0, out=place_of(d.dispersion_head.bias).numpy())
+            _product_backward(self.input, d.dispersion_head.weight, torch.from_numpy(by.log_theta), by_input, add=True)
         elif d.dispersion is not None:
-            place_of(d.log_dispersion).copy_(by.log_theta)
+            place_of(d.log_dispersion).numpy()[:] = by.log_theta
         return by_input
 
 
@@ -365,17 +364,17 @@ class ByHand:
         for layer in self.encoder:
             code = layer.forward(code, x, noise)
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
-        h, kl_z = self.z.forward(code, normal, torch.zeros(n), torch.zeros(n), torch.ones(n))
+        h, kl_z = self.z.forward(code, normal, none := np.zeros(n, np.float32), none, np.ones(n, np.float32))
         if self.prior is not None:
-            below, by_z = self.prior.forward(h, kl_weight / n)
+            below, by_z = self.prior.forward(h.numpy(), kl_weight / n)
             kl_z += below
         mixing = self.mixing if kl_weight == 1 else None
-        apart, by_mean = (torch.zeros(n), None) if mixing is None else mixing.forward(self.z.means, x)
-        log_library, kl_l = x.log_size, torch.zeros(n)
+        apart, by_mean = (none, None) if mixing is None else mixing.forward(self.z.means, x)
+        log_library, kl_l = x.log_size.numpy(), none
         if self.library is not None:
-            normal, prior = torch.randn(n, generator=noise)[:, None], self.vae.library_prior(x)
-            drawn, kl_l = self.library.forward(code, normal, x.log_size, *prior)
-            log_library = drawn[:, 0]
+            normal, prior = torch.randn(n, generator=noise)[:, None], map(_array, self.vae.library_prior(x))
+            drawn, kl_l = self.library.forward(code, normal, log_library, *prior)
+            log_library = drawn.numpy()[:, 0]
         for layer in self.decoder:
             h = layer.forward(h, x, noise)
         if (likelihood := self.heads.forward(h, x, log_library, waits=kl_weight < 1)) is None:
@@ -385,18 +384,20 @@ class ByHand:
         by_h = self.heads.backward()
         for layer in reversed(self.decoder):
             by_h = layer.backward(by_h)
+        by_draw = by_h.numpy()
         if self.prior is not None:
-            by_h += by_z
+            by_draw += by_z
         by_code = self.arrays("by_code", *code.shape)
-        self.z.backward(by_h, kl_weight / n, by_code, by_mean, add=False)
+        self.z.backward(by_draw, kl_weight / n, by_code, by_mean, add=False)
         if self.library is not None:
             self.library.backward(likelihood.log_library[:, None], 1 / n, by_code, None, add=True)
         for layer in reversed(self.encoder):
             by_code = layer.backward(by_code)
 
-        value = likelihood.value - x.log_factorial
-        reconstruction = value + self.heads.cost * likelihood.dropouts
-        return (kl_weight * kl_z + kl_l - value + apart).mean(), torch.stack([reconstruction, kl_z, kl_l])
+        value = likelihood.value - x.log_factorial.numpy()
+        reconstruction = value + np.float32(self.heads.cost) * likelihood.dropouts
+        loss = (np.float32(kl_weight) * kl_z + kl_l - value + apart).mean()
+        return torch.tensor(loss), torch.from_numpy(np.stack([reconstruction, kl_z, kl_l]))
 
 
 def _product_backward(h, weight, by_product, by_input, *, add=False) -> torch.Tensor:
@@ -409,12 +410,8 @@ def _array(t: torch.Tensor) -> np.ndarray:
     return t.detach().numpy()
 
 
-def _table(values: torch.Tensor, row: np.ndarray, *, own: bool = False) -> fused.Table:
-    return fused.Table(_array(values), row, own)
-
-
 def _codes(x: Minibatch, column: int) -> np.ndarray:
-    return x.codes[:, column].contiguous().numpy()
+    return np.ascontiguousarray(x.codes.numpy()[:, column])
 
 
 def _linear(module: torch.nn.Module) -> Linear:
