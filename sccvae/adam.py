@@ -22,6 +22,8 @@ EVERY = 5  # after 100 steps, how many lie between two looks of the average at t
 class Adam:
     """Steps of Adam on `weights`; the gradients as a whole are first scaled down to the norm `clip`.
 
+    A weight without a gradient stays as it is.
+
     Beside the weights goes their exponential moving average over the steps (Polyak & Juditsky 1992,
     https://doi.org/10.1137/0330046), free of the noise of single minibatches: see `averaged`.
 
@@ -43,7 +45,7 @@ class Adam:
         self.torch: torch.optim.Adam | None = None
         if all(map(fits, weights)):
             self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
-            self.ends = np.cumsum(_sizes(weights))
+            self.ends, self.moves = np.cumsum(_sizes(weights)), np.ones(len(weights), bool)
             _point(weights, places)
             for w, by_w in zip(weights, self.places, strict=True):
                 w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
@@ -77,16 +79,19 @@ class Adam:
             return
         from sccvae import layers
 
-        for w, place in zip(self.weights, self.places, strict=True):
-            if w.grad is not place:  # a gradient of autograd's own, or none
-                w.grad = place.zero_() if w.grad is None else place.copy_(w.grad)
+        for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
+            if w.grad is None and self.moves[k]:
+                place.zero_()
+            elif w.grad is not None and w.grad is not place:  # a gradient of autograd's own
+                w.grad = place.copy_(w.grad)
+            self.moves[k] = w.grad is not None
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
         norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
         numbers = (rate / bias, 1 / math.sqrt(square_bias), *(1 - beta for beta in BETAS), share)
         with threads() as n_threads:
             arrays = [t.numpy() for t in self.arrays]
-            layers.adam(self.ends, self.decays, arrays, (*numbers, self.eps, scale), n_threads)
+            layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale), n_threads)
 
 
 def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:

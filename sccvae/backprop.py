@@ -331,7 +331,7 @@ class CountHeads:
             if not self.absent:
                 self.pi[0].backward(by_input, add=True)
             if self.waits:
-                place_of(self.pi[0].weight).zero_()
+                self.pi[0].weight.grad = None
             place_of(self.pi[1]).numpy()[:] = by.pi_bias
         if d.per_cell:
             by.log_theta.sum(0, out=place_of(d.dispersion_head.bias).numpy())
@@ -358,7 +358,9 @@ class ByHand:
         self.heads = CountHeads(decoder, vae.architecture.dropout_cost, product)
 
     @torch.no_grad()
-    def __call__(self, x: Minibatch, noise: torch.Generator, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, x: Minibatch, noise: torch.Generator, kl_weight: float, waits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `gradients.Gradients`."""
         n, code = x.n_cells, torch.exp(self.vae.encoder.log_target - x.log_total)
         for layer in self.encoder:
@@ -377,9 +379,9 @@ class ByHand:
             log_library = drawn.numpy()[:, 0]
         for layer in self.decoder:
             h = layer.forward(h, x, noise)
-        if (likelihood := self.heads.forward(h, x, log_library, waits=kl_weight < 1)) is None:
+        if (likelihood := self.heads.forward(h, x, log_library, waits=waits)) is None:
             with torch.enable_grad():
-                return self.otherwise(x, noise, kl_weight)
+                return self.otherwise(x, noise, kl_weight, waits)
 
         by_h = self.heads.backward()
         for layer in reversed(self.decoder):

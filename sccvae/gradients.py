@@ -1,8 +1,8 @@
 """The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`).
 
-Until the KL weight is 1, the weights from hidden units to drop-outs wait: their gradient is 0. They start at 0, where a
-gene has one rate of drop-outs for all cells, and zero inflation must be earned: what cells differ in goes to their
-expression first. While they are 0, half of the decoder's products need not be computed.
+For the first part of a run the weights from hidden units to drop-outs wait: they have no
+gradient. They start at 0, where a gene has one rate of drop-outs for all cells, and zero inflation must be earned: what
+cells differ in goes to their expression first. While they are 0, half of the decoder's products need not be computed.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,12 @@ from sccvae.data import Minibatch
 from sccvae.kernels import FUSED, fits
 from sccvae.vae import VAE
 
-# (minibatch, source of noise, KL weight) -> loss, (), and reconstruction, KL of z and KL of l, (3, cells).
-# Every weight then has its gradient in `w.grad`.
-Gradients = Callable[[Minibatch, torch.Generator, float], tuple[torch.Tensor, torch.Tensor]]
+# (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
+# -> loss, (), and reconstruction, KL of z and KL of l, (3, cells). Every weight then has its gradient in `w.grad`.
+Gradients = Callable[[Minibatch, torch.Generator, float, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
+
+DROPOUT_WAIT = 0.4  # share of a run in which the drop-out head waits
 
 
 def gradients_of(vae: VAE, precision: Precision) -> Gradients:
@@ -40,12 +42,14 @@ class Autograd:
     def __init__(self, vae: VAE):
         self.vae = vae
 
-    def __call__(self, x: Minibatch, noise: torch.Generator, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, x: Minibatch, noise: torch.Generator, kl_weight: float, waits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Gradients`."""
         elbo = self.vae(x, noise)
         loss = elbo.loss(kl_weight)
         self.vae.zero_grad()
         loss.backward()
-        if kl_weight < 1 and (dropout := self.vae.decoder.dropout) is not None:
+        if waits and (dropout := self.vae.decoder.dropout) is not None:
             dropout.weight.grad = torch.zeros_like(dropout.weight)
         return loss.detach(), torch.stack([t.detach() for t in elbo[:3]])

@@ -423,8 +423,8 @@ def _adam_of_one(first, last, decay, weights, gradient, mean, square, average, r
 
 
 @numba.njit(**LOOP)
-def _adam(first, last, ends, decays, *arguments):
-    """One step of Adam on the entries first..last.
+def _adam(first, last, ends, decays, moves, *arguments):
+    """One step of Adam on the entries first..last of the weights that move.
 
     `arguments`: arrays of weights, gradient, mean, square and average; `rate` and `correction`, which hold the bias
     corrections; shares of mean, square and average; eps, scale of the gradient. The shares are 1 minus what these keep,
@@ -433,7 +433,7 @@ def _adam(first, last, ends, decays, *arguments):
     begin = 0
     for k in range(ends.size):
         a, b = max(first, begin), min(last, ends[k])
-        if a < b:
+        if a < b and moves[k]:
             _adam_of_one(a, b, decays[k], *arguments)
         begin = ends[k]
 
@@ -444,7 +444,7 @@ def _adam_in_parallel(n_parts, n, *arguments):
         _adam(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
 
 
-def adam(ends, decays, arrays, numbers, n_threads):
-    """One step of Adam in place: where each weight ends in the flat arrays, its decay; the others as in `_adam`."""
-    size, arguments = arrays[0].size, (ends, decays, *arrays, *map(f32, numbers))
+def adam(weights, arrays, numbers, n_threads):
+    """One step in place; `weights`: where each ends in the flat arrays, its decay, whether it moves; see `_adam`."""
+    size, arguments = arrays[0].size, (*weights, *arrays, *map(f32, numbers))
     run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, arguments)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.device import minibatches_on
-from sccvae.gradients import Precision, gradients_of
+from sccvae.gradients import DROPOUT_WAIT, Precision, gradients_of
 from sccvae.vae import VAE
 
 
@@ -108,7 +108,8 @@ def fit(
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight)
+                waits = step < DROPOUT_WAIT * n_steps
+                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight, waits)
                 optimizer.step(rate)
                 losses.append(loss)
                 terms.append(elbo)

@@ -101,6 +101,27 @@ def test_a_weight_without_gradient_stays():
     assert weights[1].grad.abs().sum() == 0
 
 
+def test_a_weight_rests_while_it_has_no_gradient():
+    """From the start, as if its gradients were zero; later without momentum. The others do not see it in the norm."""
+    ours, reference = weights_of(), weights_of()
+    adam, expected = Adam(ours, clip=3.0), Adam(reference, clip=3.0)
+    for step in range(9):
+        give_gradients(ours, step)
+        give_gradients(reference, step)
+        if step < 2 or 4 <= step < 7:
+            ours[0].grad = None
+            reference[0].grad.zero_()
+        adam.step(0.1)
+        expected.step(0.1)
+        if step < 4:
+            np.testing.assert_array_equal(ours[0].detach(), reference[0].detach())
+        if step == 4:
+            kept = ours[0].detach().clone()
+        if 4 < step < 7:
+            np.testing.assert_array_equal(ours[0].detach(), kept)
+        assert all(torch.equal(w, r) for w, r in zip(ours[1:], reference[1:], strict=True))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_gradient_shows_in_the_weights(bad):
     weights = weights_of()

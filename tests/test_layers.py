@@ -100,12 +100,14 @@ def test_mixture_prior(n_components, n):
         np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4 * max(1, float(reference.abs().max())))
 
 
-def test_a_step_of_adam_on_a_part_leaves_the_rest():
+@pytest.mark.parametrize("moves", [[True, True], [True, False], [False, True]])
+def test_a_step_of_adam_on_a_part_leaves_the_rest(moves):
+    moves = np.array(moves)
     arrays, shares = np.ones((5, 10), f32), (f32(0.1), f32(0.001), f32(0.5))
     ends, decays = np.array([4, 10]), np.zeros(2, f32)
-    layers._adam(2, 5, ends, decays, *arrays, f32(0.1), f32(1), *shares, f32(0), f32(1))
+    layers._adam(2, 5, ends, decays, moves, *arrays, f32(0.1), f32(1), *shares, f32(0), f32(1))
     weights, *_, average = arrays
-    assert [w != 1 for w in weights] == [2 <= k < 5 for k in range(10)]
+    assert [w != 1 for w in weights] == [2 <= k < 5 and bool(moves[int(k >= 4)]) for k in range(10)]
     np.testing.assert_allclose(average, (1 + weights) / 2, rtol=1e-6)
 
 

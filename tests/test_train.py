@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sccvae import train
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled, split
+from sccvae.gradients import DROPOUT_WAIT
 from sccvae.kernels import FUSED, PLAIN
 from sccvae.train import Plan, Progress, TrainingError, fit, mean_terms
 from sccvae.vae import VAE
@@ -186,6 +187,18 @@ def test_several_draws_for_each_cell_estimate_the_same_gradient_with_less_noise(
     assert [x.n_cells for x in seen] == [72, 69, 69]
     assert torch.equal(seen[0].dense()[0::3], seen[0].dense()[2::3])
     assert torch.equal(seen[0].log_size[0::3], seen[0].log_size[1::3])
+
+
+@pytest.mark.parametrize("kernels", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_the_drop_out_head_waits_for_its_share_of_the_run(counts, kernels, monkeypatch):
+    vae, at_zero = small_vae(counts, kernels=kernels), []
+    step = Adam.step
+    monkeypatch.setattr(
+        Adam, "step", lambda self, rate: (step(self, rate), at_zero.append(not vae.decoder.dropout.weight.any()))[0]
+    )
+    run(vae, counts, max_epochs=5)
+    assert at_zero == [k < DROPOUT_WAIT * len(at_zero) for k in range(len(at_zero))]
+    assert 0 < sum(at_zero) < len(at_zero)
 
 
 def test_a_run_of_one_step_has_the_full_kl_weight(counts):
