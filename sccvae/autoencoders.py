@@ -83,7 +83,7 @@ class AutoencodingModel(HeldModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes 30, but as many as make 1,200 to 5,000 steps of 128 cells; at
+            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
             least 5.
         batch_size
             Cells per step.

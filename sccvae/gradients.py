@@ -19,7 +19,7 @@ from sccvae.vae import VAE
 Gradients = Callable[[Minibatch, torch.Generator, float, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 
-DROPOUT_WAIT = 0.4  # share of a run in which the drop-out head waits
+DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
 
 
 def gradients_of(vae: VAE, precision: Precision) -> Gradients:

@@ -28,8 +28,8 @@ logger = logging.getLogger("sccvae")
 
 
 def default_epochs(n_cells: int) -> int:
-    """30, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
-    n_steps = min(max(30 * n_cells / 128, 1200), 5000)
+    """35, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
+    n_steps = min(max(35 * n_cells / 128, 1200), 5000)
     return max(5, round(n_steps * 128 / n_cells))
 
 

@@ -168,7 +168,7 @@ class SCCVAE(AnalysedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes 30, but as many as make 1,200 to 5,000 steps of 128 cells; at
+            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
             least 5.
         batch_size
             Cells per step.
@@ -179,8 +179,8 @@ class SCCVAE(AnalysedModel):
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
-            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins,
-            and drop-outs, until then one rate for each gene, may differ between cells.
+            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
+            (Drop-outs are one rate for each gene for the first half of the run, whatever this is.)
         gradient_clip, weight_decay
             Highest norm of the gradient; L2 penalty.
         n_draws

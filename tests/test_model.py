@@ -716,7 +716,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(adata):
     assert f"holds epoch {held_out.idxmax()}, validation ELBO {held_out.max():.1f}" in repr(model)
 
 
-@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 171), (4_096, 38), (12_000, 30), (50_000, 13), (180_000, 5)])
+@pytest.mark.parametrize(("n_cells", "epochs"), [(900, 171), (4_096, 38), (12_000, 35), (50_000, 13), (180_000, 5)])
 def test_number_of_epochs_by_default(adata, monkeypatch, n_cells, epochs):
     plans = []
     monkeypatch.setattr("sccvae.held.split", lambda *_: (np.arange(n_cells), np.arange(10)))
