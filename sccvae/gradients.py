@@ -1,8 +1,8 @@
 """The gradients of a training step: by autograd, or the same numbers written out by hand (`backprop`).
 
-For the first part of a run the weights from hidden units to drop-outs wait: they have no
-gradient. They start at 0, where a gene has one rate of drop-outs for all cells, and zero inflation must be earned: what
-cells differ in goes to their expression first. While they are 0, half of the decoder's products need not be computed.
+For the first half of a run the weights from hidden units to drop-outs wait: they do not move. They start at 0, where a
+gene has one rate of drop-outs for all cells, and zero inflation must be earned: what cells differ in goes to their
+expression first. While they are 0, half of the decoder's products need not be computed.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from sccvae.kernels import FUSED, fits
 from sccvae.vae import VAE
 
 # (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
-# -> loss, (), and reconstruction, KL of z and KL of l, (3, cells). Every weight then has its gradient in `w.grad`.
+# -> loss, (), and reconstruction, KL of z and KL of l, (3, cells). Every weight then has its gradient in `w.grad`; one
+# that waits has none, or zeros.
 Gradients = Callable[[Minibatch, torch.Generator, float, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 

@@ -180,7 +180,7 @@ class SCCVAE(AnalysedModel):
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
             Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
-            (Drop-outs are one rate for each gene for the first half of the run, whatever this is.)
+            (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
         gradient_clip, weight_decay
             Highest norm of the gradient; L2 penalty.
         n_draws
