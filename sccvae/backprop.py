@@ -293,6 +293,7 @@ class CountHeads:
         self.shared = Shared(decoder.logits.bias, decoder.offset)
         self.logits, dropout = product(decoder.logits.weight), decoder.dropout
         self.pi = None if dropout is None else (product(dropout.weight), dropout.bias)
+        self.at_zero = dropout is not None and not _array(dropout.weight).any()  # until it no longer waits
 
     def forward(self, h: torch.Tensor, x: Minibatch, log_library: np.ndarray, *, waits: bool) -> fused.Gradients | None:
         """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell.
@@ -302,8 +303,8 @@ class CountHeads:
         self.x, self.input, self.waits, pi, pi_bias = x, h, waits, None, None
         self.logits.forward(h)
         if self.pi is not None:
-            self.absent = waits and not _array(self.pi[0].weight).any()
-            (self.pi[0].forward_of_zero if self.absent else self.pi[0].forward)(h)
+            self.at_zero = self.at_zero and waits
+            (self.pi[0].forward_of_zero if self.at_zero else self.pi[0].forward)(h)
             pi, pi_bias = self.pi[0].bits, _array(self.pi[1])
         heads = fused.Heads(self.logits.bits, self.shared.table(x), log_library, self._log_theta(), pi, pi_bias)
         weight = np.full(x.n_cells, -1 / x.n_cells, np.float32)
@@ -328,7 +329,7 @@ class CountHeads:
         self.shared.backward(self.x, by.bias)
         self.logits.backward(by_input, add=False)
         if self.pi is not None:
-            if not self.absent:
+            if not self.at_zero:
                 self.pi[0].backward(by_input, add=True)
             if self.waits:
                 self.pi[0].weight.grad = None
