@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -93,17 +95,19 @@ def fit(
     device, first_epoch = vae.device, progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    weights, held_out, minibatches = list(vae.parameters()), counts[validation], minibatches_on(device, counts)
+    weights, minibatches = list(vae.parameters()), minibatches_on(device, counts)
     decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
     optimizer = Adam(weights, clip=plan.gradient_clip, decays=decays)
     gradients = gradients_of(vae, plan.precision)
     n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
     epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
-    if progress.best_epoch and len(validation):
-        progress.best_elbo = _elbo(mean_terms(vae, held_out, plan.batch_size, seed))
+    held_out = partial(mean_terms, vae, counts, validation, plan.batch_size, seed) if len(validation) else None
+    if progress.best_epoch and held_out:
+        progress.best_elbo = _elbo(held_out())
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
-            started, losses, terms = time.perf_counter(), [], []
+            started, losses = time.perf_counter(), []
+            total, n = torch.zeros(3, device=device), 0  # sums, as in `mean_terms`
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
@@ -112,12 +116,12 @@ def fit(
                 loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight, waits)
                 optimizer.step(rate)
                 losses.append(loss)
-                terms.append(elbo)
+                total, n = total + elbo.sum(1), n + elbo.shape[1]
                 step += 1
             _check_finite(losses, weights, groups, epoch, rate)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
             with optimizer.averaged():  # it is what is judged and kept
-                last_good = _close_epoch(vae, held_out, plan, progress, epoch, terms, schedule, started, seed)
+                last_good = _close_epoch(vae, held_out, progress, epoch, total / n, schedule, started)
             best = last_good if progress.best_epoch == epoch else best
             bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
@@ -137,41 +141,39 @@ def fit(
 
 def _close_epoch(
     vae: VAE,
-    held_out: Counts,
-    plan: Plan,
+    held_out: Callable[[], torch.Tensor] | None,
     progress: Progress,
     epoch: int,
-    terms: list[torch.Tensor],
+    terms: torch.Tensor,
     schedule: dict[str, float],
     started: float,
-    seed: int,
 ) -> dict[str, torch.Tensor]:
     """Look at the held-out cells, write the history, note the best epoch; return the weights."""
     trained = time.perf_counter()
-    means = mean_terms(vae, held_out, plan.batch_size, seed)
-    if not torch.isfinite(means).all():
+    judged = held_out() if held_out else None
+    if judged is not None and not torch.isfinite(judged).all():
         what = f"The held-out ELBO became not finite in epoch {epoch}"
         raise TrainingError(_advice(what, schedule["learning_rate"]))
-    progress.record(epoch, "training", torch.cat(terms, 1).mean(1), schedule, trained - started)
-    if len(held_out):
-        progress.record(epoch, "validation", means, schedule, time.perf_counter() - trained)
+    progress.record(epoch, "training", terms, schedule, trained - started)
+    if judged is not None:
+        progress.record(epoch, "validation", judged, schedule, time.perf_counter() - trained)
     elbo = progress.rows[-1]["elbo"]
-    if elbo > progress.best_elbo or not len(held_out):
+    if elbo > progress.best_elbo or judged is None:
         progress.best_epoch, progress.best_elbo = epoch, elbo
     return _weights(vae)
 
 
 @torch.no_grad()
-def mean_terms(vae: VAE, counts: Counts, chunk_size: int, seed: int) -> torch.Tensor:
-    """Mean over cells of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
+def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int) -> torch.Tensor:
+    """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
     noise = torch.Generator(vae.device).manual_seed(seed)
     # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
     total, n = torch.zeros(3, device=vae.device), 0
-    for _, x in counts.chunks(chunk_size):
-        terms = torch.stack(vae(x.to(vae.device), noise)[:3])
+    for start in range(0, len(cells), chunk_size):
+        terms = torch.stack(vae(counts.minibatch(cells[start : start + chunk_size]).to(vae.device), noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
-    return total / max(n, 1)
+    return total / n
 
 
 def _elbo(terms: torch.Tensor) -> float:
