@@ -207,11 +207,12 @@ class Counts:
                 yield block.part(first, first + len(cells))
                 first += len(cells)
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, Minibatch]]:
-        """All cells in order, `size` at a time: (rows, minibatch)."""
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield rows, self.minibatch(rows)
+    def chunks(self, size: int, cells: np.ndarray | None = None) -> Iterator[tuple[slice, Minibatch]]:
+        """All cells in order, or those numbered `cells`, `size` at a time: (places among them, minibatch)."""
+        n = len(self) if cells is None else len(cells)
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            yield rows, self.minibatch(rows if cells is None else cells[rows])
 
     def library_prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the log total counts within each batch, 2 x (batches,) float32.

@@ -170,8 +170,8 @@ def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, see
     noise = torch.Generator(vae.device).manual_seed(seed)
     # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
     total, n = torch.zeros(3, device=vae.device), 0
-    for start in range(0, len(cells), chunk_size):
-        terms = torch.stack(vae(counts.minibatch(cells[start : start + chunk_size]).to(vae.device), noise)[:3])
+    for _, x in counts.chunks(chunk_size, cells):
+        terms = torch.stack(vae(x.to(vae.device), noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
     return total / n
 

@@ -138,6 +138,15 @@ def test_chunks_cover_all_cells_in_order(counts, dense, size):
     assert max(x.n_cells for _, x in chunks) == min(size, 20)
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_chunks_of_chosen_cells_keep_their_order(counts, dense, size):
+    cells = np.array([7, 2, 19, 0])
+    chunks = list(counts.chunks(size, cells))
+    np.testing.assert_array_equal(np.concatenate([x.dense().numpy() for _, x in chunks]), dense[cells])
+    np.testing.assert_array_equal(np.concatenate([cells[places] for places, _ in chunks]), cells)
+    assert max(x.n_cells for _, x in chunks) == min(size, 4)
+
+
 def test_library_prior_is_the_moments_of_each_batch():
     matrix = sp.csr_matrix(np.float32([[10], [1000], [7], [7], [50]]))
     counts = Counts.of(Rows.of(matrix), codes=np.array([[0], [0], [1], [1], [2]]), n_levels=(4,))
