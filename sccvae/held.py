@@ -265,6 +265,7 @@ class HeldModel:
 
     def __repr__(self) -> str:
         a, n_weights = self._vae.architecture, sum(p.numel() for p in self._vae.parameters())
+        hidden = " and ".join(map(str, dict.fromkeys(a.widths)))  # the encoder's, the decoder's
         cells = "no data" if self._counts is None else f"{len(self._counts):,} cells"
         state = "not trained: call train()"
         if self._rows:
@@ -275,7 +276,7 @@ class HeldModel:
             f"{self.kind} on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
             f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
             f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
-            f"  {a.n_latent} latent, {a.n_layers} x {a.n_hidden} hidden, {n_weights:,} weights on {self.device}\n"
+            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}\n"
             f"  {state}"
         )
 

@@ -42,8 +42,10 @@ class SCCVAE(AnalysedModel):
         Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
     mask_var
         Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
-    n_hidden, n_latent, n_layers
-        Width of the hidden layers, dimensions of the embedding, hidden layers of encoder and decoder each.
+    n_hidden
+        Width of the hidden layers: of encoder and decoder alike, or two numbers, the encoder's and the decoder's.
+    n_latent, n_layers
+        Dimensions of the embedding; hidden layers of encoder and decoder each.
     dropout_rate
         Share of the encoder's hidden units left out in each training step; None takes 0.1, and beyond 2,000 cells
         200 / cells: the more there are, the less is learnt by heart.
@@ -98,7 +100,7 @@ class SCCVAE(AnalysedModel):
         continuous_covariate_keys: Sequence[str] = (),
         size_factor_key: str | None = None,
         mask_var: str | np.ndarray | None = None,
-        n_hidden: int = 256,
+        n_hidden: int | tuple[int, int] = (256, 384),
         n_latent: int = 20,
         n_layers: int = 1,
         dropout_rate: float | None = None,
@@ -113,7 +115,7 @@ class SCCVAE(AnalysedModel):
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
-        seed, n_hidden, n_latent, n_layers = checked_seed(seed), int(n_hidden), int(n_latent), int(n_layers)
+        seed, n_latent, n_layers = checked_seed(seed), int(n_latent), int(n_layers)
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
         schema, counts = Schema.learn(
             adata,
@@ -129,7 +131,7 @@ class SCCVAE(AnalysedModel):
             n_genes=counts.n_genes,
             n_levels=counts.n_levels,
             n_continuous=counts.continuous.shape[1],
-            n_hidden=n_hidden,
+            n_hidden=_widths(n_hidden),
             n_latent=n_latent,
             n_layers=n_layers,
             dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else dropout_rate,
@@ -261,6 +263,13 @@ class SCCVAE(AnalysedModel):
             seed=seed,
             progress_bar=progress_bar,
         )
+
+
+def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
+    """What `Architecture` takes, of plain integers."""
+    if isinstance(n_hidden, str) or not np.iterable(n_hidden):
+        return int(n_hidden)
+    return cast(tuple[int, int], tuple(map(int, n_hidden)))
 
 
 def cross_validate(

@@ -31,7 +31,7 @@ class Architecture:
     n_genes: int
     n_levels: tuple[int, ...]  # categories of the batch and of each further categorical covariate
     n_continuous: int
-    n_hidden: int
+    n_hidden: int | tuple[int, int]  # of encoder and decoder, where they differ
     n_latent: int
     n_layers: int
     dropout_rate: float  # in the encoder
@@ -45,8 +45,10 @@ class Architecture:
     weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
 
     def __post_init__(self) -> None:
-        for name in ("n_hidden", "n_latent", "n_layers"):
-            if getattr(self, name) < 1:
+        if len(self.widths) != 2:
+            raise ValueError(f"n_hidden is {self.n_hidden}; expected one width, or two: of encoder and of decoder.")
+        for name, least in {"n_hidden": min(self.widths), "n_latent": self.n_latent, "n_layers": self.n_layers}.items():
+            if least < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
@@ -54,6 +56,11 @@ class Architecture:
         for name, what in (floors | {"weight_precision": "a finite number"}).items():
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Hidden units of a layer of the encoder, of the decoder."""
+        return self.n_hidden if isinstance(self.n_hidden, tuple) else (self.n_hidden, self.n_hidden)
 
     @property
     def infers_library(self) -> bool:
@@ -176,15 +183,15 @@ class Encoder(nn.Module):
 
     def __init__(self, a: Architecture, generator: torch.Generator, encode: Callable = plain_encode):
         super().__init__()
-        covariates = (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
+        n_hidden, covariates = a.widths[0], (a.n_levels, a.n_continuous) if a.encode_covariates else ((), 0)
         self.takes_counts = LIKELIHOODS[a.gene_likelihood].support == "counts"
-        self.first = SparseLinear(a.n_genes, a.n_hidden, generator, encode)
-        self.linears = nn.ModuleList(Linear(a.n_hidden, a.n_hidden, generator) for _ in range(a.n_layers - 1))
-        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
-        self.z = Linear(a.n_hidden, 2 * a.n_latent, generator, zero=True)  # mean and log variance of q(z|x)
+        self.first = SparseLinear(a.n_genes, n_hidden, generator, encode)
+        self.linears = nn.ModuleList(Linear(n_hidden, n_hidden, generator) for _ in range(a.n_layers - 1))
+        self.blocks = nn.ModuleList(Block(n_hidden, *covariates, a.dropout_rate) for _ in range(a.n_layers))
+        self.z = Linear(n_hidden, 2 * a.n_latent, generator, zero=True)  # mean and log variance of q(z|x)
         nn.init.xavier_uniform_(self.z.weight[:, : a.n_latent], generator=generator)
         self.register_buffer("log_target", torch.zeros(()))
-        self.library = Linear(a.n_hidden, 2, generator, zero=True) if a.infers_library else None
+        self.library = Linear(n_hidden, 2, generator, zero=True) if a.infers_library else None
         if self.library is not None:
             nn.init.constant_(self.library.bias[1:], -4.0)  # the observed total is a good guess: start sure of it
 
@@ -207,21 +214,21 @@ class Decoder(nn.Module):
 
     def __init__(self, a: Architecture, generator: torch.Generator):
         super().__init__()
-        kind, covariates = LIKELIHOODS[a.gene_likelihood], (a.n_levels, a.n_continuous)
-        sizes = [a.n_latent] + [a.n_hidden] * a.n_layers
+        kind, n_hidden, covariates = LIKELIHOODS[a.gene_likelihood], a.widths[1], (a.n_levels, a.n_continuous)
+        sizes = [a.n_latent] + [n_hidden] * a.n_layers
         self.linears = nn.ModuleList(Linear(m, n, generator) for m, n in itertools.pairwise(sizes))
-        self.blocks = nn.ModuleList(Block(a.n_hidden, *covariates, 0.0) for _ in range(a.n_layers))
-        self.logits = Linear(a.n_hidden, a.n_genes, generator)
+        self.blocks = nn.ModuleList(Block(n_hidden, *covariates, 0.0) for _ in range(a.n_layers))
+        self.logits = Linear(n_hidden, a.n_genes, generator)
         self.offset = CovariateOffset(*covariates, a.n_genes)
         self.dispersion = a.dispersion if kind.has_dispersion else None
         self.per_cell = self.dispersion == "gene-cell"
         if self.per_cell:
-            self.dispersion_head = Linear(a.n_hidden, a.n_genes, generator, zero=True, bias=LOG_THETA)
+            self.dispersion_head = Linear(n_hidden, a.n_genes, generator, zero=True, bias=LOG_THETA)
         elif self.dispersion is not None:
             n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
             self.log_dispersion = nn.Parameter(torch.full((n_rows, a.n_genes), LOG_THETA))
         # Zero inflation must be earned: it starts near none.
-        self.dropout = Linear(a.n_hidden, a.n_genes, generator, zero=True, bias=-3.0) if kind.has_dropout else None
+        self.dropout = Linear(n_hidden, a.n_genes, generator, zero=True, bias=-3.0) if kind.has_dropout else None
 
     def forward(
         self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None, *, only_logits: bool = False
@@ -234,19 +241,15 @@ class Decoder(nn.Module):
         dropout = None if self.dropout is None else self.dropout(h)
         return Decoded(logits, self._log_dispersion(h, x), dropout)
 
-    def hidden(self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None) -> torch.Tensor:
+    def hidden(self, h: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None) -> torch.Tensor:
         """(cells, n_latent) -> what the heads read, (cells, n_hidden)."""
-        h = z
         for layer, block in zip(self.linears, self.blocks, strict=True):
             h = block(layer(h), x, generator)
         return h
 
     def _log_dispersion(self, h: torch.Tensor, x: Minibatch) -> torch.Tensor | None:
-        match self.dispersion:
-            case "gene":
-                return self.log_dispersion[0]
-            case "gene-batch":
-                return F.embedding(x.codes[:, 0], self.log_dispersion)
-            case "gene-cell":
-                return self.dispersion_head(h)
-        return None
+        if self.per_cell:
+            return self.dispersion_head(h)
+        if self.dispersion == "gene-batch":
+            return F.embedding(x.codes[:, 0], self.log_dispersion)
+        return None if self.dispersion is None else self.log_dispersion[0]

@@ -83,7 +83,7 @@ EXPLAINED = {
     "library": "library size: inferred (lognormal) or the total count (observed)",
     "dispersion": "one per gene, per gene and batch, or per gene and cell",
     "n_latent": "dimensions of the embedding",
-    "n_hidden": "width of the hidden layers",
+    "n_hidden": "width of the hidden layers, of encoder and decoder",
     "n_layers": "hidden layers of encoder and decoder each",
     "n_genes": "genes modelled",
     "n_levels": "categories of each column of batches and covariates",

@@ -61,14 +61,11 @@ class Progress:
     best_elbo: float = -math.inf
     stopped: Literal["finished", "early", "interrupted"] = "finished"
 
-    def record(
-        self, epoch: int, split: Literal["training", "validation"], terms: torch.Tensor, schedule: dict, seconds: float
-    ) -> None:
-        """Add a row of means per cell, in nats."""
+    def record(self, epoch: int, split: str, terms: torch.Tensor, schedule: dict, seconds: float) -> None:
+        """Add a row of means per cell of the split `training` or `validation`, in nats."""
         named = dict(zip(("reconstruction", "kl_z", "kl_l"), terms.tolist(), strict=True))
-        self.rows.append(
-            {"epoch": epoch, "split": split, "elbo": _elbo(terms), **named, **schedule, "seconds": seconds}
-        )
+        row = {"epoch": epoch, "split": split, "elbo": _elbo(terms), **named, **schedule, "seconds": seconds}
+        self.rows.append(row)
 
 
 def fit(

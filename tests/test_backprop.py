@@ -133,6 +133,12 @@ def test_any_size_with_and_without_dropout(n_cells, dropout_rate, n_threads):
     compare(a_vae(counts, dropout_rate=dropout_rate, n_hidden=33), counts.minibatch(slice(5, 5 + n_cells)))
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_encoder_and_decoder_of_different_width(n_layers, n_threads):
+    counts = small_counts(n_batches=2)
+    compare(a_vae(counts, n_hidden=(33, 21), n_layers=n_layers), counts.minibatch(slice(0, 40)))
+
+
 def test_fewer_cells_than_batches(n_threads):
     """The table of biases then has more rows than there are cells, and cells still share one."""
     counts = small_counts(n_batches=5)

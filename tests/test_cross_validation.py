@@ -137,7 +137,7 @@ def test_what_is_held_out_is_what_the_model_was_not_trained_on(truth):
 
 def test_a_model_cross_validates_its_own_settings(adata, fingerprint):
     before = fingerprint(adata)
-    choices = {"n_hidden": 16, "n_latent": 3, "gene_likelihood": "nb", "categorical_covariate_keys": ["donor"]}
+    choices = {"n_hidden": (16, 24), "n_latent": 3, "gene_likelihood": "nb", "categorical_covariate_keys": ["donor"]}
     model = sccvae.SCCVAE(
         adata, batch_key="batch", size_factor_key="size_factor", mask_var="highly_variable", **choices
     )

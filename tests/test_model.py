@@ -781,6 +781,30 @@ def test_model_arguments_out_of_range_are_named(adata, options, text):
         sccvae.SCCVAE(adata, **options)
 
 
+def test_encoder_and_decoder_of_different_width(adata, tmp_path, fit):
+    model = fit(adata, n_hidden=(6, 10))
+    assert "1 x 6 and 10 hidden" in repr(model)
+    assert "1 x 6 hidden" in repr(sccvae.SCCVAE(adata, n_hidden=6)) == repr(sccvae.SCCVAE(adata, n_hidden=(6, 6)))
+    assert model.describe()["parameters"]["n_hidden"] == [6, 10]
+    model.save(tmp_path / "model")
+    loaded = sccvae.SCCVAE.load(tmp_path / "model", adata)
+    np.testing.assert_array_equal(loaded.get_latent_representation(), model.get_latent_representation())
+    np.testing.assert_array_equal(loaded.get_normalized_expression(), model.get_normalized_expression())
+
+
+@pytest.mark.parametrize("n_hidden", [(8,), (8, 8, 8), [], np.array([8, 8, 8])])
+def test_widths_are_one_or_two(adata, n_hidden):
+    found = re.escape(str(tuple(map(int, n_hidden))))
+    with pytest.raises(ValueError, match=rf"^n_hidden is {found}; expected one width, or two: of encoder and of dec"):
+        sccvae.SCCVAE(adata, n_hidden=n_hidden)
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_widths_as_any_sequence(adata, kind):
+    model = sccvae.SCCVAE(adata, n_hidden=kind([8, 12]))
+    assert model._vae.architecture == sccvae.SCCVAE(adata, n_hidden=(8, 12))._vae.architecture
+
+
 @pytest.mark.parametrize("name", ["seed", "n_hidden", "n_latent", "n_layers"])
 def test_numpy_integers_are_integers(adata, tmp_path, fit, name):
     value = {"seed": 3, "n_hidden": 6, "n_latent": 3, "n_layers": 1}[name]

@@ -421,10 +421,20 @@ def test_number_of_layers(n_layers):
     assert count(Decoder(a, generator(0))) == (latent + 1) * hidden + between + (hidden + 1) * genes
 
 
+def test_two_widths_are_the_encoders_and_the_decoders():
+    counts = small_counts()
+    wide, narrow, apart = (small_architecture(counts, n_hidden=n, n_layers=2) for n in (7, 5, (7, 5)))
+    assert (wide.widths, apart.widths) == ((7, 7), (7, 5))
+    shapes = lambda network: [tuple(p.shape) for p in network.parameters()]  # noqa: E731
+    assert shapes(Encoder(apart, generator(0))) == shapes(Encoder(wide, generator(0)))
+    assert shapes(Decoder(apart, generator(0))) == shapes(Decoder(narrow, generator(0)))
+
+
 @pytest.mark.parametrize(
     ("choice", "value", "message"),
     [
         ("n_hidden", 0, "n_hidden is 0"),
+        ("n_hidden", (4, 0), r"n_hidden is \(4, 0\); expected a whole number of at least 1"),
         ("n_latent", -1, "n_latent is -1"),
         ("n_layers", 0, "n_layers is 0"),
         ("dropout_rate", 1.0, "dropout_rate is 1.0"),
