@@ -78,10 +78,14 @@ class HeldModel:
             raise RuntimeError(
                 f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
             )
-        for what in ("max_epochs", "batch_size", "learning_rate", "n_draws"):
+        for what in ("max_epochs", "batch_size", "learning_rate", "n_draws", "patience", "gradient_clip"):
             value = max_epochs if what == "max_epochs" else choices[what]
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{what} is {value}; expected more than 0.")
+        if not 0 <= choices["kl_warmup"] <= 1:
+            raise ValueError(f"kl_warmup is {choices['kl_warmup']}; expected a share of the run in [0, 1].")
+        if not 0 <= choices["weight_decay"] < np.inf:
+            raise ValueError(f"weight_decay is {choices['weight_decay']}; expected a finite number, 0 or more.")
         cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
         if max_epochs is None:
             max_epochs = default_epochs(len(cells))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import re
@@ -779,6 +780,29 @@ def test_dropout_by_default(n_cells, rate):
 def test_model_arguments_out_of_range_are_named(adata, options, text):
     with pytest.raises(ValueError, match="^" + re.escape(text)):
         sccvae.SCCVAE(adata, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_epochs": 0}, "max_epochs is 0; expected more than 0."),
+        ({"batch_size": -1}, "batch_size is -1; expected more than 0."),
+        ({"n_draws": 0}, "n_draws is 0; expected more than 0."),
+        ({"patience": 0}, "patience is 0; expected more than 0."),
+        ({"learning_rate": math.nan}, "learning_rate is nan; expected more than 0."),
+        ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected more than 0."),
+        ({"kl_warmup": 2}, "kl_warmup is 2; expected a share of the run in [0, 1]."),
+        ({"kl_warmup": -0.1}, "kl_warmup is -0.1; expected a share of the run in [0, 1]."),
+        ({"weight_decay": -1e-3}, "weight_decay is -0.001; expected a finite number, 0 or more."),
+        ({"weight_decay": math.inf}, "weight_decay is inf; expected a finite number, 0 or more."),
+        ({"precision": "half"}, "precision is 'half'; expected one of 'mixed', 'full'."),
+    ],
+)
+def test_arguments_of_training_out_of_range_are_named(adata, options, text):
+    model = sccvae.SCCVAE(adata, n_hidden=4)
+    with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
+        model.train(**{"max_epochs": 1, **options})
+    assert model.history.empty
 
 
 def test_encoder_and_decoder_of_different_width(adata, tmp_path, fit):
