@@ -108,7 +108,7 @@ class SCCVAE(AnalysedModel):
         gene_likelihood: LikelihoodName = "zinb",
         library: Library = "lognormal",
         encode_covariates: bool = False,
-        dropout_cost: float = 0.03,
+        dropout_cost: float = 0.02,
         prior_components: int = 30,
         batch_mixing: float = 2.0,
         weight_precision: float = 100.0,
