@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
+from sccvae.arguments import check_positive
 from sccvae.fitted import FittedModel
-from sccvae.held import check_positive
 from sccvae.inputs import labels_of
 from sccvae.predictive import predictive_check
 

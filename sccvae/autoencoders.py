@@ -11,9 +11,10 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.arguments import check_positive, checked_seed, real, whole
 from sccvae.chains import Reconstructor
 from sccvae.data import Counts
-from sccvae.held import HeldModel, check_positive, checked_seed
+from sccvae.held import HeldModel
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, check_choice, check_choices
@@ -41,7 +42,7 @@ class AutoencodingModel(HeldModel):
         options: dict[str, Any],
     ) -> None:
         """Read and check the data, and make the network."""
-        sizes, seed = {name: int(n) for name, n in sizes.items()}, checked_seed(seed)
+        sizes, seed = {name: whole(name, n) for name, n in sizes.items()}, checked_seed(seed)
         schema, counts = Schema.learn(
             adata,
             layer=layer,
@@ -54,7 +55,7 @@ class AutoencodingModel(HeldModel):
             n_levels=counts.n_levels,
             n_continuous=0,
             **sizes,
-            dropout_rate=dropout_rate,
+            dropout_rate=real("dropout_rate", dropout_rate),
             dispersion="gene",
             gene_likelihood=gene_likelihood,
             library="observed",

@@ -12,11 +12,11 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.arguments import check_positive
 from sccvae.autoencoders import AutoencodingModel, checked_scale
 from sccvae.chains import Denoiser, noise_start
 from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data import Minibatch
-from sccvae.held import check_positive
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import check_choice, check_choices
 

@@ -13,7 +13,8 @@ import torch
 from anndata import AnnData
 
 from sccvae import mixture, posterior, storage
-from sccvae.held import HeldModel, check_positive
+from sccvae.arguments import check_positive
+from sccvae.held import HeldModel
 from sccvae.networks import check_choice
 
 Prior = Literal["normal", "aggregate"]

@@ -16,6 +16,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior, storage
+from sccvae.arguments import check_positive, real, whole
 from sccvae.data import Counts, Minibatch, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
@@ -25,6 +26,10 @@ from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
 
 logger = logging.getLogger("sccvae")
+_NUMBERS = {  # of a `Plan`
+    **dict.fromkeys(("max_epochs", "batch_size", "n_draws", "patience"), whole),
+    **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
+}
 
 
 def default_epochs(n_cells: int) -> int:
@@ -78,18 +83,10 @@ class HeldModel:
             raise RuntimeError(
                 f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
             )
-        for what in ("max_epochs", "batch_size", "learning_rate", "n_draws", "patience", "gradient_clip"):
-            value = max_epochs if what == "max_epochs" else choices[what]
-            if value is not None and not value > 0:
-                raise ValueError(f"{what} is {value}; expected more than 0.")
-        if not 0 <= choices["kl_warmup"] <= 1:
-            raise ValueError(f"kl_warmup is {choices['kl_warmup']}; expected a share of the run in [0, 1].")
-        if not 0 <= choices["weight_decay"] < np.inf:
-            raise ValueError(f"weight_decay is {choices['weight_decay']}; expected a finite number, 0 or more.")
-        cells, held_out = split(self._counts.codes[:, 0], train_size, np.random.default_rng(self._seed))
-        if max_epochs is None:
-            max_epochs = default_epochs(len(cells))
-        plan = Plan(max_epochs=max_epochs, **choices)
+        rng = np.random.default_rng(self._seed)
+        cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+        choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
+        plan = Plan(**choices | _checked_numbers(choices))
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
         try:
@@ -347,25 +344,28 @@ class HeldModel:
             raise RuntimeError("The model is not trained yet: call train() first.")
 
 
-def checked_seed(seed: int) -> int:
-    """The seed as a whole number, if it is one that generators take."""
-    if int(seed) < 0:
-        raise ValueError(f"seed is {int(seed)}; expected 0 or more.")
-    return int(seed)
-
-
-def check_positive(**numbers: int | None) -> None:
-    """Raise unless all numbers given are at least 1."""
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}; expected at least 1.")
+def _checked_numbers(choices: dict[str, Any]) -> dict[str, int | float]:
+    """The numbers of a `Plan`, if they make sense."""
+    numbers = {what: read(what, choices[what]) for what, read in _NUMBERS.items()}
+    for what, value in numbers.items():
+        if what not in ("kl_warmup", "weight_decay") and not value > 0:
+            raise ValueError(f"{what} is {value}; expected more than 0.")
+    if not 0 <= numbers["kl_warmup"] <= 1:
+        raise ValueError(f"kl_warmup is {numbers['kl_warmup']}; expected a share of the run in [0, 1].")
+    if not 0 <= numbers["weight_decay"] < np.inf:
+        raise ValueError(f"weight_decay is {numbers['weight_decay']}; expected a finite number, 0 or more.")
+    return numbers
 
 
 def device_of(device: str | torch.device) -> torch.device:
     """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        expected = "'auto', 'cpu', 'cuda' or another device of torch"
+        raise ValueError(f"device is {device!r}; expected {expected}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA device; pass device='cpu'.")
     return device

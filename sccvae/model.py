@@ -10,8 +10,8 @@ from anndata import AnnData
 
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
+from sccvae.arguments import checked_seed, real, whole
 from sccvae.gradients import Precision
-from sccvae.held import checked_seed
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, Dispersion, Library, check_choice, check_choices
@@ -115,7 +115,7 @@ class SCCVAE(AnalysedModel):
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
-        seed, n_latent, n_layers = checked_seed(seed), int(n_latent), int(n_layers)
+        seed = checked_seed(seed)
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
         schema, counts = Schema.learn(
             adata,
@@ -132,17 +132,17 @@ class SCCVAE(AnalysedModel):
             n_levels=counts.n_levels,
             n_continuous=counts.continuous.shape[1],
             n_hidden=_widths(n_hidden),
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else dropout_rate,
+            n_latent=whole("n_latent", n_latent),
+            n_layers=whole("n_layers", n_layers),
+            dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else real("dropout_rate", dropout_rate),
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             library="observed" if size_factor_key is not None else library,
             encode_covariates=encode_covariates,
-            dropout_cost=dropout_cost,
-            prior_components=int(prior_components),
-            batch_mixing=float(batch_mixing),
-            weight_precision=float(weight_precision),
+            dropout_cost=real("dropout_cost", dropout_cost),
+            prior_components=whole("prior_components", prior_components),
+            batch_mixing=real("batch_mixing", batch_mixing),
+            weight_precision=real("weight_precision", weight_precision),
         )
         self._begin(adata, schema, counts, architecture, seed, device)
 
@@ -268,8 +268,8 @@ class SCCVAE(AnalysedModel):
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
     """What `Architecture` takes, of plain integers."""
     if isinstance(n_hidden, str) or not np.iterable(n_hidden):
-        return int(n_hidden)
-    return cast(tuple[int, int], tuple(map(int, n_hidden)))
+        return whole("n_hidden", n_hidden)
+    return cast(tuple[int, int], tuple(whole("n_hidden", n) for n in n_hidden))
 
 
 def cross_validate(

@@ -768,7 +768,7 @@ def test_dropout_by_default(n_cells, rate):
         ({"n_latent": -2}, "n_latent is -2; expected a whole number of at least 1."),
         ({"n_layers": 0}, "n_layers is 0; expected a whole number of at least 1."),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a share of the units in [0, 1)."),
-        ({"dropout_cost": -1}, "dropout_cost is -1; expected nats per drop-out, 0 or more."),
+        ({"dropout_cost": -1}, "dropout_cost is -1.0; expected nats per drop-out, 0 or more."),
         ({"prior_components": -3}, "prior_components is -3; expected Gaussians, 0 or more."),
         ({"batch_mixing": -1}, "batch_mixing is -1.0; expected nats per nat, 0 or more."),
         ({"weight_precision": -1}, "weight_precision is -1.0; expected a finite number, 0 or more."),
@@ -782,6 +782,31 @@ def test_model_arguments_out_of_range_are_named(adata, options, text):
         sccvae.SCCVAE(adata, **options)
 
 
+@pytest.mark.parametrize("name", ["n_hidden", "n_latent", "n_layers", "prior_components", "seed"])
+def test_whole_arguments_of_the_model_are_not_cut_to_whole_numbers(adata, name):
+    with pytest.raises(ValueError, match=f"^{name} is 2.5; expected a whole number.$"):
+        sccvae.SCCVAE(adata, **{name: 2.5})
+    with pytest.raises(TypeError, match=f"^{name} is 'two'; expected a whole number.$"):
+        sccvae.SCCVAE(adata, **{name: "two"})
+
+
+@pytest.mark.parametrize("name", ["dropout_rate", "dropout_cost", "batch_mixing", "weight_precision"])
+def test_arguments_of_the_model_that_are_no_numbers_are_named(adata, name):
+    with pytest.raises(TypeError, match=f"^{name} is 'auto'; expected a number.$"):
+        sccvae.SCCVAE(adata, **{name: "auto"})
+
+
+def test_whole_numbers_may_come_as_floats_as_from_r(adata):
+    a, b = (sccvae.SCCVAE(adata, n_latent=n, n_hidden=8 * n, seed=n) for n in (3, 3.0))
+    assert a._vae.architecture == b._vae.architecture
+    assert type(b._vae.architecture.n_latent) is type(b._seed) is int
+
+
+def test_a_device_that_torch_does_not_know_is_named(adata):
+    with pytest.raises(ValueError, match=r"^device is 'gpu'; expected 'auto', 'cpu', 'cuda' or another"):
+        sccvae.SCCVAE(adata, device="gpu")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -791,7 +816,7 @@ def test_model_arguments_out_of_range_are_named(adata, options, text):
         ({"patience": 0}, "patience is 0; expected more than 0."),
         ({"learning_rate": math.nan}, "learning_rate is nan; expected more than 0."),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected more than 0."),
-        ({"kl_warmup": 2}, "kl_warmup is 2; expected a share of the run in [0, 1]."),
+        ({"kl_warmup": 2}, "kl_warmup is 2.0; expected a share of the run in [0, 1]."),
         ({"kl_warmup": -0.1}, "kl_warmup is -0.1; expected a share of the run in [0, 1]."),
         ({"weight_decay": -1e-3}, "weight_decay is -0.001; expected a finite number, 0 or more."),
         ({"weight_decay": math.inf}, "weight_decay is inf; expected a finite number, 0 or more."),

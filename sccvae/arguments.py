@@ -1,0 +1,36 @@
+"""Numbers that users hand over: taken as what they are, or refused by their name."""
+
+from numbers import Integral, Real
+from typing import Any
+
+
+def real(name: str, value: Any) -> float:
+    """The value as a float. Raises TypeError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected a number.")
+    return float(value)
+
+
+def whole(name: str, value: Any) -> int:
+    """The value as an int; 10.0 is one, as R hands over 10. Raises TypeError, or ValueError for a fraction."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected a whole number.")
+    if isinstance(value, Integral):
+        return int(value)
+    if not float(value).is_integer():
+        raise ValueError(f"{name} is {value}; expected a whole number.")
+    return int(float(value))
+
+
+def check_positive(**numbers: int | None) -> None:
+    """Raise unless all numbers given are whole and at least 1."""
+    for name, number in numbers.items():
+        if number is not None and whole(name, number) < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1.")
+
+
+def checked_seed(seed: int) -> int:
+    """The seed as a whole number, if it is one that generators take."""
+    if whole("seed", seed) < 0:
+        raise ValueError(f"seed is {seed}; expected 0 or more.")
+    return int(seed)
