@@ -10,7 +10,7 @@ likelihood throughout; cells are counts, with batches where the set has them.
 real             training samples in the generator's place: what a perfect generator scores
 ae, N(0,I)       `Autoencoder`, codes from N(0, I)
 ae, Gaussian     `Autoencoder`, codes from the Gaussian with the mean and covariance of the training codes
-vae, N(0,I)      `SCCVAE`, prior="normal"
+vae, prior       `SCCVAE`, prior="normal": from the prior of z, by default a mixture that is learnt
 vae, aggregate   `SCCVAE`, prior="aggregate"
 vae, held-out    `SCCVAE`, counts drawn for the held-out samples themselves: what is left if codes were perfect
 dae, ...         `DenoisingAutoencoder`, each sample corrupted once; chains of 50 steps from data or from noise
@@ -39,7 +39,7 @@ import sccvae
 from sccvae import generation
 
 CHAINS = {f"{name}, from {start}": (name, start) for name in ("dae", "walkback") for start in ("data", "noise")}
-GENERATORS = ("real", "ae, N(0,I)", "ae, Gaussian", "vae, N(0,I)", "vae, aggregate", "vae, held-out", *CHAINS)
+GENERATORS = ("real", "ae, N(0,I)", "ae, Gaussian", "vae, prior", "vae, aggregate", "vae, held-out", *CHAINS)
 COLUMNS = ("auc", "auc_sum", "mmd", "coverage", "spurious", "train_s", "s_per_1000")
 
 
@@ -77,7 +77,7 @@ def draw(generator: str, model, n: int, seed: int, options: argparse.Namespace) 
         return model.generate(n, steps=options.steps, start=CHAINS[generator][1], seed=seed)
     if generator.startswith("ae"):
         return model.generate(n, codes="prior" if generator.endswith("N(0,I)") else "fitted", seed=seed)
-    return model.generate(n, prior="normal" if generator.endswith("N(0,I)") else "aggregate", seed=seed)
+    return model.generate(n, prior="normal" if generator.endswith("prior") else "aggregate", seed=seed)
 
 
 def score(name: str, real, generated, seed: int) -> dict[str, float]:
