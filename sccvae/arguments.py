@@ -1,25 +1,21 @@
 """Numbers that users hand over: taken as what they are, or refused by their name."""
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 
-def real(name: str, value: Any) -> float:
+def real(name: str, value: Any, expected: str = "a number") -> float:
     """The value as a float. Raises TypeError unless it is a number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; expected a number.")
+        raise TypeError(f"{name} is {value!r}; expected {expected}.")
     return float(value)
 
 
 def whole(name: str, value: Any) -> int:
     """The value as an int; 10.0 is one, as R hands over 10. Raises TypeError, or ValueError for a fraction."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; expected a whole number.")
-    if isinstance(value, Integral):
-        return int(value)
-    if not float(value).is_integer():
+    if not real(name, value, "a whole number").is_integer():
         raise ValueError(f"{name} is {value}; expected a whole number.")
-    return int(float(value))
+    return int(value)
 
 
 def check_positive(**numbers: int | None) -> None:
@@ -31,6 +27,6 @@ def check_positive(**numbers: int | None) -> None:
 
 def checked_seed(seed: int) -> int:
     """The seed as a whole number, if it is one that generators take."""
-    if whole("seed", seed) < 0:
-        raise ValueError(f"seed is {seed}; expected 0 or more.")
-    return int(seed)
+    if (number := whole("seed", seed)) < 0:
+        raise ValueError(f"seed is {number}; expected 0 or more.")
+    return number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -26,7 +26,7 @@ from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
 
 logger = logging.getLogger("sccvae")
-_NUMBERS = {  # of a `Plan`
+_NUMBERS: dict[str, Callable[[str, Any], int | float]] = {  # of a `Plan`, and how each is read
     **dict.fromkeys(("max_epochs", "batch_size", "n_draws", "patience"), whole),
     **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
 }
