@@ -57,7 +57,7 @@ TABLE = {  # measure: what its numbers are
     | {"expression_mb": "MiB added by normalised expression", "array_mb": "MiB of the array alone"},
     "inference": {"latent": "cells per s, latent space", "expression": "cells per s, normalised expression"},
 }
-NETWORK = {"n_hidden": 128, "n_latent": 10, "n_layers": 1, "gene_likelihood": "zinb"}
+NETWORK = {"n_hidden": 128, "n_latent": 10, "n_layers": 1, "gene_likelihood": "zinb", "encode_covariates": False}
 BATCH_SIZE, EPOCHS, CAP_OF_SIMULATED = 128, 4, 3
 
 

@@ -56,7 +56,8 @@ class SCCVAE(AnalysedModel):
     library
         `lognormal` infers each cell's library size; `observed` takes the total count.
     encode_covariates
-        Give batch and covariates to the encoder, too; the decoder always has them.
+        Give batch and covariates to the encoder, too; the decoder always has them. An encoder that knows the batch
+        can leave it out of the embedding.
     dropout_cost
         Nats that the prior charges for each expected drop-out (`zinb`); 0 leaves zero inflation free.
     prior_components
@@ -107,10 +108,10 @@ class SCCVAE(AnalysedModel):
         dispersion: Dispersion = "gene",
         gene_likelihood: LikelihoodName = "zinb",
         library: Library = "lognormal",
-        encode_covariates: bool = False,
+        encode_covariates: bool = True,
         dropout_cost: float = 0.02,
         prior_components: int = 30,
-        batch_mixing: float = 2.0,
+        batch_mixing: float = 1.5,
         weight_precision: float = 100.0,
         seed: int = 0,
         device: str | torch.device = "auto",

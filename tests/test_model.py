@@ -38,6 +38,7 @@ EVERY_OPTION = {
     "continuous": {"batch_key": "batch", "continuous_covariate_keys": ["age"]},
     "covariates_without_batch": {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]},
     "encode_covariates": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": True},
+    "encoder_not_told": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": False},
     "observed": {"batch_key": "batch", "library": "observed"},
     "gene_batch": {"batch_key": "batch", "dispersion": "gene-batch"},
     "gene_cell": {"batch_key": "batch", "dispersion": "gene-cell"},
