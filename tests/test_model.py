@@ -37,7 +37,6 @@ EVERY_OPTION = {
     "categorical": {"batch_key": "batch", "categorical_covariate_keys": ["donor", "kind"]},
     "continuous": {"batch_key": "batch", "continuous_covariate_keys": ["age"]},
     "covariates_without_batch": {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]},
-    "encode_covariates": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": True},
     "encoder_not_told": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": False},
     "observed": {"batch_key": "batch", "library": "observed"},
     "gene_batch": {"batch_key": "batch", "dispersion": "gene-batch"},
