@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
-from sccvae.arguments import check_positive
+from sccvae.arguments import check_positive, flag
 from sccvae.fitted import FittedModel
 from sccvae.inputs import labels_of
 from sccvae.predictive import predictive_check
@@ -84,7 +84,7 @@ class AnalysedModel(FittedModel):
         obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
         labels = None if groupby is None else labels_of(groupby, obs, names)
         design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts))
-        batches = self._batch_codes("all" if batch_correction else None)
+        batches = self._batch_codes("all" if flag("batch_correction", batch_correction) else None)
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
         )

@@ -1,7 +1,16 @@
-"""Numbers that users hand over: taken as what they are, or refused by their name."""
+"""Numbers and switches that users hand over: taken as what they are, or refused by their name."""
 
 from numbers import Real
 from typing import Any
+
+import numpy as np
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises TypeError for all else: Python takes any text, 'no' too, for true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; expected True or False.")
+    return bool(value)
 
 
 def real(name: str, value: Any, expected: str = "a number") -> float:

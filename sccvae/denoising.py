@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import check_positive
+from sccvae.arguments import check_positive, flag
 from sccvae.autoencoders import AutoencodingModel, checked_scale
 from sccvae.chains import Denoiser, noise_start
 from sccvae.corruption import Corruption, described, processes_for, understood
@@ -92,7 +92,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         options = {
             "scale": checked_scale(scale, gene_likelihood),
             "corruption": described(processes_for(LIKELIHOODS[gene_likelihood].support, corruption)),
-            "continuation": float(continuation) if walkback else 0.0,
+            "continuation": float(continuation) if flag("walkback", walkback) else 0.0,
         }
         self._build(adata, batch_key, layer, mask_var, sizes, dropout_rate, gene_likelihood, seed, device, options)
 

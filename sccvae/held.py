@@ -16,7 +16,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior, storage
-from sccvae.arguments import check_positive, real, whole
+from sccvae.arguments import check_positive, flag, real, whole
 from sccvae.data import Counts, Minibatch, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
@@ -86,7 +86,8 @@ class HeldModel:
         rng = np.random.default_rng(self._seed)
         cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
         choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
-        plan = Plan(**choices | _checked_numbers(choices))
+        stops = flag("early_stopping", choices["early_stopping"])
+        plan = Plan(**choices | _checked_numbers(choices) | {"early_stopping": stops})
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
         try:

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
-from sccvae.arguments import checked_seed, real, whole
+from sccvae.arguments import checked_seed, flag, real, whole
 from sccvae.gradients import Precision
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -139,7 +139,7 @@ class SCCVAE(AnalysedModel):
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             library="observed" if size_factor_key is not None else library,
-            encode_covariates=encode_covariates,
+            encode_covariates=flag("encode_covariates", encode_covariates),
             dropout_cost=real("dropout_cost", dropout_cost),
             prior_components=whole("prior_components", prior_components),
             batch_mixing=real("batch_mixing", batch_mixing),

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sccvae.arguments import check_positive, checked_seed, real, whole
+from sccvae.arguments import check_positive, checked_seed, flag, real, whole
 
 
 @pytest.mark.parametrize("value", [3, 3.0, np.int32(3), np.float32(3), Fraction(3)])
@@ -12,6 +12,17 @@ def test_numbers_of_any_kind_are_taken(value):
     assert whole("n", value) == real("n", value) == 3
     assert type(whole("n", value)) is int
     assert type(real("n", value)) is float
+
+
+@pytest.mark.parametrize("value", [True, np.False_])
+def test_switches(value):
+    assert flag("x", value) is bool(value)
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
+def test_what_is_no_switch_is_named(value):
+    with pytest.raises(TypeError, match=r"^x is .*; expected True or False\.$"):
+        flag("x", value)
 
 
 def test_whole_numbers_keep_all_their_digits():

@@ -670,6 +670,8 @@ def test_corrupt_draws_from_the_process(cells, fitted):
         (lambda a, d, x: d.generate(3, start="cells"), ValueError, "start is 'cells'; expected one of 'data', 'noise'"),
         (lambda a, d, x: d.generate(3, steps=0), ValueError, "steps is 0; expected at least 1"),
         (lambda a, d, x: d.generate(0), ValueError, "n_cells is 0; expected at least 1"),
+        (lambda a, d, x: DenoisingAutoencoder(x, walkback="no"), TypeError, "walkback is 'no'; expected True or False"),
+        (lambda a, d, x: a.train(1, early_stopping=1), TypeError, "early_stopping is 1; expected True or False"),
         (lambda a, d, x: DenoisingAutoencoder(x, continuation=1.0), ValueError, "continuation is 1.0; expected a prob"),
         (
             lambda a, d, x: DenoisingAutoencoder(x, corruption=GaussianNoise()),

@@ -679,6 +679,11 @@ def test_changed_genes_are_found_and_ranked_before_the_others(two_groups):
     assert average_precision(changed) > 0.9
 
 
+def test_batch_correction_is_no_text(two_groups):
+    with pytest.raises(TypeError, match=r"^batch_correction is 'no'; expected True or False\.$"):
+        two_groups[0].differential_expression(groupby="kind", group1="a", batch_correction="no")
+
+
 def test_batches_are_told_from_groups(two_groups):
     """Batches differ in every gene: called unless corrected for, when cells are compared by batch alone."""
     model, lfc, _ = two_groups

@@ -796,6 +796,15 @@ def test_arguments_of_the_model_that_are_no_numbers_are_named(adata, name):
         sccvae.SCCVAE(adata, **{name: "auto"})
 
 
+def test_switches_are_no_text(adata):
+    with pytest.raises(TypeError, match=r"^encode_covariates is 'no'; expected True or False\.$"):
+        sccvae.SCCVAE(adata, encode_covariates="no")
+    model = sccvae.SCCVAE(adata)
+    with pytest.raises(TypeError, match=r"^early_stopping is 'no'; expected True or False\.$"):
+        model.train(1, early_stopping="no")
+    assert model.history.empty
+
+
 def test_whole_numbers_may_come_as_floats_as_from_r(adata):
     a, b = (sccvae.SCCVAE(adata, n_latent=n, n_hidden=8 * n, seed=n) for n in (3, 3.0))
     assert a._vae.architecture == b._vae.architecture
