@@ -26,9 +26,10 @@ from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
 
 logger = logging.getLogger("sccvae")
-_NUMBERS: dict[str, Callable[[str, Any], int | float]] = {  # of a `Plan`, and how each is read
+_READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
     **dict.fromkeys(("max_epochs", "batch_size", "n_draws", "patience"), whole),
     **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
+    "early_stopping": flag,
 }
 
 
@@ -86,8 +87,7 @@ class HeldModel:
         rng = np.random.default_rng(self._seed)
         cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
         choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
-        stops = flag("early_stopping", choices["early_stopping"])
-        plan = Plan(**choices | _checked_numbers(choices) | {"early_stopping": stops})
+        plan = Plan(**choices | _checked(choices))
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
         try:
@@ -345,17 +345,17 @@ class HeldModel:
             raise RuntimeError("The model is not trained yet: call train() first.")
 
 
-def _checked_numbers(choices: dict[str, Any]) -> dict[str, int | float]:
-    """The numbers of a `Plan`, if they make sense."""
-    numbers = {what: read(what, choices[what]) for what, read in _NUMBERS.items()}
-    for what, value in numbers.items():
-        if what not in ("kl_warmup", "weight_decay") and not value > 0:
+def _checked(choices: dict[str, Any]) -> dict[str, int | float]:
+    """The numbers and switches of a `Plan`, if they make sense."""
+    read = {what: taken(what, choices[what]) for what, taken in _READ.items()}
+    for what, value in read.items():
+        if what not in ("early_stopping", "kl_warmup", "weight_decay") and not value > 0:
             raise ValueError(f"{what} is {value}; expected more than 0.")
-    if not 0 <= numbers["kl_warmup"] <= 1:
-        raise ValueError(f"kl_warmup is {numbers['kl_warmup']}; expected a share of the run in [0, 1].")
-    if not 0 <= numbers["weight_decay"] < np.inf:
-        raise ValueError(f"weight_decay is {numbers['weight_decay']}; expected a finite number, 0 or more.")
-    return numbers
+    if not 0 <= read["kl_warmup"] <= 1:
+        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
+    if not 0 <= read["weight_decay"] < np.inf:
+        raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
+    return read
 
 
 def device_of(device: str | torch.device) -> torch.device:
