@@ -49,6 +49,7 @@ GRID: dict[str, dict] = {
     **{f"prior_components={n}": {"model": {"prior_components": n}} for n in (0, 10, 100)},
     **{f"batch_mixing={weight}": {"model": {"batch_mixing": weight}} for weight in (0.0, 1.0, 2.0, 3.0)},
     **{f"weight_precision={p}": {"model": {"weight_precision": p}} for p in (0.0, 30.0, 300.0)},
+    **{f"thinning={share}": {"model": {"thinning": share}} for share in (0.2, 0.5, 0.8)},
     "dispersion=gene-batch": {"model": {"dispersion": "gene-batch"}},
     "library=observed": {"model": {"library": "observed"}},
     "encode_covariates=False": {"model": {"encode_covariates": False}},

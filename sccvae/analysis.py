@@ -165,6 +165,7 @@ class AnalysedModel(FittedModel):
             batches_known=known,
             n_neighbors=n_neighbors,
             history=self.history,
+            thinned=self._vae.thinning > 0,
         )
 
     def report(

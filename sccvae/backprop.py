@@ -363,9 +363,10 @@ class ByHand:
         self, x: Minibatch, noise: torch.Generator, kl_weight: float, waits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `gradients.Gradients`."""
-        n, code = x.n_cells, torch.exp(self.vae.encoder.log_target - x.log_total)
+        n, seen = x.n_cells, self.vae.thin(x, noise)
+        code = torch.exp(self.vae.encoder.log_target - seen.log_total)
         for layer in self.encoder:
-            code = layer.forward(code, x, noise)
+            code = layer.forward(code, seen, noise)
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
         h, kl_z = self.z.forward(code, normal, none := np.zeros(n, np.float32), none, np.ones(n, np.float32))
         if self.prior is not None:

@@ -99,8 +99,7 @@ class Minibatch(NamedTuple):
 
     def with_batch(self, code: int) -> "Minibatch":
         """The same cells as if they had been measured in batch number `code`."""
-        codes = self.codes.clone()
-        codes[:, 0] = code
+        codes = torch.cat([torch.full_like(self.codes[:, :1], code), self.codes[:, 1:]], dim=1)
         return self._replace(codes=codes)
 
 

@@ -169,13 +169,15 @@ def check_units(units: pd.DataFrame, kl: float) -> list[Check]:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def check_training(history: pd.DataFrame) -> list[Check]:
+def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Check]:
     """Whether training stopped too early, and how much better cells seen in training are explained than others.
 
     Parameters
     ----------
     history
         A row per epoch and split, with columns ``epoch``, ``split`` and ``elbo`` (nats per cell).
+    thinned
+        Whether the encoder saw training cells in part: their ELBO then tells nothing of what was learnt by heart.
     """
     curves = {split: rows.set_index("epoch")["elbo"] for split, rows in history.groupby("split", sort=False)}
     judged = curves.get("validation", curves["training"])
@@ -189,13 +191,13 @@ def check_training(history: pd.DataFrame) -> list[Check]:
     moved = f"{'rose' if gain > 0 else 'fell'} by {abs(gain):.2%} to {last:.1f} nats per cell"
     text = f"Over {span} the {whose} ELBO {moved}: "
     text += (
-        "it was still rising, so train longer (train() goes on from here; the default number of epochs makes about 800 "
-        "steps)."
+        "it was still rising, so train longer (train() goes on from here; the default number of epochs makes 1,200 to "
+        "5,000 steps)."
         if stopped
         else "training had come to its end."
     )
     checks = [Check("late_gain", gain, text)]
-    if "validation" in curves:
+    if "validation" in curves and not thinned:
         best = judged.idxmax()
         gap = float(curves["training"][best] - judged[best])
         share = gap / abs(float(judged[best]))
@@ -384,13 +386,14 @@ def diagnosis(
     batches_known: bool,
     n_neighbors: int,
     history: pd.DataFrame,
+    thinned: bool = False,
 ) -> Diagnosis:
     """All checks that apply; parameters as of the functions above, `genes` and `ranks` of `predictive_check`.
 
     `kl`, (cells,), is the divergence of each cell's posterior from the prior of z.
     """
     units, cells = latent_units(mean, variance), unexplained_cells(log_likelihood, log_size, names)
-    checks = [*check_units(units, float(np.mean(kl))), *check_training(history)]
+    checks = [*check_units(units, float(np.mean(kl))), *check_training(history, thinned=thinned)]
     if genes is not None and ranks is not None:
         checks += check_predictive(genes, ranks)
     mixing = None

@@ -263,14 +263,50 @@ def encode_gradient_into(by_weight: torch.Tensor, x: Minibatch, values: torch.Te
         layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()), n_threads)
 
 
+def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
+    """The same cells as if they had been sequenced less deeply, each by a share of its own.
+
+    A share s ~ Uniform(0, most_hidden) of each cell's molecules is hidden: of a count x, Binomial(x, s). A code should
+    say what a cell expresses, not how deeply it was sequenced; the evidence lower bound of the whole cell holds for any
+    q, also one that saw a part (Im et al. 2017, https://arxiv.org/abs/1511.06406). Hidden counts stay, as stored zeros.
+    """
+    if most_hidden == 0:
+        return x
+    hidden = _hidden(x, generator, most_hidden)
+    values = x.values - torch.binomial(x.values.floor(), hidden[x.rows], generator=generator)
+    return _with_values(x, values, torch.zeros_like(hidden).index_add_(0, x.rows, values))
+
+
+def fused_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
+    """The same compiled, for float32 on the CPU; from 64 molecules of a gene on, as many as a rounded normal says."""
+    if most_hidden == 0 or not fits(x.values):
+        return plain_thin(x, generator, most_hidden)
+    from sccvae import molecules
+
+    hidden, seed = _hidden(x, generator, most_hidden), torch.empty((), dtype=torch.int64).random_(generator=generator)
+    values, totals = torch.empty_like(x.values), torch.empty_like(hidden)
+    arrays = (t.numpy() for t in (x.indptr, x.values, hidden, values, totals))
+    molecules.thin(np.uint64(int(seed)), *arrays)
+    return _with_values(x, values, totals)
+
+
+def _hidden(x: Minibatch, generator: torch.Generator, most: float) -> torch.Tensor:
+    return most * torch.rand(x.n_cells, generator=generator, device=x.values.device, dtype=x.values.dtype)
+
+
+def _with_values(x: Minibatch, values: torch.Tensor, totals: torch.Tensor) -> Minibatch:
+    return x._replace(values=values, log_total=totals.clamp_min(1).log())
+
+
 class Kernels(NamedTuple):
-    """The two places where counts meet arithmetic, chosen once at construction."""
+    """The three places where counts meet arithmetic, chosen once at construction."""
 
     likelihood: Kernel
     encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
+    thin: Callable[..., Minibatch]  # (x, generator, most_hidden)
 
 
-PLAIN, FUSED = Kernels(plain, plain_encode), Kernels(fused, fused_encode)
+PLAIN, FUSED = Kernels(plain, plain_encode, plain_thin), Kernels(fused, fused_encode, fused_thin)
 
 
 def for_device(device: torch.device) -> Kernels:

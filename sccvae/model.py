@@ -18,7 +18,7 @@ from sccvae.networks import Architecture, Dispersion, Library, check_choice, che
 
 OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
-_PRIORS = ("dropout_cost", "prior_components", "batch_mixing", "weight_precision")
+_PRIORS = ("dropout_cost", "prior_components", "batch_mixing", "weight_precision", "thinning")
 _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
@@ -72,6 +72,11 @@ class SCCVAE(AnalysedModel):
         Of the prior of the weights that lead from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
         What few cells show of a gene is then not learnt by heart: the smaller the data, the more it matters. 0 leaves
         them free.
+    thinning
+        Largest share of a cell's molecules that the encoder does not see in a step of training; for counts. The share
+        is drawn anew for each cell and step, from 0 to this. With 0.8 codes depend less on depth: choose it for a model
+        that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
+        cells seen in part. 0, the default, shows every molecule.
     seed
         Of the weights, the split and the noise of training. The global random state is not touched.
     device
@@ -113,6 +118,7 @@ class SCCVAE(AnalysedModel):
         prior_components: int = 30,
         batch_mixing: float = 1.5,
         weight_precision: float = 100.0,
+        thinning: float = 0.0,
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
@@ -144,6 +150,7 @@ class SCCVAE(AnalysedModel):
             prior_components=whole("prior_components", prior_components),
             batch_mixing=real("batch_mixing", batch_mixing),
             weight_precision=real("weight_precision", weight_precision),
+            thinning=real("thinning", thinning),
         )
         self._begin(adata, schema, counts, architecture, seed, device)
 

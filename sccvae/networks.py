@@ -43,6 +43,7 @@ class Architecture:
     prior_components: int = 0  # Gaussians in p(z), learnt; 0: N(0, I), which older models have
     batch_mixing: float = 0.0  # nats charged for each nat of `mixing.own_batch_excess`
     weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
+    thinning: float = 0.0  # largest share of a cell's molecules that the encoder does not see in a step of training
 
     def __post_init__(self) -> None:
         if len(self.widths) != 2:
@@ -50,8 +51,9 @@ class Architecture:
         for name, least in {"n_hidden": min(self.widths), "n_latent": self.n_latent, "n_layers": self.n_layers}.items():
             if least < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {self.dropout_rate}; expected a share of the units in [0, 1).")
+        for name, what in {"dropout_rate": "units", "thinning": "molecules"}.items():
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share of the {what} in [0, 1).")
         floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
         for name, what in (floors | {"weight_precision": "a finite number"}).items():
             if not 0 <= getattr(self, name) < math.inf:

@@ -96,6 +96,7 @@ EXPLAINED = {
     "prior_components": "Gaussians in the prior of the embedding; 0 is a standard normal",
     "batch_mixing": "nats charged in training for each nat by which neighbours tell a cell's batch",
     "weight_precision": "of the Gaussian prior of the weights from hidden units to genes; 0: none",
+    "thinning": "largest share of a cell's molecules hidden from the encoder in a training step",
     "encode_covariates": "whether the encoder is told batch and covariates",
     "seed": "of all random numbers",
     "layer": "where the counts were taken from",

@@ -12,9 +12,10 @@ For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://do
 
 Zero inflation must be earned: a prior charges `dropout_cost` nats for each drop-out that the model expects, because a
 free drop-out head also explains zeros that the counts' own dispersion explains better. Training also charges for
-batches that lie apart in z, which the model says is independent of s (`mixing`).
+batches that lie apart in z, which the model says is independent of s (`mixing`), and thins what the encoder sees.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class Elbo(NamedTuple):
 class VAE(nn.Module):
     """The model of this module's heading; the initial weights are drawn from `generator`.
 
-    `kernels` say how counts are encoded and their likelihood is computed; `kernels.for_device` knows the fastest.
+    `kernels` say how counts are thinned, encoded and given a likelihood; `kernels.for_device` knows the fastest.
     """
 
     library_mean: torch.Tensor  # (batches,)
@@ -62,10 +63,11 @@ class VAE(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
+        self.thinning = architecture.thinning if self.likelihood.support == "counts" else 0.0
+        self.thin = partial(kernels.thin, most_hidden=self.thinning)
         self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
-        shape = architecture.prior_components, architecture.n_latent
-        self.prior = MixturePrior(*shape, generator) if shape[0] else None
+        self.prior = MixturePrior(n, architecture.n_latent, generator) if (n := architecture.prior_components) else None
         self.batch_mixing = architecture.batch_mixing if architecture.n_levels[0] > 1 else 0.0
         self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
         self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
@@ -103,8 +105,7 @@ class VAE(nn.Module):
 
     def library_prior(self, x: Minibatch) -> Gaussian:
         """p(log l | s), (cells,)."""
-        batch = x.codes[:, 0]
-        return Gaussian(self.library_mean[batch], self.library_variance[batch])
+        return Gaussian(self.library_mean[x.codes[:, 0]], self.library_variance[x.codes[:, 0]])
 
     def log_prior(self, z: torch.Tensor) -> torch.Tensor:
         """The log density of the prior at z, (cells, n_latent): (cells,)."""
@@ -112,7 +113,7 @@ class VAE(nn.Module):
 
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
         """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
-        q_z, q_l = self.encoder(x, generator)
+        q_z, q_l = self.encoder(self.thin(x, generator) if self.training else x, generator)
         z = q_z.sample(generator)
         log_l = x.log_size if q_l is None else q_l.sample(generator)
         decoded = self.decoder(z, x, generator)
@@ -122,7 +123,6 @@ class VAE(nn.Module):
         kl_z = q_z.kl().sum(1) if self.prior is None else q_z.kl().sum(1) + self.prior.below_standard(z)
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
         # value already carries the penalty's gradient, so both terms below add up to value exactly.
-        elbo = Elbo(value + penalty, kl_z, kl_l, penalty)
-        if not (self.training and self.batch_mixing):
-            return elbo
-        return elbo._replace(apart=self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies))
+        mixes = self.training and self.batch_mixing
+        apart = self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies) if mixes else 0.0
+        return Elbo(value + penalty, kl_z, kl_l, penalty, apart)

@@ -133,6 +133,15 @@ def test_any_size_with_and_without_dropout(n_cells, dropout_rate, n_threads):
     compare(a_vae(counts, dropout_rate=dropout_rate, n_hidden=33), counts.minibatch(slice(5, 5 + n_cells)))
 
 
+@pytest.mark.parametrize("encode_covariates", [False, True])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_with_molecules_hidden_from_the_encoder(name, encode_covariates, n_threads):
+    counts = small_counts(n_batches=2, covariates=True)
+    vae = a_vae(counts, thinning=0.6, gene_likelihood=name, encode_covariates=encode_covariates, batch_mixing=2.0)
+    compare(vae, counts.minibatch(slice(0, 40)), kl_weight=1.0)
+    compare(vae, counts.minibatch(slice(0, 20)).repeated(2))
+
+
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_encoder_and_decoder_of_different_width(n_layers, n_threads):
     counts = small_counts(n_batches=2)

@@ -237,3 +237,11 @@ def test_training_judged_by_its_history():
     assert not by_heart["held_out_gap"].ok
     assert by_heart["held_out_gap"].value == pytest.approx(0.3, rel=1e-3)
     assert "learns cells by heart" in by_heart["held_out_gap"].sentence
+    thinned = diagnostics.check_training(curve(flat, flat - 30), thinned=True)
+    assert [check.name for check in thinned] == ["late_gain"]
+
+
+def test_cells_that_were_seen_in_part_tell_nothing_of_what_was_learnt_by_heart():
+    found = trained(cells(), batch_key="batch", thinning=0.5).diagnose()
+    assert "late_gain" in found.table.index
+    assert "held_out_gap" not in found.table.index

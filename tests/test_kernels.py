@@ -18,7 +18,7 @@ from scipy import special, stats
 from torch.nn.functional import softplus
 
 from sccvae import kernels
-from sccvae.kernels import FUSED, PLAIN, count_log_likelihood, fused, plain
+from sccvae.kernels import FUSED, PLAIN, count_log_likelihood, fused, fused_thin, plain, plain_thin
 
 THETAS = (1e-6, 1e-3, 0.3, 1.0, 20.0, 1e4, 1e8)
 MEANS = (1e-12, 1e-5, 0.1, 3.0, 1e3, 1e7)
@@ -471,3 +471,58 @@ def test_softplus_identity_of_a_zero_inflated_zero():
     value, _ = one_entry_each("zinb", np.zeros(n), np.full(n, np.log(3.0)), np.full(n, np.log(2.0)), pi)
     reference = softplus(torch.tensor(t - pi)) - softplus(torch.tensor(-pi))
     np.testing.assert_allclose(value, reference, atol=1e-12)
+
+
+# ----------------------------------------------------------------------------------------------------- thinned cells
+
+
+def deep_cells(n_cells=400, n_genes=30, seed=0):
+    """Counts of 0 to some hundreds, the last cell without any."""
+    counts = np.random.default_rng(seed).poisson(np.geomspace(0.2, 300, n_genes), (n_cells, n_genes))
+    counts[-1] = 0
+    return minibatch_of(counts, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("thin", [plain_thin, fused_thin])
+def test_thinned_cells_are_less_deep_each_by_a_share_of_its_own(thin):
+    x = deep_cells()
+    seen = thin(x, torch.Generator().manual_seed(1), most_hidden=0.6)
+    share = (seen.dense().sum(1) / x.dense().sum(1))[:-1]
+    assert stats.kstest(share, stats.uniform(0.4, 0.6).cdf).pvalue > 1e-3  # totals are large: the share is as drawn
+    assert ((seen.values >= 0) & (seen.values <= x.values) & (seen.values % 1 == 0)).all()
+    np.testing.assert_allclose(seen.log_total[:-1], seen.dense().sum(1)[:-1].log(), rtol=1e-6)
+    assert seen.log_total[-1] == 0
+    # Within a cell, genes lose as many as others do, and each by chance: Pearson's statistic of hidden molecules.
+    hidden, n, rate = (x.values - seen.values).numpy(), x.values.numpy(), 1 - share.numpy()[x.rows]
+    statistic = ((hidden - n * rate) ** 2 / (n * rate * (1 - rate))).sum()
+    assert statistic == pytest.approx(len(n) - len(share), rel=0.06)
+    kept = {name: getattr(seen, name) is getattr(x, name) for name in x._fields}
+    assert [name for name, same in kept.items() if not same] == ["values", "log_total"]
+
+
+@pytest.mark.parametrize("thin", [plain_thin, fused_thin])
+def test_thinning_depends_on_the_generator_alone_and_leaves_the_cells(thin):
+    x, state = deep_cells(20), torch.get_rng_state()
+    before = x.values.clone()
+    first, again, other = (thin(x, torch.Generator().manual_seed(s), most_hidden=0.5).values for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(x.values, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert thin(x, None, most_hidden=0) is x
+
+
+def test_in_double_precision_fused_thins_as_plain_does():
+    x = minibatch_of(deep_cells(20).dense())
+    found, expected = (thin(x, torch.Generator().manual_seed(1), most_hidden=0.5) for thin in (fused_thin, plain_thin))
+    assert found.values.dtype == torch.float64
+    assert torch.equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("thin", [plain_thin, fused_thin])
+def test_copies_of_a_cell_are_thinned_apart(thin):
+    x = deep_cells(10).repeated(2)
+    seen = thin(x, torch.Generator().manual_seed(0), most_hidden=0.5)
+    assert seen.copies == 2
+    totals = seen.dense().sum(1)[:-2]
+    assert (totals[::2] != totals[1::2]).all()

@@ -114,12 +114,12 @@ def test_a_model_saved_without_its_aggregate_posterior_needs_data_for_it(adata, 
     assert SCCVAE.load(saved, adata).generate(3, prior="aggregate").n_obs == 3
 
 
-def test_a_model_saved_before_there_were_these_priors_has_none_of_them(adata, fit, tmp_path):
+def test_a_model_saved_before_there_were_these_has_none_of_them(adata, fit, tmp_path):
     model = fit(adata, 2, batch_key="batch", prior_components=0, batch_mixing=0.0, weight_precision=0.0)
     model.save(tmp_path / "model")
 
     def age(description):
-        for name in ("prior_components", "batch_mixing", "weight_precision"):
+        for name in ("prior_components", "batch_mixing", "weight_precision", "thinning"):
             del description["architecture"][name]
 
     rewrite(tmp_path / "model", age)

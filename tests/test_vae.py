@@ -406,6 +406,45 @@ def test_forward_depends_on_the_generator_alone():
     assert not torch.equal(first, other)
 
 
+# -------------------------------------------------------------------------------------------- what the encoder sees
+
+
+def noted(vae, monkeypatch):
+    """The minibatches that the networks of `vae` are given from now on, by network."""
+    given = {"encoder": [], "likelihood": []}
+    for name, owner, method in (("encoder", vae.encoder, "forward"), ("likelihood", vae.likelihood, "log_prob")):
+        original, seen = getattr(owner, method), given[name]
+        monkeypatch.setattr(owner, method, lambda x, *rest, f=original, seen=seen: seen.append(x) or f(x, *rest))
+    return given
+
+
+@pytest.mark.parametrize("kernels", [PLAIN, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_in_training_the_encoder_sees_part_of_the_molecules_and_the_likelihood_all(name, kernels, monkeypatch):
+    counts = small_counts(60)
+    vae, x = small_vae(counts, gene_likelihood=name, thinning=0.8, kernels=kernels), counts.minibatch(slice(None))
+    given = noted(vae, monkeypatch)
+    vae.train()(x, generator())
+    vae.eval()(x, generator())
+    (seen, all_of_it), total = given["encoder"], x.dense().sum(1)
+    assert all_of_it is x
+    assert all(whole is x for whole in given["likelihood"])
+    share = seen.dense().sum(1) / total
+    assert (seen.values <= x.values).all()
+    assert ((share < 1).float().mean() > 0.9) & (share.mean() > 0.4) & (share.mean() < 0.8)
+    np.testing.assert_allclose(seen.log_total.exp(), seen.dense().sum(1).clamp_min(1), rtol=1e-5)
+    assert torch.equal(seen.log_size, x.log_size)
+
+
+@pytest.mark.parametrize("name", ["normal", "bernoulli"])
+def test_values_that_are_not_counts_have_no_molecules(name, monkeypatch):
+    counts = small_counts(support=support_of(name))
+    vae, x = small_vae(counts, gene_likelihood=name, thinning=0.8).train(), counts.minibatch(slice(None))
+    given = noted(vae, monkeypatch)
+    vae(x, generator())
+    assert given["encoder"] == [x]
+
+
 # ------------------------------------------------------------------------------------------------- where it starts from
 
 
