@@ -190,7 +190,10 @@ class HeldModel:
         ------
         FileExistsError
             There is a model at `path` and `overwrite` is False.
+        TypeError
+            `overwrite` is neither.
         """
+        overwrite = flag("overwrite", overwrite)
         description = {
             "kind": self.kind,
             "architecture": asdict(self._vae.architecture),

@@ -230,6 +230,8 @@ def test_a_model_is_not_overwritten_unless_asked(adata, model, saved, fit):
     other = fit(adata, 1, seed=5)
     with pytest.raises(FileExistsError, match=r"already holds a model; pass overwrite=True to replace it\."):
         other.save(saved)
+    with pytest.raises(TypeError, match=r"^overwrite is 'no'; expected True or False\.$"):
+        other.save(saved, overwrite="no")
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     other.save(saved, overwrite=True)
     np.testing.assert_array_equal(
