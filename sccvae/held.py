@@ -191,7 +191,7 @@ class HeldModel:
         FileExistsError
             There is a model at `path` and `overwrite` is False.
         TypeError
-            `overwrite` is neither.
+            `overwrite` is neither True nor False.
         """
         overwrite = flag("overwrite", overwrite)
         description = {
