@@ -23,20 +23,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from pseudotime import chosen, log_normalised
 
 import sccvae
 from sccvae.corruption import Thinning
-
-
-def variable_genes(adata: ad.AnnData) -> np.ndarray:
-    """Mask of the 2,000 genes that vary most in log-normalised counts."""
-    import scanpy as sc
-
-    log = ad.AnnData(adata.X.copy())
-    sc.pp.normalize_total(log, target_sum=1e4)
-    sc.pp.log1p(log)
-    sc.pp.highly_variable_genes(log, n_top_genes=min(2000, log.n_vars))
-    return log.var["highly_variable"].to_numpy()
 
 
 def trained(adata: ad.AnnData, seed: int, thinning: float | None):
@@ -63,7 +53,7 @@ def measure(name: str, seed: int, thinning: float | None, depths: list[float]) -
     from sklearn.neighbors import KNeighborsClassifier
 
     adata = sccvae.datasets.load(name)
-    adata = adata[:, variable_genes(adata)].copy()
+    adata = adata[:, chosen(log_normalised(adata), "2000")].copy()
     rng = np.random.default_rng(seed)
     new = np.isin(np.arange(adata.n_obs), rng.permutation(adata.n_obs)[: adata.n_obs // 5])
     rest, held = adata[~new].copy(), adata[new].copy()
@@ -80,7 +70,7 @@ def measure(name: str, seed: int, thinning: float | None, depths: list[float]) -
             "kept": kept,
             "accuracy": float((vote.predict(z) == cells.obs["cell_type"]).mean()),
             "agreement": float(1 - ((z - whole) ** 2).sum() / ((whole - whole.mean(0)) ** 2).sum()),
-            "elbo": np.nan if thinning is None else model.get_elbo(cells),
+            "elbo": None if thinning is None else model.get_elbo(cells),
         }
 
 

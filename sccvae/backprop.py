@@ -363,7 +363,7 @@ class ByHand:
         self, x: Minibatch, noise: torch.Generator, kl_weight: float, waits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `gradients.Gradients`."""
-        n, seen = x.n_cells, self.vae.thin(x, noise)
+        n, seen = x.n_cells, self.vae.thin(x, noise, self.vae.thinning)
         code = torch.exp(self.vae.encoder.log_target - seen.log_total)
         for layer in self.encoder:
             code = layer.forward(code, seen, noise)

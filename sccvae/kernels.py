@@ -1,4 +1,4 @@
-"""The log-likelihood of sparse counts and its gradient: in plain torch on any device, or fused on the CPU.
+"""What is computed from sparse counts, their log-likelihood first: in plain torch on any device, or fused on the CPU.
 
 Counts are nearly all zeros, so the sum over genes is split: every entry is first taken as a zero (no lgamma), then
 the stored non-zeros replace theirs. With mean m = l * rho, dispersion theta, r = theta / (theta + m),
@@ -303,7 +303,7 @@ class Kernels(NamedTuple):
 
     likelihood: Kernel
     encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
-    thin: Callable[..., Minibatch]  # (x, generator, most_hidden)
+    thin: Callable[[Minibatch, torch.Generator, float], Minibatch]
 
 
 PLAIN, FUSED = Kernels(plain, plain_encode, plain_thin), Kernels(fused, fused_encode, fused_thin)

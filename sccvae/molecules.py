@@ -49,9 +49,7 @@ def thin(seed, indptr, values, hidden, seen, totals):
             none[n] = none[n - 1] * (1.0 - share)
         for j in range(indptr[cell], indptr[cell + 1]):
             n, u = int(values[j]), _uniform(seed, 2 * j)
-            if n == 1:
-                k = int(u >= none[1])
-            elif n < ONE_BY_ONE:
+            if n < ONE_BY_ONE:
                 k = _binomial(u, n, share, none[n])
             else:  # Box & Muller 1958
                 normal = math.sqrt(-2.0 * math.log(1.0 - u)) * math.cos(2.0 * math.pi * _uniform(seed, 2 * j + 1))

@@ -109,7 +109,8 @@ def fit(
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight, step < DROPOUT_WAIT * n_steps)
+                waits = step < DROPOUT_WAIT * n_steps
+                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight, waits)
                 optimizer.step(rate)
                 losses.append(loss)
                 total, n = total + elbo.sum(1), n + elbo.shape[1]

@@ -15,7 +15,6 @@ free drop-out head also explains zeros that the counts' own dispersion explains 
 batches that lie apart in z, which the model says is independent of s (`mixing`), and thins what the encoder sees.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +63,7 @@ class VAE(nn.Module):
         self.architecture = architecture
         self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
         self.thinning = architecture.thinning if self.likelihood.support == "counts" else 0.0
-        self.thin = partial(kernels.thin, most_hidden=self.thinning)
+        self.thin = kernels.thin
         self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
         self.prior = MixturePrior(n, architecture.n_latent, generator) if (n := architecture.prior_components) else None
@@ -113,7 +112,7 @@ class VAE(nn.Module):
 
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
         """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
-        q_z, q_l = self.encoder(self.thin(x, generator) if self.training else x, generator)
+        q_z, q_l = self.encoder(self.thin(x, generator, self.thinning) if self.training else x, generator)
         z = q_z.sample(generator)
         log_l = x.log_size if q_l is None else q_l.sample(generator)
         decoded = self.decoder(z, x, generator)
