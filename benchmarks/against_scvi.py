@@ -1,11 +1,12 @@
 """Time and memory of sccvae beside scvi-tools: same cells, genes, split, batch size and threads, in one run.
 
     SCCVAE_DATA=FOLDER python benchmarks/against_scvi.py [--sets spring_2000 ...] [--threads 1 2]
-        [--measures epoch quality memory inference] [--repeats 3] [--out rows.jsonl] [--cap EPOCHS]
+        [--measures epoch quality memory inference] [--repeats 3] [--out rows.jsonl] [--cap EPOCHS] [--device cuda]
 
 Needs a Python with sccvae and scvi-tools, and a FOLDER with hematopoiesis_spring.h5ad and pbmc_8donors.h5ad. Each
-measurement has a process of its own, on the CPU; the order of methods alternates. Prints medians over the repeats, and
-appends every measurement to --out. README.md beside this file defines all precisely. In short, with one network for
+measurement has a process of its own, on the CPU or with `--device cuda` on a GPU (without bare products and memory,
+which are of the CPU); the order of methods alternates. Prints medians over the repeats, and appends every measurement
+to --out. README.md beside this file defines all precisely. In short, with one network for
 both (128 hidden units, 10 latent dimensions, 1 layer, ZINB, observed library size) except in `quality`:
 
 epoch      Seconds per training epoch without validation, the first dropped; milliseconds per step, beside the step's
@@ -257,11 +258,12 @@ def child(task: dict, functions: tuple) -> None:
     print("RESULT " + json.dumps(function(**task)), flush=True)
 
 
-def ask(threads: int = 1, script: str = __file__, **task) -> dict | None:
+def ask(threads: int = 1, script: str = __file__, device: str = "cpu", **task) -> dict | None:
     """What a child finds for a task; None, with its last words on stderr, if it fails."""
     command = [sys.executable, script, "--child", json.dumps(task | {"threads": threads})]
     environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "NUMBA")}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "cpu":  # both take a GPU if they see one
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
@@ -275,7 +277,16 @@ def machine() -> dict:
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), platform.processor())
     gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    found = {"processor": processor, "cpus": os.cpu_count(), "memory_gib": gib, "system": platform.platform()}
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = {
+        "processor": processor,
+        "gpu": gpu,
+        "cpus": os.cpu_count(),
+        "memory_gib": gib,
+        "system": platform.platform(),
+    }
     packages = {name: version(name) for name in ("sccvae", "scvi-tools", "torch", "numba", "numpy")}
     return found | {"python": platform.python_version(), **packages}
 
@@ -293,11 +304,15 @@ def measure_set(name: str, args, folder: str, host: dict) -> None:
         rows = []
         for seed in range(args.repeats):
             for method in METHODS[measure][:: -1 if seed % 2 else 1]:
+                if method == "floor" and args.device != "cpu":
+                    continue
                 task = {"method": method, "path": path, "seed": seed, "threads": threads, "cap": cap}
+                task |= {"device": args.device}
                 result = ask(measure=measure, **task)
                 if result and measure == "memory":
                     result |= ask(measure="expression_memory", **task) or {}
                 row = {"set": name, **about, "threads": threads, "measure": measure, "method": method, "repeat": seed}
+                row |= {"device": args.device}
                 row |= {"failed": result is None, **(result or {}), "cap": cap if measure == "quality" else None}
                 row |= {"load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds"), **host}
                 rows.append(row)
@@ -323,7 +338,8 @@ def table(measure: str, rows: list[dict]) -> str:
     if measure == "epoch":
         full, scvi = (median(rows, method, "epoch_s") for method in ("sccvae-full", "scvi"))
         lines.append(line('  the same, sccvae by precision="full"', full, scvi, False))
-        for key, what in (("decoder", "decoder's 6 products"), ("all", "all products")):
+        of_products = {"decoder": "decoder's 6 products", "all": "all products"}
+        for key, what in of_products.items() if any(row["method"] == "floor" for row in rows) else ():
             floor = median(rows, "floor", f"floor_{key}_ms")
             ours, theirs = (median(rows, method, "step_ms") / floor for method in BOTH)
             lines.append(f"  {f'step / floor: {what}, {floor:.3g} ms':<44}{ours:>11.2f}x{theirs:>13.2f}x")
@@ -356,10 +372,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", default="rows.jsonl", help="file to append the measurements to (default: %(default)s)")
     parser.add_argument("--cap", type=int, help="epochs of scvi-tools in `quality` (default: its own; simulated: 3)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(json.loads(args.child), (prepare, epoch, quality, memory, expression_memory, inference))
+    if args.device != "cpu" and "memory" in args.measures:
+        parser.error("memory is measured on the CPU alone; name other --measures")
     if any(SETS[name][0] for name in args.sets) and "SCCVAE_DATA" not in os.environ:
         parser.error("set SCCVAE_DATA to the folder of the data sets")
     print(json.dumps(host := machine()))

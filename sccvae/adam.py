@@ -1,7 +1,8 @@
 """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with gradients clipped to a norm, and the weights' average.
 
-On the CPU compiled, one pass over each weight. torch's own takes the same steps, but it spends a third of its time
-on things other than arithmetic, and its first step imports torch's compiler: more than a second and 70 MB.
+All weights lie side by side in one array, and so do their gradients: a step is one compiled pass on the CPU, and a
+dozen operations of torch elsewhere. torch's own Adam takes the same steps, but it goes from weight to weight, and its
+first step imports torch's compiler: more than a second and 70 MB.
 """
 
 import math
@@ -16,6 +17,7 @@ from sccvae.kernels import fits, threads
 BETAS = (0.9, 0.999)
 ALIGNED = 16  # entries, 64 bytes: where every weight begins
 MEMORY = 0.98  # what the average keeps of itself at a step: it looks back some fifty steps
+Number = float | torch.Tensor
 EVERY = 5  # after 100 steps, how many lie between two looks of the average at the weights: a look costs memory traffic
 
 
@@ -41,18 +43,14 @@ class Adam:
     ):
         self.weights, self.clip, self.eps = weights, clip, eps
         self.decays = np.zeros(len(weights), np.float32) if decays is None else np.array(decays, np.float32)
-        self.n_steps = 0
-        self.torch: torch.optim.Adam | None = None
-        if all(map(fits, weights)):
-            self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
-            self.ends, self.moves = np.cumsum(_sizes(weights)), np.ones(len(weights), bool)
-            _point(weights, places)
-            for w, by_w in zip(weights, self.places, strict=True):
-                w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
-        else:
-            self.averages = [w.detach().clone() for w in weights]
-            groups = [{"params": [w], "weight_decay": float(d)} for w, d in zip(weights, self.decays, strict=True)]
-            self.torch = torch.optim.Adam(groups, betas=BETAS, eps=eps)
+        self.n_steps, self.compiled = 0, all(map(fits, weights))
+        self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
+        self.ends, self.moves = np.cumsum(_sizes(weights)), np.ones(len(weights), bool)
+        if not self.compiled:
+            self.decay = torch.from_numpy(np.repeat(self.decays, _sizes(weights))).to(self.arrays[0])  # of every entry
+        _point(weights, places)
+        for w, by_w in zip(weights, self.places, strict=True):
+            w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -66,32 +64,55 @@ class Adam:
 
     def step(self, rate: float) -> None:
         """Move the weights at a learning rate, and their average after them."""
+        self.move(*self.numbers(rate))
+
+    def numbers(self, rate: float) -> tuple[float, float, float]:
+        """Of the next step: rate and factor of the roots, corrected for Adam's bias; share of the average replaced."""
         self.n_steps += 1
         kept = min(MEMORY, (1 + self.n_steps) / (10 + self.n_steps))  # early averages look back less far
         share = 1 - kept if self.n_steps <= 100 else 0.0 if self.n_steps % EVERY else 1 - kept**EVERY
-        if self.torch is not None:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-            for group in self.torch.param_groups:
-                group["lr"] = rate
-            self.torch.step()
-            for w, average in zip(self.weights, self.averages, strict=True) if share else ():
-                average.lerp_(w.detach(), share)
-            return
-        from sccvae import layers
+        bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
+        return rate / bias, 1 / math.sqrt(square_bias), share
 
+    def move(self, rate: Number, correction: Number, share: Number) -> None:
+        """A step with these numbers, which may lie on the weights' device."""
+        places, gradients = [], []  # of those that autograd made anew
         for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
             if w.grad is None and self.moves[k]:
                 place.zero_()
-            elif w.grad is not None and w.grad is not place:  # a gradient of autograd's own
-                w.grad = place.copy_(w.grad)
+            elif w.grad is not None and w.grad is not place:
+                places.append(place)
+                gradients.append(w.grad)
+                w.grad = place
             self.moves[k] = w.grad is not None
-        bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
+        if places:
+            torch._foreach_copy_(places, gradients)
+        if not self.compiled:
+            self._move(rate, correction, share)
+            return
+        from sccvae import layers
+
         norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
-        numbers = (rate / bias, 1 / math.sqrt(square_bias), *(1 - beta for beta in BETAS), share)
+        numbers = (rate, correction, *(1 - beta for beta in BETAS), share)
         with threads() as n_threads:
             arrays = [t.numpy() for t in self.arrays]
             layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale), n_threads)
+
+    @torch.no_grad()
+    def _move(self, rate: Number, correction: Number, share: Number) -> None:
+        values, gradient, mean, square, average = self.arrays
+        begins = self.ends - _sizes(self.weights)
+        at_rest = [a[begins[k] : self.ends[k]] for k in np.flatnonzero(~self.moves) for a in (values, mean, square)]
+        as_they_were = [a.clone() for a in at_rest]
+        gradient = gradient * (self.clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1)
+        gradient.add_(values * self.decay)
+        mean.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient.square_(), 1 - BETAS[1])
+        values.sub_(rate * mean / (square.sqrt().mul_(correction).add_(self.eps)))
+        for a, before in zip(at_rest, as_they_were, strict=True):
+            a.copy_(before)
+        average.lerp_(values, share)
 
 
 def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
@@ -102,7 +123,7 @@ def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
 def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
     """Long arrays, (entries,), and each weight's views of them: values, gradient, mean, square, average."""
     sizes = _sizes(weights)
-    arrays = [torch.zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
+    arrays = [weights[0].new_zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
     views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
     _set(views[0], weights)
     _set(views[-1], weights)

@@ -185,7 +185,9 @@ def numpy_generator(generator: torch.Generator) -> np.random.Generator:
 
 
 def matrix_of(x: Minibatch) -> sp.csr_matrix:
-    """The values of a minibatch, (cells, genes)."""
+    """The values of a minibatch, (cells, genes), without stored zeros."""
+    if x.full:
+        return sp.csr_matrix(x.dense().cpu().numpy())
     arrays = tuple(t.cpu().numpy() for t in (x.values, x.genes, x.indptr))
     return sp.csr_matrix(arrays, shape=(x.n_cells, x.n_genes))
 
@@ -206,7 +208,7 @@ def with_values(along: Minibatch, matrix: sp.csr_matrix) -> Minibatch:
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     tensors = {name: t.to(real) if t.is_floating_point() else t for name, t in tensors.items()}
     tensors["log_factorial"] = torch.zeros_like(along.log_size)
-    return along._replace(**tensors)  # type: ignore[arg-type]
+    return along._replace(**tensors, full=False)  # type: ignore[arg-type]
 
 
 def gathered(x: Minibatch, cells: np.ndarray) -> Minibatch:

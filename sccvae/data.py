@@ -31,6 +31,7 @@ class Minibatch(NamedTuple):
     codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
     continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
     copies: int = 1  # of each cell, side by side
+    full: bool = False  # whether every entry is stored, zeros too, and in order
 
     @classmethod
     def of_covariates(cls, codes: np.ndarray, n_continuous: int, n_genes: int) -> "Minibatch":
@@ -67,7 +68,7 @@ class Minibatch(NamedTuple):
         shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
         stored = torch.arange(len(shift), device=cells.device) + shift
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
-        return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along)
+        return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along, full=self.full)
 
     def repeated(self, times: int) -> "Minibatch":
         """Every cell `times` times, copies side by side."""
@@ -84,6 +85,8 @@ class Minibatch(NamedTuple):
 
     def dense(self) -> torch.Tensor:
         """The minibatch as a dense array, (cells, genes)."""
+        if self.full:
+            return self.values.view(self.n_cells, self.n_genes)
         x = self.values.new_zeros(self.n_cells, self.n_genes)
         x[self.rows, self.genes.long()] = self.values
         return x

@@ -158,7 +158,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         check_choice("start", start, get_args(Start))
         n_chains = min(n_chains or n_cells, n_cells)
         taken = np.arange(steps, steps + thin * -(-n_cells // n_chains), thin)
-        rng, chunk = np.random.default_rng(seed), posterior.chunk_of(self._vae.architecture.n_genes)
+        rng, chunk = np.random.default_rng(seed), posterior.chunk_of(self._vae.architecture.n_genes, self.device)
         state, along = self._starts(n_chains, start, batch, rng)
         parts = [
             self._walk(state[first : first + chunk], along.part(first, min(first + chunk, n_chains)), taken, rng)

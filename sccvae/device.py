@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from sccvae.data import Counts, Minibatch
+from sccvae.data import ALONG_CELLS, Counts, Minibatch
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 
@@ -17,34 +17,47 @@ Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
     """A function from groups of cells to minibatches on `device`.
 
-    The counts move there for good when they take at most half of the memory that is free; otherwise each minibatch is
-    copied from pinned memory, while the device works on those before it.
+    The counts move there for good when they take at most half of the memory that is free (`Resident`); otherwise each
+    minibatch is copied from pinned memory, while the device works on those before it.
     """
     if device.type == "cpu":
         return counts.minibatches
     if device.type == "cuda" and _bytes(counts) > torch.cuda.mem_get_info(device)[0] / 2:
         return lambda groups: (_pinned(x).to(device) for x in counts.minibatches(groups))
-    return Resident(counts, device).minibatches
+    return Resident(counts, device)
 
 
 class Resident:
-    """Counts on a device, and their minibatches, gathered there: the same as `Counts.minibatches` gives.
+    """Counts on a device, and their minibatches, gathered there: the same as `Counts.minibatches` gives, but `full`.
 
-    `indptr`, where the stored values of each cell begin, stays on the CPU as well: sizes are known without asking.
+    So the work on a minibatch depends on its number of cells alone, and can be recorded (`steps`).
     """
 
     def __init__(self, counts: Counts, device: torch.device):
-        self.indptr = counts.stored.indptr
         self.all = counts.minibatch(slice(None)).to(device)
+        longest = int(np.diff(counts.stored.indptr).max(initial=0))
+        self.place, self.gene = (torch.arange(n, device=device) for n in (longest, counts.n_genes))
 
-    def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
-        """A minibatch for each group of cells; their numbers go to the device once."""
-        order = torch.from_numpy(np.concatenate(groups)).to(self.all.indptr.device)
-        first = 0
-        for cells in groups:
-            n_stored = int((self.indptr[cells + 1] - self.indptr[cells]).sum())
-            yield self.all.take(order[first : first + len(cells)], n_stored)
-            first += len(cells)
+    def cells(self, groups: list[np.ndarray]) -> Iterator[torch.Tensor]:
+        """The numbers of the cells of each group; they go to the device all at once."""
+        yield from torch.from_numpy(np.concatenate(groups)).to(self.place.device).split(list(map(len, groups)))
+
+    def minibatch(self, cells: torch.Tensor) -> Minibatch:
+        """The cells numbered `cells`, in that order."""
+        starts, ends = self.all.indptr[cells, None], self.all.indptr[cells + 1, None]
+        at = starts + self.place
+        stored = at < ends
+        at = torch.where(stored, at, 0)
+        genes = torch.where(stored, self.all.genes[at].long(), self.all.n_genes)  # one column more takes what is not
+        counts = self.all.values.new_zeros(len(cells), self.all.n_genes + 1).scatter_(1, genes, self.all.values[at])
+        along = {name: getattr(self.all, name)[cells] for name in ALONG_CELLS}
+        indptr = self.all.n_genes * torch.arange(len(cells) + 1, device=cells.device)
+        every = self.gene.int().repeat(len(cells))
+        return Minibatch(indptr, every, counts[:, :-1].flatten(), self.all.n_genes, **along, full=True)
+
+    def __call__(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
+        """A minibatch for each group of cells."""
+        return map(self.minibatch, self.cells(groups))
 
 
 def _bytes(counts: Counts) -> int:

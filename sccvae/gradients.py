@@ -6,7 +6,7 @@ expression first. While they are 0, half of the decoder's products need not be c
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from sccvae.vae import VAE
 # (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
 # -> loss, (), and reconstruction, KL of z and KL of l, (3, cells). Every weight then has its gradient in `w.grad`; one
 # that waits has none, or zeros.
-Gradients = Callable[[Minibatch, torch.Generator, float, bool], tuple[torch.Tensor, torch.Tensor]]
+Gradients = Callable[[Minibatch, torch.Generator, Any, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 
 DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
@@ -41,16 +41,18 @@ class Autograd:
     """Gradients of `VAE.forward` as autograd finds them, on any device and for every likelihood."""
 
     def __init__(self, vae: VAE):
-        self.vae = vae
+        self.vae, self.weights = vae, [w for w in vae.parameters() if w.requires_grad]
 
     def __call__(
-        self, x: Minibatch, noise: torch.Generator, kl_weight: float, waits: bool
+        self, x: Minibatch, noise: torch.Generator, kl_weight: float | torch.Tensor, waits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Gradients`."""
         elbo = self.vae(x, noise)
         loss = elbo.loss(kl_weight)
         self.vae.zero_grad()
-        loss.backward()
+        # Not `backward`, which adds to what is there, and cannot be recorded after a step that was not.
+        for w, by_w in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
+            w.grad = by_w
         if waits and (dropout := self.vae.decoder.dropout) is not None:
             dropout.weight.grad = torch.zeros_like(dropout.weight)
         return loss.detach(), torch.stack([t.detach() for t in elbo[:3]])

@@ -171,7 +171,8 @@ class HeldModel:
         code = 0 if batch is None else self._schema.code_of_batch(batch)
         in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
         profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
-        mean, chunk = np.empty((len(z), a.n_genes), dtype=np.float32), posterior.chunk_of(a.n_genes)
+        mean = np.empty((len(z), a.n_genes), dtype=np.float32)
+        chunk = posterior.chunk_of(a.n_genes, self.device)
         for start in range(0, len(z), chunk):
             part = torch.from_numpy(z[start : start + chunk]).to(self.device)
             x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(self.device)

@@ -1,8 +1,7 @@
 """What is computed from sparse counts, their log-likelihood first: in plain torch on any device, or fused on the CPU.
 
-Counts are nearly all zeros, so the sum over genes is split: every entry is first taken as a zero (no lgamma), then
-the stored non-zeros replace theirs. With mean m = l * rho, dispersion theta, r = theta / (theta + m),
-t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
+An entry is zero, as nearly all are, or not; only the latter need lgamma. With mean m = l * rho, dispersion theta,
+r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
 
     x = 0:  log p = softplus(t - pi) - softplus(-pi)
     x > 0:  log p = -softplus(pi) + t + x (log m - log(theta + m)) + lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import embedding_bag, softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from sccvae.data import Minibatch
 
@@ -32,6 +31,8 @@ class Result(NamedTuple):
     to_log_theta: torch.Tensor | None  # as log_theta
     to_dropout: torch.Tensor | None  # (cells, genes)
 
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]  # the last four of these
 
 # (x, logits, log_library, log_theta, dropout, dropout_cost, weight (cells,)) -> Result; shapes as below.
 Kernel = Callable[
@@ -78,23 +79,34 @@ def count_log_likelihood(
 class _CountLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel, x, logits, log_library, log_theta, dropout, dropout_cost):
-        # A guess, right for a loss that is minus the mean over cells: the gradients are then ready.
-        ctx.weight = torch.full_like(log_library, -1.0) / len(logits)
-        r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
-        ctx.again = lambda weight, *inputs: kernel(x, *inputs, dropout_cost, weight)
-        ctx.gradients = r[2:]
         ctx.save_for_backward(logits, log_library, log_theta, dropout)
+        if _must_wait(logits):
+            r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
+            ctx.gradients = r[2:]
+        else:
+            # A guess, right for a loss that is minus the mean over cells: the gradients are then ready.
+            ctx.weight = torch.full_like(log_library, -1.0) / len(logits)
+            r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
+            ctx.again = lambda weight, *inputs: kernel(x, *inputs, dropout_cost, weight)
+            ctx.gradients = r[2:]
         ctx.mark_non_differentiable(r.dropouts)
         return r.value, r.dropouts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value, _):
-        gradients = ctx.gradients
-        # On a GPU the answer would have to be waited for, so there the guess is never trusted.
-        if grad_value.is_cuda or not torch.equal(grad_value, ctx.weight):
+        if _must_wait(grad_value):
+            gradients = _weighted(ctx.gradients, grad_value, _is_by_gene(ctx.saved_tensors[2]))
+        elif torch.equal(grad_value, ctx.weight):
+            gradients = ctx.gradients
+        else:
             gradients = ctx.again(grad_value.contiguous(), *ctx.saved_tensors)[2:]
         return None, None, *gradients, None
+
+
+def _must_wait(t: torch.Tensor) -> bool:
+    """Whether it takes time to learn what a tensor holds, such as whether a guess was right: on a GPU."""
+    return t.is_cuda
 
 
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
@@ -143,73 +155,63 @@ def fits(t: torch.Tensor) -> bool:
 
 
 def plain(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
-    """The same in torch operations, on any device and in any precision."""
+    """The same in torch operations, on any device and in any precision; each of a whole array, as a GPU likes them."""
+    r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
+    return Result(r.value, r.dropouts, *_weighted(r[2:], weight, _is_by_gene(log_theta)))
+
+
+def _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost) -> Result:
+    """Values, and the gradients of each cell's own value: (cells, genes), also by log_theta."""
     log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
-    log_m = log_rho + log_library[:, None]
-    entries, by_mean, by_theta, by_dropout = _zeros(log_m, log_theta, dropout)
-    _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, by_dropout)
-    value = entries.sum(1) - x.log_factorial
-    dropouts = torch.zeros_like(value)
-    if dropout is not None:
-        probability = torch.sigmoid(dropout)
-        dropouts = probability.sum(1)
-        value = value - dropout_cost * dropouts
-        by_dropout.sub_(probability * (1 - probability), alpha=dropout_cost)
-    slope = weight * by_mean.sum(1)
-    by_logits = by_mean.mul_(weight[:, None]) - log_rho.exp_() * slope[:, None]
-    if log_theta is not None:
-        by_theta = weight @ by_theta if log_theta.dim() == 1 else by_theta.mul_(weight[:, None])
-    if dropout is not None:
-        by_dropout.mul_(weight[:, None])
-    return Result(value, dropouts, by_logits, slope, by_theta, by_dropout)
-
-
-def _zeros(log_m, log_theta, dropout) -> tuple[Any, Any, Any, Any]:
-    """Every entry as if it were a zero: log p(0) and its gradients by log m, log theta and pi, (cells, genes) each."""
+    log_m, counts = log_rho + log_library[:, None], x.dense()
     m = log_m.exp()
+    by_theta: Any = None
     if log_theta is None:
-        return -m, -m, None, None
-    theta = log_theta.exp()
-    t = -theta * torch.log1p(m / theta)
-    m_r = m * (theta / (theta + m))
-    if dropout is None:
-        return t, -m_r, t + m_r, None
-    s = torch.sigmoid(t - dropout)  # probability that a zero came from the counts
-    entries = softplus(t - dropout) - softplus(-dropout)
-    return entries, -s * m_r, s * (t + m_r), torch.sigmoid(-dropout) - s
-
-
-def _replace_nonzeros(x, log_m, log_theta, dropout, entries, by_mean, by_theta, by_dropout) -> None:
-    """Put the stored counts' terms (without log x!) and gradients in their places, in place.
-
-    In float64: lgamma(x + theta) - lgamma(theta) cancels at large theta, and non-zeros are few.
-    """
-    at = (x.rows, x.genes.long())
-    counts, log_m = x.values.double(), log_m[at].double()
-    m = log_m.exp()
-    put = lambda target, values: target.index_put_(at, values.to(target.dtype))  # noqa: E731
-    if log_theta is None:
-        put(entries, counts * log_m - m)
-        put(by_mean, counts - m)
-        return
-    log_theta = log_theta[at[1] if log_theta.dim() == 1 else at].double()
-    theta = log_theta.exp()
-    log_sum = torch.log(theta + m)
-    t = -theta * torch.log1p(m / theta)
-    r = theta / (theta + m)
-    terms = t + counts * (log_m - log_sum) + torch.lgamma(counts + theta) - torch.lgamma(theta)
-    put(by_mean, r * (counts - m))
-    slope = torch.digamma(counts + theta) - torch.digamma(theta)
-    put(by_theta, t + m * r + theta * slope - counts * r)
+        entries, by_mean = counts * log_m - m, counts - m
+    else:
+        entries, by_mean, by_theta = _negative_binomial(counts, log_m, m, log_theta)
+    by_dropout, dropouts = None, torch.zeros_like(log_library)
     if dropout is not None:
-        pi = dropout[at].double()
-        terms = terms - softplus(pi)
-        put(by_dropout, -torch.sigmoid(pi))
-    put(entries, terms)
+        found, lost = counts > 0, torch.sigmoid(dropout)
+        zero = entries - dropout  # where there is no count, `entries` is t
+        entries = torch.where(found, zero, softplus(zero)) + logsigmoid(dropout)
+        kept = torch.sigmoid(zero).masked_fill_(found, 1)  # probability that it came from the counts: a zero may not
+        by_mean, by_theta, dropouts = by_mean * kept, by_theta * kept, lost.sum(1)
+        by_dropout = (1 - lost) * (1 - dropout_cost * lost) - kept
+    value = entries.sum(1) - x.log_factorial - dropout_cost * dropouts
+    slope = by_mean.sum(1)
+    return Result(value, dropouts, by_mean - log_rho.exp_() * slope[:, None], slope, by_theta, by_dropout)
+
+
+def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log NB(x) without log x!, and its gradients by log m and log theta, (cells, genes) each."""
+    # lgamma(x + theta) - lgamma(theta) cancels, and so does its derivative: these in float64.
+    exact = log_theta.double().exp()
+    theta, shifted = exact.to(m.dtype), counts + exact
+    total, t = theta + m, -theta * torch.log1p(m / theta)
+    r = theta / total
+    ratio, slope = torch.lgamma(shifted) - torch.lgamma(exact), torch.digamma(shifted) - torch.digamma(exact)
+    entries = t + counts * (log_m - total.log()) + ratio.to(m.dtype)
+    return entries, r * (counts - m), t + (m - counts) * r + (exact * slope).to(m.dtype)
+
+
+def _weighted(gradients: Gradients, weight: torch.Tensor, by_gene: bool) -> Gradients:
+    """The gradients of the sum of `weight` times the values, from those of each cell's own; theta's may be by gene."""
+    by_logits, by_log_library, by_theta, by_dropout = gradients
+    each = weight[:, None]
+    if by_theta is not None:
+        by_theta = weight @ by_theta if by_gene else each * by_theta
+    if by_dropout is not None:
+        by_dropout = each * by_dropout
+    return each * by_logits, weight * by_log_library, by_theta, by_dropout
+
+
+def _is_by_gene(log_theta: torch.Tensor | None) -> bool:
+    return log_theta is not None and log_theta.dim() == 1
 
 
 def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-    """log1p(scale * counts) @ weight, (cells, hidden): each cell sums the rows of its stored counts.
+    """log1p(scale * counts) @ weight, (cells, hidden).
 
     Parameters
     ----------
@@ -218,9 +220,8 @@ def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor)
     weight
         (genes, hidden).
     """
-    values = x.values if scale is None else torch.log1p(x.values * scale[x.rows])
-    starts = x.indptr.to(x.genes.dtype)
-    return embedding_bag(x.genes, weight, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
+    counts = x.dense()
+    return (counts if scale is None else torch.log1p(counts * scale[:, None])) @ weight
 
 
 def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:

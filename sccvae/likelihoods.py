@@ -137,8 +137,7 @@ class Bernoulli(Likelihood):
     support = "binary"
 
     def log_prob(self, x, decoded, log_library, dropout_cost=0.0):  # noqa: D102
-        ones = decoded.logits.new_zeros(x.n_cells).index_add(0, x.rows, decoded.logits[x.rows, x.genes.long()])
-        value = ones - softplus(decoded.logits).sum(1)
+        value = (x.dense() * decoded.logits).sum(1) - softplus(decoded.logits).sum(1)
         return value, torch.zeros_like(value)
 
     def mean(self, decoded, log_library):  # noqa: D102

@@ -28,9 +28,12 @@ class Draw(NamedTuple):
     log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
 
 
-def chunk_of(n_genes: int) -> int:
-    """Cells to decode at once: about half a million values, enough for the arithmetic and little memory."""
-    return max(16, 2**19 // n_genes)
+def chunk_of(n_genes: int, device: torch.device) -> int:
+    """Cells to decode at once: about half a million values, enough for the arithmetic and little memory.
+
+    Four times as many on a GPU, which is done with few before Python asks for the next.
+    """
+    return max(16, 2 ** (19 if device.type == "cpu" else 21) // n_genes)
 
 
 @torch.no_grad()
@@ -39,7 +42,7 @@ def encode(
 ) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
     """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
     vae.eval()
-    for rows, x in counts.chunks(chunk_size or chunk_of(counts.n_genes)):
+    for rows, x in counts.chunks(chunk_size or chunk_of(counts.n_genes, vae.device)):
         x = x.to(vae.device)
         yield rows, x, *vae.encoder(x)
 
@@ -139,7 +142,8 @@ def expression(
     n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
     direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
     if expressed.compiled and direct and out is not None and chunk_size is None and n_samples is None:
-        chunk_size = 4 * chunk_of(counts.n_genes)  # only codes are made of these at once; draws would be others
+        # Only codes are made of so many at once. Not so with draws: those would be others.
+        chunk_size = 4 * chunk_of(counts.n_genes, vae.device)
     for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
         if done == 0:
             if out is None:
@@ -322,7 +326,7 @@ def generate(
     if z is None:
         n = len(codes)
         z = rng.standard_normal((n, a.n_latent)).astype(np.float32) if vae.prior is None else vae.prior.sample(n, rng)
-    chunk = chunk_of(a.n_genes)
+    chunk = chunk_of(a.n_genes, device)
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
@@ -353,7 +357,7 @@ def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     terms = np.zeros((3, len(counts)))
     noise = torch.Generator(vae.device).manual_seed(seed)
     vae.eval()
-    for rows, x in counts.chunks(chunk_of(counts.n_genes)):
+    for rows, x in counts.chunks(chunk_of(counts.n_genes, vae.device)):
         elbo = vae(x.to(vae.device), noise)
         terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
     return terms

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
-from sccvae.device import minibatches_on
-from sccvae.gradients import DROPOUT_WAIT, Precision, gradients_of
+from sccvae.gradients import DROPOUT_WAIT, Precision
+from sccvae.steps import steps
 from sccvae.vae import VAE
 
 
@@ -92,33 +92,30 @@ def fit(
     device, first_epoch = vae.device, progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    weights, minibatches = list(vae.parameters()), minibatches_on(device, counts)
+    weights = list(vae.parameters())
     decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
     optimizer = Adam(weights, clip=plan.gradient_clip, decays=decays)
-    gradients = gradients_of(vae, plan.precision)
-    n_steps = plan.max_epochs * -(-len(train) // plan.batch_size)
+    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
+    n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
     epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
-    held_out = partial(mean_terms, vae, counts, validation, plan.batch_size, seed) if len(validation) else None
+    chunk_size = max(plan.batch_size, 0 if device.type == "cpu" else 2**22 // counts.n_genes)  # a GPU likes large ones
+    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
     if progress.best_epoch and held_out:
         progress.best_elbo = _elbo(held_out())
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
-            started, losses = time.perf_counter(), []
-            total, n = torch.zeros(3, device=device), 0  # sums, as in `mean_terms`
+            started, losses, total = time.perf_counter(), [], torch.zeros(3, device=device)
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                waits = step < DROPOUT_WAIT * n_steps
-                loss, elbo = gradients(x.repeated(plan.n_draws), noise, kl_weight, waits)
-                optimizer.step(rate)
+                loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)
                 losses.append(loss)
-                total, n = total + elbo.sum(1), n + elbo.shape[1]
-                step += 1
+                total, step = total + terms, step + 1
             _check_finite(losses, weights, groups, epoch, rate)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
             with optimizer.averaged():  # it is what is judged and kept
-                last_good = _close_epoch(vae, held_out, progress, epoch, total / n, schedule, started)
+                last_good = _close_epoch(vae, held_out, progress, epoch, total / n_drawn, schedule, started)
             best = last_good if progress.best_epoch == epoch else best
             bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
@@ -187,7 +184,7 @@ def _check_finite(
 ) -> None:
     """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
     bad = np.flatnonzero(~np.isfinite(values := torch.stack(losses).cpu().numpy()))
-    if len(bad) == 0 and all(bool(torch.isfinite(w).all()) for w in weights):
+    if len(bad) == 0 and torch.stack([torch.isfinite(w).all() for w in weights]).all():
         return
     step = int(bad[0]) if len(bad) else len(values) - 1
     what = f"The loss became {values[step]}" if len(bad) else "The weights became not finite"

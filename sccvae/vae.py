@@ -43,9 +43,9 @@ class Elbo(NamedTuple):
         """The evidence lower bound of each cell, (cells,)."""
         return self.reconstruction - self.kl_z - self.kl_l
 
-    def loss(self, kl_weight: float = 1.0) -> torch.Tensor:
+    def loss(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
         """What training minimises, a scalar. Batches are charged once the KL weight is 1: kinds of cells part first."""
-        apart = self.apart if kl_weight == 1 else 0.0
+        apart = self.apart * (kl_weight == 1)  # a product, for a weight that lies on a GPU
         return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l - apart).mean()
 
 

@@ -322,7 +322,7 @@ def test_denoising_a_gaussian_gives_the_posterior_mean_and_variance(gaussian):
     found = gaussian.get_reconstruction(real_adata(grid))
     shrunk = np.array([0.5, 0.2])
     np.testing.assert_allclose(found, 1 + shrunk * (grid - 1), atol=0.15)
-    variance = gaussian._vae.decoder.log_dispersion.detach().exp().numpy()[0] ** 2
+    variance = gaussian._vae.decoder.log_dispersion.detach().exp().cpu().numpy()[0] ** 2
     np.testing.assert_allclose(variance, shrunk, rtol=0.1)
 
 
@@ -445,8 +445,8 @@ def test_thinned_chains_give_the_same_distribution_as_many_chains(bits):
 def test_the_gaussian_of_the_codes_is_theirs(fitted):
     model = fitted["Autoencoder"]
     z = model.get_latent_representation()
-    np.testing.assert_allclose(model._vae.code_mean, z.mean(0), rtol=1e-4, atol=1e-5)
-    factor = model._vae.code_factor.numpy()
+    np.testing.assert_allclose(model._vae.code_mean.cpu(), z.mean(0), rtol=1e-4, atol=1e-5)
+    factor = model._vae.code_factor.cpu().numpy()
     np.testing.assert_allclose(factor @ factor.T, np.cov(z.T, bias=True), rtol=1e-3, atol=1e-4 * z.var())
     draws = model.sample_codes(20_000, seed=1)
     sd = np.sqrt(np.diag(factor @ factor.T))
@@ -566,7 +566,8 @@ def test_options_are_saved(cells, tmp_path):
     assert loaded._vae.continuation == 0.3
     for m in (model, loaded):
         m.train(1, **QUIET)
-        np.testing.assert_array_equal(m._vae.decoder.log_dispersion.detach().exp(), np.full((1, 40), np.float32(0.5)))
+        sd = m._vae.decoder.log_dispersion.detach().exp().cpu()
+        np.testing.assert_array_equal(sd, np.full((1, 40), np.float32(0.5)))
     assert same_state(state_of(model._vae), state_of(loaded._vae))
 
 
@@ -615,7 +616,7 @@ def test_chains_share_the_cells_evenly(fitted):
 
 
 def test_many_chains_walk_in_chunks(fitted, monkeypatch):
-    monkeypatch.setattr("sccvae.posterior.chunk_of", lambda n_genes: 7)
+    monkeypatch.setattr("sccvae.posterior.chunk_of", lambda n_genes, device: 7)
     new = fitted["DenoisingAutoencoder"].generate(45, steps=2, thin=1, n_chains=20)
     assert new.obs["chain"].tolist() == sorted(new.obs["chain"])
     assert new.obs["chain"].value_counts().tolist() == [3] * 5 + [2] * 15

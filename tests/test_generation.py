@@ -30,7 +30,7 @@ _PROFILES = _RNG.dirichlet(np.full(80, 0.5), size=3)
 
 def cells(n, seed, *, shares=(0.4, 0.4, 0.2), theta=1.0, depth=200):
     """Negative binomial counts of three kinds of cells, 80 genes, whose genes go by threes."""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([*np.atleast_1d(seed), 1])
     kind = rng.choice(3, size=n, p=shares)
     rate = _PROFILES[kind] * rng.lognormal(np.log(depth), 0.3, (n, 1))
     rate = rate * (1 if theta == np.inf else rng.gamma(theta, 1 / theta, (n, 80)))

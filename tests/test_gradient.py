@@ -324,8 +324,8 @@ def test_moments_of_counts_are_those_of_the_likelihood(adata, fit, likelihood):
     expected = given["mean"] * (1 - pi)
     variance = expected * (1 + given["mean"] * (pi + 1 / theta))
     for draw, mean, weight in posterior.count_moments(model._vae, model._cells(None, None)[0], 50):
-        np.testing.assert_allclose(mean, expected[draw.rows], rtol=1e-5)
-        np.testing.assert_allclose(mean / weight, variance[draw.rows], rtol=1e-4)
+        np.testing.assert_allclose(mean.cpu(), expected[draw.rows], rtol=1e-5)
+        np.testing.assert_allclose((mean / weight).cpu(), variance[draw.rows], rtol=1e-4)
 
 
 def test_seeded_knows_both_names_of_a_seed():

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import mpmath
@@ -274,8 +275,11 @@ every_form = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
 @every_form
-def test_sparse_split_and_its_gradients_equal_the_dense_formula(cells, name, per_cell, dropout_cost):
+def test_values_and_gradients_equal_the_plain_formula(cells, name, per_cell, dropout_cost, as_on_a_gpu, monkeypatch):
+    if as_on_a_gpu:
+        monkeypatch.setattr(kernels, "_must_wait", lambda t: True)
     parameters = parameters_of(name, per_cell)
     heads = parameters + [None] * (4 - len(parameters))
     ours, _ = count_log_likelihood(cells, *heads, dropout_cost)
@@ -286,6 +290,16 @@ def test_sparse_split_and_its_gradients_equal_the_dense_formula(cells, name, per
     for gradient, reference in zip(ours_gradients, torch.autograd.grad(dense @ weights, parameters), strict=True):
         assert gradient.shape == reference.shape
         np.testing.assert_allclose(gradient, reference, rtol=1e-9, atol=1e-10)
+
+
+def test_nothing_is_kept_once_the_values_are_gone(cells, monkeypatch):
+    """A circle of references, which only the garbage collector breaks, would keep the arrays of many steps on a GPU."""
+    monkeypatch.setattr(kernels, "_must_wait", lambda t: True)
+    value, dropouts = count_log_likelihood(cells, *parameters_of("zinb", per_cell=False))
+    kept = weakref.ref(value.grad_fn.gradients[0])
+    assert kept() is not None
+    del value, dropouts
+    assert kept() is None
 
 
 @every_form

@@ -97,7 +97,7 @@ def test_all_options_together(counts, output, tmp_path):
     assert set(written.obsm) == {"X_vae", "vae", "vae_corrected"}
     parameters = written.uns["vae"]["parameters"]
     assert (parameters["gene_likelihood"], parameters["seed"], parameters["n_genes"]) == ("nb", 5, 30)
-    model = sccvae.SCCVAE.load(folder, written)
+    model = sccvae.SCCVAE.load(folder, written, device="cpu")
     np.testing.assert_array_equal(model.get_latent_representation(), written.obsm["X_vae"])
     assert main([*arguments, *options, *QUICK]) == 0  # both results are replaced without a question
 

@@ -116,7 +116,7 @@ def test_default_chunks_do_not_change_results(trained, name, library, monkeypatc
     vae, counts = trained(name, library)
     parameters, terms = likelihood_parameters(vae, counts), elbo_terms(vae, counts, seed=0)
     marginal = marginal_log_likelihood(vae, counts, n_samples=60, seed=0)
-    monkeypatch.setattr(posterior, "chunk_of", lambda n_genes: 7)
+    monkeypatch.setattr(posterior, "chunk_of", lambda n_genes, device: 7)
     chunked = likelihood_parameters(vae, counts)
     assert chunked.keys() == parameters.keys()
     for key, values in parameters.items():
@@ -142,8 +142,9 @@ def test_subsets_and_other_orders_give_the_same_rows(trained, name, library):
 
 
 def test_chunks_are_about_half_a_million_values():
-    assert chunk_of(1000) == 2**19 // 1000
-    assert chunk_of(200_000) == 16
+    assert chunk_of(1000, torch.device("cpu")) == 2**19 // 1000
+    assert chunk_of(1000, torch.device("cuda")) == 2**21 // 1000
+    assert chunk_of(200_000, torch.device("cpu")) == 16
 
 
 def test_results_need_no_gradient_and_leave_dropout_out(trained):

@@ -138,8 +138,8 @@ def test_schedules_are_what_the_optimizer_and_the_loss_get(counts, monkeypatch):
     vae = small_vae(counts)
     rates, weights = [], []
     in_training(vae, monkeypatch, lambda call, elbo: Spy(elbo, weights))
-    step = Adam.step
-    monkeypatch.setattr(Adam, "step", lambda self, rate: (rates.append(rate), step(self, rate)))
+    numbers = Adam.numbers
+    monkeypatch.setattr(Adam, "numbers", lambda self, rate: (rates.append(rate), numbers(self, rate))[1])
     run(vae, counts, max_epochs=5)
     expected, n_steps = plan(max_epochs=5), 15  # 70 cells in 3 minibatches of at most 32
     assert rates == [expected.rate(step, n_steps) for step in range(n_steps)]
@@ -192,10 +192,13 @@ def test_several_draws_for_each_cell_estimate_the_same_gradient_with_less_noise(
 @pytest.mark.parametrize("kernels", [PLAIN, FUSED], ids=["plain", "fused"])
 def test_the_drop_out_head_waits_for_its_share_of_the_run(counts, kernels, monkeypatch):
     vae, at_zero = small_vae(counts, kernels=kernels), []
-    step = Adam.step
-    monkeypatch.setattr(
-        Adam, "step", lambda self, rate: (step(self, rate), at_zero.append(not vae.decoder.dropout.weight.any()))[0]
-    )
+    move = Adam.move
+
+    def spy(self, *numbers):
+        move(self, *numbers)
+        at_zero.append(not vae.decoder.dropout.weight.any())
+
+    monkeypatch.setattr(Adam, "move", spy)
     run(vae, counts, max_epochs=5)
     assert at_zero == [k < DROPOUT_WAIT * len(at_zero) for k in range(len(at_zero))]
     assert 0 < sum(at_zero) < len(at_zero)
@@ -486,15 +489,15 @@ def test_an_epoch_is_judged_by_the_average_of_the_weights(counts, monkeypatch):
     """Of all steps so far, the present weights going on afterwards."""
     vae, at, seen = small_vae(counts), judged(monkeypatch), []
     weights, expected = list(vae.parameters()), [w.detach().clone() for w in vae.parameters()]
-    step = Adam.step
+    move = Adam.move
 
-    def spy(self, rate):
+    def spy(self, *numbers):
         for w, last in zip(self.weights, seen[-1] if seen else expected, strict=True):
             assert torch.equal(w, last)
-        step(self, rate)
+        move(self, *numbers)
         seen.append([w.detach().clone() for w in self.weights])
 
-    monkeypatch.setattr(Adam, "step", spy)
+    monkeypatch.setattr(Adam, "move", spy)
     run(vae, counts, max_epochs=2)
     for number, values in enumerate(seen, start=1):
         kept = (1 + number) / (10 + number)
