@@ -17,8 +17,9 @@ from sccvae.kernels import fits, threads
 BETAS = (0.9, 0.999)
 ALIGNED = 16  # entries, 64 bytes: where every weight begins
 MEMORY = 0.98  # what the average keeps of itself at a step: it looks back some fifty steps
-Number = float | torch.Tensor
 EVERY = 5  # after 100 steps, how many lie between two looks of the average at the weights: a look costs memory traffic
+
+Number = float | torch.Tensor
 
 
 class Adam:
@@ -101,6 +102,7 @@ class Adam:
 
     @torch.no_grad()
     def _move(self, rate: Number, correction: Number, share: Number) -> None:
+        """The same in operations of torch, each of all entries; weights without a gradient are put back."""
         values, gradient, mean, square, average = self.arrays
         begins = self.ends - _sizes(self.weights)
         at_rest = [a[begins[k] : self.ends[k]] for k in np.flatnonzero(~self.moves) for a in (values, mean, square)]

@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import mixture, posterior, storage
-from sccvae.arguments import check_positive
+from sccvae.arguments import check_positive, flag
 from sccvae.held import HeldModel
 from sccvae.networks import check_choice
 
@@ -44,9 +44,10 @@ class FittedModel(HeldModel):
         indices
             Cells to use: numbers or a boolean mask; None takes all.
         """
+        both = flag("return_variance", return_variance)
         counts, _ = self._cells(adata, indices)
         mean, variance = posterior.latent(self._vae, counts)
-        return (mean, variance) if return_variance else mean
+        return (mean, variance) if both else mean
 
     def get_normalized_expression(
         self,
@@ -92,6 +93,7 @@ class FittedModel(HeldModel):
         (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
         `normal` and `bernoulli`, the mean of x.
         """
+        return_mean, return_numpy = flag("return_mean", return_mean), flag("return_numpy", return_numpy)
         counts, names = self._cells(adata, indices)
         genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
         shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
@@ -197,6 +199,7 @@ class FittedModel(HeldModel):
         self, adata: AnnData | None = None, *, indices: Any = None, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
+        return_mean = flag("return_mean", return_mean)
         reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
 
@@ -204,6 +207,7 @@ class FittedModel(HeldModel):
         self, adata: AnnData | None = None, *, indices: Any = None, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
+        return_mean = flag("return_mean", return_mean)
         terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(-terms[0], return_mean)
 
@@ -220,6 +224,7 @@ class FittedModel(HeldModel):
 
         By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
         """
+        return_mean = flag("return_mean", return_mean)
         counts, _ = self._cells(adata, indices)
         log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)

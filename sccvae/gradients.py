@@ -50,7 +50,7 @@ class Autograd:
         elbo = self.vae(x, noise)
         loss = elbo.loss(kl_weight)
         self.vae.zero_grad()
-        # Not `backward`, which adds to what is there, and cannot be recorded after a step that was not.
+        # Not `backward`, which adds to gradients that are there: a recorded step must not depend on the one before.
         for w, by_w in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
             w.grad = by_w
         if waits and (dropout := self.vae.decoder.dropout) is not None:

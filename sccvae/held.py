@@ -87,7 +87,7 @@ class HeldModel:
         rng = np.random.default_rng(self._seed)
         cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
         choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
-        plan = Plan(**choices | _checked(choices))
+        plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
         try:

@@ -86,7 +86,7 @@ def cuda_graph(work: Callable[[], Outputs], noise: torch.Generator) -> Callable[
     """What does `work` again, on the tensors that it reads, with further numbers of `noise`; nothing is done yet."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(noise)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(noise.device)):  # torch's own may be another GPU's
         outputs = work()
 
     def replay() -> Outputs:

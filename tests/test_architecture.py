@@ -79,6 +79,7 @@ ARROWS = {
     "trends": set(),
     "integration_scores": {"metrics"},
     "tl": {
+        "arguments",
         "differential",
         "held",
         "inputs",

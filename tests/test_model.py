@@ -823,7 +823,23 @@ def test_switches_are_no_text(adata):
     model = sccvae.SCCVAE(adata)
     with pytest.raises(TypeError, match=r"^early_stopping is 'no'; expected True or False\.$"):
         model.train(1, early_stopping="no")
+    with pytest.raises(TypeError, match=r"^progress_bar is 'no'; expected True or False\.$"):
+        model.train(1, progress_bar="no")
     assert model.history.empty
+
+
+def test_switches_of_the_outputs_are_no_text(adata, fit):
+    model = fit(adata, 1, batch_key="batch")
+    for output, names in {
+        model.get_latent_representation: ("return_variance",),
+        model.get_normalized_expression: ("return_mean", "return_numpy"),
+        model.get_elbo: ("return_mean",),
+        model.get_reconstruction_error: ("return_mean",),
+        model.get_marginal_ll: ("return_mean",),
+    }.items():
+        for name in names:
+            with pytest.raises(TypeError, match=f"^{name} is 'no'; expected True or False\\.$"):
+                output(**{name: "no"})
 
 
 def test_whole_numbers_may_come_as_floats_as_from_r(adata):

@@ -107,6 +107,12 @@ def test_copy_leaves_the_input(adata, fingerprint):
     assert fingerprint(adata) == before
 
 
+def test_copy_is_no_text(plain):
+    with pytest.raises(TypeError, match=r"^copy is 'no'; expected True or False\.$"):
+        tl.integrate(plain, batch_key="batch", copy="no", **QUICK)
+    assert not plain.obsm
+
+
 def test_counts_in_a_layer(plain):
     expected = tl.integrate(plain, batch_key="batch", copy=True, **QUICK)
     plain.layers["counts"] = plain.X.copy()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from sccvae.arguments import flag
 from sccvae.inputs import check_adata
 from sccvae.model import SCCVAE
 
@@ -71,7 +72,7 @@ def integrate(
     (300, 20)
     """
     check_adata(adata)
-    if copy and adata.isbacked:
+    if (copy := flag("copy", copy)) and adata.isbacked:
         raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None

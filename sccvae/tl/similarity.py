@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from sccvae.arguments import flag
 from sccvae.held import HeldModel
 from sccvae.inputs import check_adata, labels_of
 from sccvae.model import SCCVAE
@@ -70,7 +71,7 @@ def similarity(
         The metric needs a model with posteriors; too many cells for a matrix; no embedding.
     """
     check_adata(adata)
-    if dense and adata.n_obs > MAX_DENSE:
+    if (dense := flag("dense", dense)) and adata.n_obs > MAX_DENSE:
         raise ValueError(
             f"dense=True with {adata.n_obs:,} cells: distances of all pairs are stored for at most {MAX_DENSE:,}. Take "
             "dense=False, the graph of nearest neighbours, or fewer cells."
