@@ -306,13 +306,12 @@ def measure_set(name: str, args, folder: str, host: dict) -> None:
             for method in METHODS[measure][:: -1 if seed % 2 else 1]:
                 if method == "floor" and args.device != "cpu":
                     continue
-                task = {"method": method, "path": path, "seed": seed, "threads": threads, "cap": cap}
-                task |= {"device": args.device}
+                task = {"method": method, "path": path, "seed": seed, "cap": cap}
+                task |= (where := {"threads": threads, "device": args.device})
                 result = ask(measure=measure, **task)
                 if result and measure == "memory":
                     result |= ask(measure="expression_memory", **task) or {}
-                row = {"set": name, **about, "threads": threads, "measure": measure, "method": method, "repeat": seed}
-                row |= {"device": args.device}
+                row = {"set": name, **about, **where, "measure": measure, "method": method, "repeat": seed}
                 row |= {"failed": result is None, **(result or {}), "cap": cap if measure == "quality" else None}
                 row |= {"load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds"), **host}
                 rows.append(row)

@@ -63,12 +63,11 @@ class Adam:
         finally:
             _point(self.weights, last)
 
-    def step(self, rate: float) -> None:
-        """Move the weights at a learning rate, and their average after them."""
-        self.move(*self.numbers(rate))
-
     def numbers(self, rate: float) -> tuple[float, float, float]:
-        """Of the next step: rate and factor of the roots, corrected for Adam's bias; share of the average replaced."""
+        """What the next `move` needs, at a learning rate.
+
+        The rate and the factor of the roots, both corrected for Adam's bias; the share of the average that is replaced.
+        """
         self.n_steps += 1
         kept = min(MEMORY, (1 + self.n_steps) / (10 + self.n_steps))  # early averages look back less far
         share = 1 - kept if self.n_steps <= 100 else 0.0 if self.n_steps % EVERY else 1 - kept**EVERY
@@ -76,7 +75,7 @@ class Adam:
         return rate / bias, 1 / math.sqrt(square_bias), share
 
     def move(self, rate: Number, correction: Number, share: Number) -> None:
-        """A step with these numbers, which may lie on the weights' device."""
+        """Move the weights, and their average after them; the numbers may lie on their device."""
         places, gradients = [], []  # of those that autograd made anew
         for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
             if w.grad is None and self.moves[k]:

@@ -1,7 +1,7 @@
 """What is computed from sparse counts, their log-likelihood first: in plain torch on any device, or fused on the CPU.
 
-An entry is zero, as nearly all are, or not; only the latter need lgamma. With mean m = l * rho, dispersion theta,
-r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
+An entry is zero, as nearly all are, or not; `fused` takes lgamma of the latter alone. With mean m = l * rho,
+dispersion theta, r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
 
     x = 0:  log p = softplus(t - pi) - softplus(-pi)
     x > 0:  log p = -softplus(pi) + t + x (log m - log(theta + m)) + lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)
@@ -80,33 +80,28 @@ class _CountLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel, x, logits, log_library, log_theta, dropout, dropout_cost):
         ctx.save_for_backward(logits, log_library, log_theta, dropout)
-        if _must_wait(logits):
+        ctx.by_cell = kernel is plain
+        if ctx.by_cell:
             r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
-            ctx.gradients = r[2:]
         else:
             # A guess, right for a loss that is minus the mean over cells: the gradients are then ready.
             ctx.weight = torch.full_like(log_library, -1.0) / len(logits)
             r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
             ctx.again = lambda weight, *inputs: kernel(x, *inputs, dropout_cost, weight)
-            ctx.gradients = r[2:]
+        ctx.gradients = r[2:]
         ctx.mark_non_differentiable(r.dropouts)
         return r.value, r.dropouts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value, _):
-        if _must_wait(grad_value):
+        if ctx.by_cell:  # without asking whether a guess was right, for which a GPU would have to be waited for
             gradients = _weighted(ctx.gradients, grad_value, _is_by_gene(ctx.saved_tensors[2]))
         elif torch.equal(grad_value, ctx.weight):
             gradients = ctx.gradients
         else:
             gradients = ctx.again(grad_value.contiguous(), *ctx.saved_tensors)[2:]
         return None, None, *gradients, None
-
-
-def _must_wait(t: torch.Tensor) -> bool:
-    """Whether it takes time to learn what a tensor holds, such as whether a guess was right: on a GPU."""
-    return t.is_cuda
 
 
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:

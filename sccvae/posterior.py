@@ -12,6 +12,7 @@ import torch
 
 from sccvae.data import Counts, Minibatch
 from sccvae.densities import Gaussian
+from sccvae.device import chunk_of
 from sccvae.differential import Group
 from sccvae.expressed import Expressed
 from sccvae.likelihoods import Decoded
@@ -26,14 +27,6 @@ class Draw(NamedTuple):
     x: Minibatch
     decoded: Decoded
     log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
-
-
-def chunk_of(n_genes: int, device: torch.device) -> int:
-    """Cells to decode at once: about half a million values, enough for the arithmetic and little memory.
-
-    Four times as many on a GPU, which is done with few before Python asks for the next.
-    """
-    return max(16, 2 ** (19 if device.type == "cpu" else 21) // n_genes)
 
 
 @torch.no_grad()

@@ -19,16 +19,15 @@ from sccvae.vae import VAE
 LARGEST = 3072  # cells of a step, above which the gradient of torch's embedding waits for the GPU
 
 Outputs = tuple[torch.Tensor, ...]
-# (minibatch, or how `Minibatches` names it; KL weight; what `Adam.numbers` says; whether the drop-out head waits)
+# (minibatch, or the numbers of its cells; KL weight; what `Adam.numbers` says; whether the drop-out head waits)
 # -> loss, (); sums over cells of reconstruction, KL of z and KL of l, (3,)
 Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
-Minibatches = Callable[[list[np.ndarray]], Iterator[Any]]
 
 
 def steps(
     vae: VAE, counts: Counts, optimizer: Adam, noise: torch.Generator, precision: Precision, n_draws: int
-) -> tuple[Minibatches, Step]:
-    """What gives a minibatch for each group of cells, and what takes a step on each."""
+) -> tuple[Callable[[list[np.ndarray]], Iterator[Any]], Step]:
+    """What gives, for each group of cells, that which a step is taken on, and what takes it."""
     gradients, minibatches = gradients_of(vae, precision), minibatches_on(vae.device, counts)
 
     def step(x: Minibatch, kl_weight: Number, of_adam: Sequence[Number], waits: bool) -> Outputs:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
+from sccvae.device import chunk_of
 from sccvae.gradients import DROPOUT_WAIT, Precision
 from sccvae.steps import steps
 from sccvae.vae import VAE
@@ -92,13 +93,12 @@ def fit(
     device, first_epoch = vae.device, progress.first_epoch
     rng = np.random.default_rng([seed, first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    weights = list(vae.parameters())
     decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
-    optimizer = Adam(weights, clip=plan.gradient_clip, decays=decays)
+    optimizer = Adam(list(vae.parameters()), clip=plan.gradient_clip, decays=decays)
     minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
     n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
     epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
-    chunk_size = max(plan.batch_size, 0 if device.type == "cpu" else 2**22 // counts.n_genes)  # a GPU likes large ones
+    chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)
     held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
     if progress.best_epoch and held_out:
         progress.best_elbo = _elbo(held_out())
@@ -112,7 +112,7 @@ def fit(
                 loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)
                 losses.append(loss)
                 total, step = total + terms, step + 1
-            _check_finite(losses, weights, groups, epoch, rate)
+            _check_finite(losses, optimizer.weights, groups, epoch, rate)
             schedule = {"kl_weight": kl_weight, "learning_rate": rate}
             with optimizer.averaged():  # it is what is judged and kept
                 last_good = _close_epoch(vae, held_out, progress, epoch, total / n_drawn, schedule, started)

@@ -5,6 +5,7 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
+from sccvae.adam import Adam
 from sccvae.data import Counts, Minibatch
 from sccvae.kernels import PLAIN, Kernels
 from sccvae.networks import Architecture
@@ -13,6 +14,11 @@ from sccvae.vae import VAE
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
 COUNT_LIKELIHOODS = ("zinb", "nb", "poisson")
+
+
+def move(adam: Adam, rate: float) -> None:
+    """A step of `adam` as training takes it."""
+    adam.move(*adam.numbers(rate))
 
 
 def minibatch_of(dense, dtype=torch.float64) -> Minibatch:

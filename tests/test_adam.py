@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import move
 
 from sccvae.adam import MEMORY, Adam
 
@@ -51,7 +52,7 @@ def test_steps_are_those_of_torch(clip, decays, n_threads):
             torch.nn.utils.clip_grad_norm_(reference, clip)
             set_rate(expected, rate)
             expected.step()
-            adam.step(rate)
+            move(adam, rate)
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
@@ -69,7 +70,7 @@ def test_other_weights_take_the_same_steps():
         torch.nn.utils.clip_grad_norm_(reference, 3.0)
         set_rate(expected, 0.01)
         expected.step()
-        adam.step(0.01)
+        move(adam, 0.01)
     for w, r in zip(ours, reference, strict=True):
         np.testing.assert_allclose(w.detach(), r.detach(), rtol=1e-10, atol=1e-13)
 
@@ -83,7 +84,7 @@ def test_clipping_scales_the_gradients_as_a_whole():
         give_gradients(weights, 0, scale=1e3)
         norm = torch.linalg.vector_norm(torch.cat([w.grad.flatten() for w in weights]))
         gradients = [w.grad.clone() for w in weights]
-        Adam(weights, clip=clip, eps=1.0).step(1e3)
+        move(Adam(weights, clip=clip, eps=1.0), 1e3)
         for w, s, g in zip(weights, start, gradients, strict=True):
             np.testing.assert_allclose(s - w.detach(), 1e3 * clip / norm * g, rtol=0.05, atol=3e-7)
         moved.append(sum(float((w.detach() - s).abs().sum()) for w, s in zip(weights, start, strict=True)))
@@ -97,7 +98,7 @@ def test_a_weight_without_gradient_stays(dtype):
     weights[1].grad = None
     start = [w.detach().clone() for w in weights]
     adam = Adam(weights, clip=1.0)
-    adam.step(0.1)
+    move(adam, 0.1)
     assert [bool(torch.equal(w, s)) for w, s in zip(weights, start, strict=True)] == [False, True, False, False]
     assert weights[1].grad.abs().sum() == 0
 
@@ -113,8 +114,8 @@ def test_a_weight_rests_while_it_has_no_gradient(dtype):
         if step < 2 or 4 <= step < 7:
             ours[0].grad = None
             reference[0].grad.zero_()
-        adam.step(0.1)
-        expected.step(0.1)
+        move(adam, 0.1)
+        move(expected, 0.1)
         if step < 4:
             np.testing.assert_array_equal(ours[0].detach(), reference[0].detach())
         if step == 4:
@@ -129,7 +130,7 @@ def test_a_bad_gradient_shows_in_the_weights(bad):
     weights = weights_of()
     give_gradients(weights, 0)
     weights[0].grad[0, 0] = bad
-    Adam(weights, clip=50.0).step(0.1)
+    move(Adam(weights, clip=50.0), 0.1)
     assert not torch.isfinite(weights[0]).all()
 
 
@@ -140,8 +141,8 @@ def test_a_gradient_that_is_not_contiguous():
         give_gradients(reference, step)
         ours[0].grad = ours[0].grad.T.contiguous().T
     assert not ours[0].grad.is_contiguous()
-    Adam(ours, clip=1e9).step(0.1)
-    Adam(reference, clip=1e9).step(0.1)
+    move(Adam(ours, clip=1e9), 0.1)
+    move(Adam(reference, clip=1e9), 0.1)
     np.testing.assert_array_equal(ours[0].detach(), reference[0].detach())
 
 
@@ -161,7 +162,7 @@ def test_the_average_forgets_as_it_says(dtype):
     adam, path = Adam(weights, clip=1e9), [[w.detach().clone() for w in weights]]
     for step in range(600):
         give_gradients(weights, step % 7)
-        adam.step(1e-3)
+        move(adam, 1e-3)
         path.append([w.detach().clone() for w in weights])
     recent = [MEMORY**k * (1 - MEMORY) for k in range(400)]
     with adam.averaged():
@@ -177,7 +178,7 @@ def test_an_error_inside_averaged_gives_the_weights_back():
     weights = weights_of()
     adam = Adam(weights, clip=1e9)
     give_gradients(weights, 0)
-    adam.step(0.1)
+    move(adam, 0.1)
     last = [w.detach().clone() for w in weights]
     judged = adam.averaged()
     judged.__enter__()

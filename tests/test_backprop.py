@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import COUNT_LIKELIHOODS, small_counts, small_vae
+from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae
 
 from sccvae import backprop
 from sccvae.adam import Adam
@@ -219,7 +219,7 @@ def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back(prod
     assert asked == [1]
     found = [w.grad.clone() for w in vae.parameters()]
     assert all(torch.isfinite(by_w).all() for by_w in found)
-    adam.step(0.0)
+    move(adam, 0.0)
     with torch.no_grad():
         vae.decoder.dropout.bias.copy_(kept)
     by_hand(x, noise(), 1.0, False)

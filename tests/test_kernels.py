@@ -275,14 +275,12 @@ every_form = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+@both_kernels
 @every_form
-def test_values_and_gradients_equal_the_plain_formula(cells, name, per_cell, dropout_cost, as_on_a_gpu, monkeypatch):
-    if as_on_a_gpu:
-        monkeypatch.setattr(kernels, "_must_wait", lambda t: True)
+def test_values_and_gradients_equal_the_plain_formula(cells, name, per_cell, dropout_cost, kernel):
     parameters = parameters_of(name, per_cell)
     heads = parameters + [None] * (4 - len(parameters))
-    ours, _ = count_log_likelihood(cells, *heads, dropout_cost)
+    ours, _ = count_log_likelihood(cells, *heads, dropout_cost, kernel)
     dense = naive(cells, *heads, dropout_cost)
     np.testing.assert_allclose(ours.detach(), dense.detach(), rtol=1e-12)
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=torch.float64)  # backward scales each cell by its own
@@ -292,10 +290,10 @@ def test_values_and_gradients_equal_the_plain_formula(cells, name, per_cell, dro
         np.testing.assert_allclose(gradient, reference, rtol=1e-9, atol=1e-10)
 
 
-def test_nothing_is_kept_once_the_values_are_gone(cells, monkeypatch):
+@both_kernels
+def test_nothing_is_kept_once_the_values_are_gone(cells, kernel):
     """A circle of references, which only the garbage collector breaks, would keep the arrays of many steps on a GPU."""
-    monkeypatch.setattr(kernels, "_must_wait", lambda t: True)
-    value, dropouts = count_log_likelihood(cells, *parameters_of("zinb", per_cell=False))
+    value, dropouts = count_log_likelihood(cells, *parameters_of("zinb", per_cell=False), kernel=kernel)
     kept = weakref.ref(value.grad_fn.gradients[0])
     assert kept() is not None
     del value, dropouts
