@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
-from sccvae import fused, layers
+from sccvae import fused, latent, layers
 from sccvae.data import Minibatch
 from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
@@ -153,7 +153,7 @@ class Draw:
         variance, draw = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n)
         kl = np.empty(n_cells, np.float32)
         self.kept = (head.numpy(), self.bounds, shift, prior_mean, prior_variance, noise.numpy(), variance.numpy())
-        layers.gaussian(*self.kept, draw.numpy(), kl)
+        latent.gaussian(*self.kept, draw.numpy(), kl)
         return draw, kl
 
     @property
@@ -173,7 +173,7 @@ class Draw:
         """Into by_input, or added to it: from the gradients by draw and mean, and that of `kl_weight` times the KL."""
         by_head = self.arrays("by_head", *self.shape)
         values = by_head.numpy()
-        layers.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
+        latent.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
         if by_mean is not None:
             values[:, : by_mean.shape[1]] += by_mean
         values.sum(0, out=place_of(self.linear.bias).numpy())
@@ -264,7 +264,7 @@ class Prior:
         share = self.arrays("share", len(self.weights[0]), n_cells).numpy()
         given, places = map(_array, self.weights), (place_of(w).numpy() for w in self.weights)
         numbers = np.float32(FLOOR), np.float32(weight)
-        layers.mixture_prior(np.ascontiguousarray(z.T), *given, *numbers, share, value, by_z, *places)
+        latent.mixture_prior(np.ascontiguousarray(z.T), *given, *numbers, share, value, by_z, *places)
         return value, by_z.T
 
 
@@ -281,7 +281,7 @@ class Mixing:
             return value, np.zeros_like(mean)
         numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n - copies)
         with threads() as n_threads:
-            by_z = layers.own_batch_excess((np.ascontiguousarray(mean.T), _codes(x, 0), *numbers, value), n_threads)
+            by_z = latent.own_batch_excess((np.ascontiguousarray(mean.T), _codes(x, 0), *numbers, value), n_threads)
         return self.weight * value, self.weight / np.float32(n) * by_z.T
 
 

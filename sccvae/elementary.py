@@ -33,6 +33,7 @@ _CACHE = _can_cache()
 _COMMON = {"forceinline": True, "error_model": "numpy", "nogil": True, "cache": _CACHE}
 EXACT = {"fastmath": {"contract"}, **_COMMON}
 LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, **_COMMON}
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for what only compiled code calls: sooner compiled
 # A parallel call wakes all of numba's threads, so one part alone is never run as one.
 PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
 
@@ -91,7 +92,7 @@ def narrow(typing, x, like):
     return like(x, like), generate
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def exp(x):
     """Exponential within 1 ulp for x in [-87, 88], and clamped to that range (Cephes' expf)."""
     x = min(max(x, f32(-87.0)), f32(88.0))
@@ -107,7 +108,7 @@ def exp(x):
     return (p * r * r + r + f32(1.0)) * _two_to_the(n)
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def log(x):
     """Logarithm within 1 ulp for normal positive x (Cephes' logf)."""
     m, k = _split(x)
@@ -125,7 +126,7 @@ def log(x):
     return p * m * z - k * f32(2.12194440e-4) - f32(0.5) * z + m + k * f32(0.693359375)
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def log1p_and_share(x):
     """Logarithm of 1 + x, and 1 / (1 + x), for x >= 0; relative errors within float32 rounding, however small x."""
     u = f32(1.0) + x
@@ -133,7 +134,7 @@ def log1p_and_share(x):
     return log(u) + (x - (u - f32(1.0))) * share, share
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def stirling(x):
     """Values lgamma(x) and digamma(x) for x > 0, float64: recurrence to x >= 10, then the asymptotic series."""
     shift, slope = 1.0, 0.0

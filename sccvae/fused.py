@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, LOOP, PARALLEL, exp, f32, log, log1p_and_share, narrow, stirling, widen
+from sccvae.elementary import EXACT, INNER, LOOP, PARALLEL, exp, f32, log, log1p_and_share, narrow, stirling, widen
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
 LOG_MAX = f32(40.0)
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def softmax(logits, bias, e):
     """Fill e with exp(l - top), l = logits + bias; return top, and the sums of e and l (not finite if one is not)."""
     top, check = widen(logits[0]) + bias[0], f32(0.0)
@@ -36,7 +36,7 @@ def softmax(logits, bias, e):
     return top, total, check
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_theta):
     """Every gene of a cell as a zero of the negative binomial: log p(0) and its gradients by log m and log theta.
 
@@ -50,7 +50,7 @@ def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_t
         to_theta[g] = value[g] + m * share[g]
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
     """From the negative binomial's zeros to zero-inflated ones, in place.
 
@@ -76,7 +76,7 @@ def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
     return dropouts, outside
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _poisson_zeros(scale, e, value, to_mean):
     """Every gene of a cell as a zero of the Poisson distribution."""
     for g in range(e.size):
@@ -85,7 +85,7 @@ def _poisson_zeros(scale, e, value, to_mean):
         to_mean[g] = -m
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def _nb_count(x, m, log_m, theta, log1p, share):
     """Log-probability plus log x! of one stored count, and its gradients by log m and log theta.
 
@@ -112,7 +112,7 @@ def _nb_count(x, m, log_m, theta, log1p, share):
     return t + x * log_m + terms, share * (x - m), t + m * share + slope
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _sum(value):
     total = f32(0.0)
     for g in range(value.size):
@@ -120,7 +120,7 @@ def _sum(value):
     return total
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _sum_of_logs(value):
     """Sum of the logarithms of probabilities of at least 1e-18: of products of two, which float32 still holds."""
     half, total = value.size // 2, f32(0.0)
@@ -129,7 +129,7 @@ def _sum_of_logs(value):
     return total + log(value[-1]) if value.size % 2 else total
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _finish_row(share, weight, e, by_mean, to_logits, to_bias):
     """From gradients by log m to those by the logits; returns the sum of the former over genes."""
     slope = f32(0.0)
@@ -142,20 +142,20 @@ def _finish_row(share, weight, e, by_mean, to_logits, to_bias):
     return weight * slope
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _weigh(weight, terms, sums):
     for g in range(terms.size):
         terms[g] *= weight
         sums[g] += terms[g]
 
 
-@numba.njit(**LOOP)
+@numba.njit(**LOOP, **INNER)
 def _put(terms, out):
     for g in range(terms.size):
         out[g] = narrow(terms[g], out[g])
 
 
-@numba.njit(**EXACT)
+@numba.njit(**EXACT, **INNER)
 def _empty(size):
     return np.empty(size, f32)
 

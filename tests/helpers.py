@@ -21,6 +21,11 @@ def move(adam: Adam, rate: float) -> None:
     adam.move(*adam.numbers(rate))
 
 
+def double(*arrays) -> list[torch.Tensor]:
+    """Arrays as variables of float64."""
+    return [torch.from_numpy(np.asarray(a, np.float64)).requires_grad_() for a in arrays]
+
+
 def minibatch_of(dense, dtype=torch.float64) -> Minibatch:
     """A minibatch of one batch holding `dense`, (cells, genes); its constants are exact in float64, then rounded."""
     dense = np.asarray(dense, dtype=np.float64)
