@@ -58,12 +58,6 @@ def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, va
 
 
 @numba.njit(**LOOP, **INNER)
-def _fill(row, x):
-    for i in range(row.size):
-        row[i] = x
-
-
-@numba.njit(**LOOP, **INNER)
 def _add(row, x):
     for i in range(row.size):
         row[i] += x
@@ -122,14 +116,14 @@ def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by
     share
         (components, cells): filled with the share of each component.
     """
-    # Loops nearly all through: numba takes seconds to compile an assignment of whole rows.
+    # No row is assigned to a row: numba takes seconds to compile that.
     total, n_cells = f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
-    _fill(value, f32(0.0))
+    value[:] = f32(0.0)
     for d in range(len(z)):
         _add_squares(z[d], f32(0.0), f32(-0.5), value)
         multiple(-weight, z[d], by_z[d])
     for k in range(len(share)):
-        _fill(share[k], logits[k] - total)
+        share[k] = logits[k] - total
         for d in range(len(z)):
             v = f32(math.exp(log_variance[k, d])) + floor
             _add(share[k], f32(-0.5) * f32(math.log(v)))
