@@ -13,12 +13,12 @@ from sccvae.elementary import EXACT, INNER, LOOP, PARALLEL, f32, log1p_and_share
 from sccvae.fused import run, softmax
 
 LAYER_NORM_EPS = f32(1e-5)
+BLOCK = 2**17  # weights of float32 that a second-level cache of 512 KiB holds
 
 
 @numba.njit(**LOOP, **INNER)
-def _sum_of_rows(table, rows, values, first, last, out):
-    """Fill out with the sum of values[j] * table[rows[j]] over j in first..last, four at a time to write out less."""
-    out[:] = 0.0
+def _add_rows(table, rows, values, first, last, out):
+    """Add to out values[j] * table[rows[j]] for each j in first..last, four at a time to write out less."""
     j = first
     while j + 4 <= last:
         a, b, c, d = table[rows[j]], table[rows[j + 1]], table[rows[j + 2]], table[rows[j + 3]]
@@ -35,11 +35,22 @@ def _sum_of_rows(table, rows, values, first, last, out):
 
 @numba.njit(**LOOP)
 def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
-    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient."""
+    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient.
+
+    In blocks of genes, whose weights stay in a cache for all cells; genes in another order would be as right.
+    """
+    out[first:last] = f32(0.0)
     for i in range(first, last):
         for j in range(indptr[i], indptr[i + 1]):
             values[j] = log1p_and_share(counts[j] * scale[i])[0] if scale.size else counts[j]
-        _sum_of_rows(weight, genes, values, indptr[i], indptr[i + 1], out[i])
+    begin, block = indptr[first:last].copy(), max(BLOCK // weight.shape[1], 1)
+    for limit in range(block, len(weight) + block, block):
+        for i in range(first, last):
+            end = begin[i - first]
+            while end < indptr[i + 1] and genes[end] < limit:
+                end += 1
+            _add_rows(weight, genes, values, begin[i - first], end, out[i])
+            begin[i - first] = end
 
 
 @numba.njit(**EXACT)
@@ -63,7 +74,8 @@ def _by_gene(indptr, genes, values, n_genes):
 def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
     """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
     for g in range(first, last):
-        _sum_of_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
+        by_weight[g] = f32(0.0)
+        _add_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
 
 
 @numba.njit(**PARALLEL)

@@ -12,6 +12,22 @@ from sccvae.networks import Dropout
 f32 = np.float32
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("n_genes", [3, 4, 9])
+def test_the_sparse_product_in_blocks_of_genes_in_any_order(n_genes, n_threads):
+    n_hidden, rng = layers.BLOCK // 4, np.random.default_rng(n_genes)  # blocks of four genes
+    counts = rng.poisson(0.8, (5, n_genes)) * (np.arange(5)[:, None] != 2)  # a cell without molecules
+    stored = [rng.permutation(np.flatnonzero(row)).astype(np.int32) for row in counts]
+    genes, indptr = np.concatenate(stored), np.cumsum([0, *map(len, stored)])
+    weight, scale = rng.normal(size=(n_genes, n_hidden)).astype(f32), rng.uniform(1, 3, 5).astype(f32)
+    values, out = np.empty(len(genes), f32), np.full((5, n_hidden), np.nan, f32)
+    cells = np.repeat(np.arange(5), np.diff(indptr))
+    layers.encode((indptr, genes, counts[cells, genes].astype(f32), scale, weight, values, out), n_threads)
+    factor = np.log1p(scale.astype(float)[:, None] * counts)
+    np.testing.assert_allclose(values, factor[cells, genes], rtol=1e-6)
+    np.testing.assert_allclose(out, factor @ weight.astype(float), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("n_hidden", [1, 7, 64])
 def test_block(n_hidden, rate):

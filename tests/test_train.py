@@ -537,6 +537,21 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_cells_and_rolls_back(cou
     assert np.isfinite(elbo_of(vae, counts))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_after_the_last_step_of_an_epoch_are_seen(counts, monkeypatch, value):
+    vae, end_of_epoch = small_vae(counts), judged(monkeypatch)
+
+    def break_down(call, elbo):
+        if call == 6:  # `data`: what the gradient needs was kept before
+            vae.decoder.logits.weight.data[3, 2] = value
+        return elbo
+
+    in_training(vae, monkeypatch, break_down)
+    with pytest.raises(TrainingError, match=r"^The weights became not finite in epoch 2, step 3 of 3, on the "):
+        run(vae, counts)
+    assert same_state(state_of(vae), end_of_epoch[1])
+
+
 def test_a_failure_keeps_the_last_good_epoch_even_when_an_earlier_one_was_better(counts, monkeypatch):
     """So that the user can look at where the run went wrong; the held-out ELBO falls by 10 nats a step here."""
     vae, at = small_vae(counts), judged(monkeypatch)
