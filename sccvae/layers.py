@@ -37,7 +37,8 @@ def _add_rows(table, rows, values, first, last, out):
 def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
     """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient.
 
-    In blocks of genes, whose weights stay in a cache for all cells; genes in another order would be as right.
+    In blocks of genes, whose weights stay in a cache for all cells. Genes of a cell may have any order: a later block
+    takes what an earlier one stopped before.
     """
     out[first:last] = f32(0.0)
     for i in range(first, last):
