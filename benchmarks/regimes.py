@@ -68,7 +68,7 @@ def measure(referee, folder: Path, regime: str, method: str, seed: int) -> dict:
     adata, held = cut(referee, folder, regime, seed)
     if method.startswith("scvi"):
         import scvi  # noqa: F401
-    else:
+    elif method == "sccvae":
         import sccvae
 
         warm = sccvae.SCCVAE(sccvae.simulate.simulate(200, 40, seed=0), batch_key="batch")

@@ -184,7 +184,7 @@ def _check_finite(
 ) -> None:
     """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
     bad = np.flatnonzero(~np.isfinite(values := torch.stack(losses).cpu().numpy()))
-    extremes = torch.stack([extreme for w in weights for extreme in torch.aminmax(w)])  # both NaN if one is
+    extremes = torch.stack([extreme for w in weights for extreme in torch.aminmax(w)])  # NaN where a weight has one
     if len(bad) == 0 and torch.isfinite(extremes).all():
         return
     step = int(bad[0]) if len(bad) else len(values) - 1
