@@ -12,8 +12,8 @@ from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
 from sccvae.arguments import check_positive, flag
+from sccvae.columns import labels_of
 from sccvae.fitted import FittedModel
-from sccvae.inputs import labels_of
 from sccvae.predictive import predictive_check
 
 

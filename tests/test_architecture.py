@@ -57,7 +57,10 @@ ARROWS = {
     "differential": set(),
     "predictive": set(),
     "posterior": {"data", "densities", "device", "differential", "expressed", "likelihoods", "predictive", "vae"},
-    "inputs": {"data", "stored"},
+    "wording": set(),
+    "columns": {"wording"},
+    "matrix": {"stored", "wording"},
+    "inputs": {"columns", "data", "matrix", "stored", "wording"},
     "mixture": set(),
     "arguments": set(),
     "storage": set(),
@@ -81,7 +84,7 @@ ARROWS = {
     "similarity": set(),
     "pl": {"distances", "seeding", "similarity"},
     "report": {"metrics", "pl"},
-    "analysis": {"arguments", "diagnostics", "differential", "fitted", "inputs", "posterior", "predictive", "report"},
+    "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "corruption": set(),
     "cross_validation": {"corruption"},
     "model": {"analysis", "arguments", "cross_validation", "gradients", "inputs", "likelihoods", "networks"},
@@ -92,10 +95,11 @@ ARROWS = {
     "integration_scores": {"metrics"},
     "tl": {
         "arguments",
+        "columns",
         "differential",
         "held",
-        "inputs",
         "integration_scores",
+        "matrix",
         "model",
         "posterior",
         "seeding",
@@ -111,7 +115,19 @@ ARROWS = {
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
-KNOW_ANNDATA = {"inputs", "held", "fitted", "analysis", "model", "autoencoders", "cross_validation", "denoising", "tl"}
+KNOW_ANNDATA = {
+    "columns",
+    "matrix",
+    "inputs",
+    "held",
+    "fitted",
+    "analysis",
+    "model",
+    "autoencoders",
+    "cross_validation",
+    "denoising",
+    "tl",
+}
 KNOW_ANNDATA |= LEAVES | {"__main__"}
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import sccvae
-from sccvae import inputs
+from sccvae import matrix
 from sccvae.inputs import Schema
 
 CONTAINERS = {
@@ -160,7 +160,7 @@ def test_read_only_memory_will_do(adata, tmp_path):
 @pytest.mark.parametrize("rows", ["all", "view", "odd_view", "view_of_genes"])
 @pytest.mark.parametrize("container", ["dense", "csr_matrix", "csc_matrix", *sorted(ODD)])
 def test_backed_files_are_read_block_by_block(adata, tmp_path, monkeypatch, container, rows):
-    monkeypatch.setattr(inputs, "BLOCK_BYTES", 8 * 60 * 13)  # 13 rows at once
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 13)  # 13 rows at once
     part = {
         "all": slice(None),
         "view": slice(10, 90),
@@ -189,7 +189,7 @@ def test_backed_files_with_counts_in_a_layer_and_a_subset_of_genes(adata, tmp_pa
 def test_a_dense_matrix_in_several_blocks_is_read_whole(adata, monkeypatch):
     expected = learn(adata)
     adata.X = adata.X.toarray()
-    monkeypatch.setattr(inputs, "BLOCK_BYTES", 8 * 60 * 50)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 50)
     assert_same_counts(learn(adata), expected)
 
 
@@ -204,7 +204,7 @@ def test_counts_are_a_copy(adata):
 
 @pytest.mark.parametrize("top", [200, 300, 70_000])
 def test_counts_take_a_byte_each_and_a_large_one_among_them_stays_what_it_is(adata, monkeypatch, top):
-    monkeypatch.setattr(inputs, "BLOCK_BYTES", 8 * adata.n_vars * 7)  # 7 cells a block, the large count in one of them
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * adata.n_vars * 7)  # 7 cells a block, the large count in one of them
     dense = adata.X.toarray()
     dense[-1, -1] = top
     adata.X = dense
@@ -295,7 +295,7 @@ def test_one_bad_value_at_the_very_end_is_found_and_named(adata, container, valu
 
 @pytest.mark.parametrize("container", ["dense", "csr_matrix", "csc_matrix"])
 def test_a_bad_value_in_the_last_block_of_a_backed_file(adata, tmp_path, monkeypatch, container):
-    monkeypatch.setattr(inputs, "BLOCK_BYTES", 8 * 60 * 13)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 13)
     dense = adata.X.toarray()
     dense[-1, -1] = 0.5
     adata.X = CONTAINERS[container](sp.csr_matrix(dense))

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.inputs import check_adata
+from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.similarity import neighbours
 

@@ -13,7 +13,8 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
-from sccvae.inputs import check_adata, labels_of
+from sccvae.columns import labels_of
+from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.seeding import seeded
 

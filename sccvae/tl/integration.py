@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from sccvae.arguments import flag
-from sccvae.inputs import check_adata
+from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 
 MAX_LAYER_BYTES = 2 * 2**30

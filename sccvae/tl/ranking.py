@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.columns import labels_of
 from sccvae.differential import expected_fdr
-from sccvae.inputs import check_adata, labels_of
+from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.inputs import check_adata, labels_of
+from sccvae.columns import labels_of
+from sccvae.matrix import check_adata
 
 
 def score_integration(

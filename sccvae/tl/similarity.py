@@ -10,8 +10,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.arguments import flag
+from sccvae.columns import labels_of
 from sccvae.held import HeldModel
-from sccvae.inputs import check_adata, labels_of
+from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.seeding import seeded
 from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours

@@ -1,0 +1,26 @@
+"""Wording that error messages share: names in quotes, not too many of them, and the nearest known one."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Text(str):
+    """A message that KeyError shows as it is, without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def listed_names(names: Iterable[str], most: int = 3) -> str:
+    """The first names in quotes, and how many more there are."""
+    names = [str(n) for n in names]
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, listed: bool = False) -> str:
+    """The known name nearest to an unknown one; else, unless they were `listed` already, the known names."""
+    known = [str(k) for k in known]
+    close = get_close_matches(str(name), known, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return "" if listed else f" There is {listed_names(known, 20) or 'none'}."
