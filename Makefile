@@ -2,43 +2,58 @@
 # make test   the tests
 # make lint   style and types
 # Each makes .venv and installs what it needs; a second call is quick.
+#
+# PYTHON=python3.13   with that Python, in .venv-3.13
+# NEWEST=1            without constraints.txt: the newest releases of the day on which .venv-newest or .venv-3.13-newest
+#                     is made (on Linux torch then comes with CUDA's libraries, 5 GB)
+# TESTS="..."         more for pytest, such as TESTS="-m 'not slow'"
 
 PYTHON ?= python3
-BIN := .venv/bin
+NEWEST ?=
+TESTS ?=
+
+FOUND := $(shell .ci/interpreter $(PYTHON))
+OTHER := $(if $(filter-out python3,$(PYTHON)),-$(if $(FOUND),$(shell $(FOUND) -c 'import sys; print("%d.%d" % sys.version_info[:2])')))
+VENV := .venv$(OTHER)$(if $(NEWEST),-newest)
+BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The pinned torch is installed first, so that no other requirement draws in a larger build of it.
-TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH := $(if $(NEWEST),torch,$(shell grep '^torch==' constraints.txt))
+PINS := $(if $(NEWEST),,--constraint constraints.txt)
 
-.PHONY: demo test lint tutorials clean
+.PHONY: demo test lint tutorials environment clean
 
-demo: .venv/demo
+demo: $(VENV)/demo
 	$(BIN)/python -m sccvae demo demo
 
 # Two processes of one thread each: threads that wait for each other help small tests little.
-test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
-lint: .venv/lint
+lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-tutorials: .venv/tutorials
+tutorials: $(VENV)/tutorials
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 tutorials
 
-.venv/base:
-	$(PYTHON) -m venv .venv
+# What `test` needs, and no more.
+environment: $(VENV)/test
+
+$(VENV)/base:
+	$(or $(FOUND),$(error There is no $(PYTHON) that runs)) -m venv $(VENV)
 	$(INSTALL) --upgrade 'pip>=25.1'
 	$(INSTALL) '$(TORCH)'
 	touch $@
 
-.venv/demo: .venv/base pyproject.toml constraints.txt
-	$(INSTALL) --constraint constraints.txt --editable .
+$(VENV)/demo: $(VENV)/base pyproject.toml constraints.txt
+	$(INSTALL) $(PINS) --editable .
 	touch $@
 
-.venv/test .venv/lint .venv/tutorials: .venv/%: .venv/demo
-	$(INSTALL) --constraint constraints.txt --group $*
+$(VENV)/test $(VENV)/lint $(VENV)/tutorials: $(VENV)/%: $(VENV)/demo
+	$(INSTALL) $(PINS) --group $*
 	touch $@
 
 clean:
-	rm -rf .venv demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* demo .pytest_cache .ruff_cache .mypy_cache

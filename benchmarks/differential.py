@@ -70,7 +70,8 @@ def types(seed: int, n_cells: int, n_genes: int, *, n_types: int, delta: float, 
         changed[group] = np.abs(np.log2(rho[first].mean(0) / rho[second].mean(0))) > delta
     adata.varm["changed"] = pd.DataFrame(changed, index=adata.var_names)
     for layer in list(adata.layers):
-        del adata.layers[layer]
+        if layer is not None:  # anndata 0.13 counts `X` among the layers
+            del adata.layers[layer]
     return adata
 
 

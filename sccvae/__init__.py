@@ -1,7 +1,6 @@
 """sccvae: a variational autoencoder of single-cell counts, for Scanpy workflows."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from sccvae.storage import ModelFileError
     from sccvae.train import TrainingError
 
-__version__ = version("sccvae")
+__version__ = "0.1.0"  # the only place: pyproject.toml reads it here, so a folder that is not installed has it, too
 __all__ = [
     "SCCVAE",
     "Autoencoder",

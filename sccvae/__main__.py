@@ -5,7 +5,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 
@@ -18,10 +17,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `sccvae`."""
+    from sccvae import __version__
+
     top = argparse.ArgumentParser(
         prog="sccvae", description="Integrate and denoise single-cell counts with a variational autoencoder."
     )
-    top.add_argument("--version", action="version", version=f"sccvae {version('sccvae')}")
+    top.add_argument("--version", action="version", version=f"sccvae {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "integrate",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae import __version__
 from sccvae.metrics import batch_mixing_entropy, embedding_scores
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def compare_embeddings(
     scores["biology"], scores["mixing"] = (scores[list(of)].mean(axis=1) for of in (BIOLOGY, MIXING))
     scores["total"] = 0.6 * scores["biology"] + 0.4 * scores["mixing"]
     own = [*BIOLOGY, "biology", *MIXING, "mixing", "total", "mixing_entropy", "mixing_entropy_sd"]
-    implementation = dict.fromkeys(own, f"sccvae {version('sccvae')}, scikit-learn {version('scikit-learn')}")
+    implementation = dict.fromkeys(own, f"sccvae {__version__}, scikit-learn {version('scikit-learn')}")
     scores = scores[own]
     if scib:
         referee = _scib_scores(embeddings, kinds["labels"], kinds["batches"], unintegrated, max_cells, seed)

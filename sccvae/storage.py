@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sccvae import __version__
+
 WEIGHTS, DESCRIPTION, FORMAT = "weights.safetensors", "model.json", 1
 
 
@@ -114,5 +116,5 @@ def _tuples(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of Python and the packages that decide what a model does."""
-    packages = {name: version(name) for name in ("sccvae", "torch", "anndata", "numpy")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: version(name) for name in ("torch", "anndata", "numpy")}
+    return {"python": platform.python_version(), "sccvae": __version__, **packages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -16,8 +17,26 @@ import torch
 
 import sccvae
 
+LIBRARIES = (
+    "anndata",
+    "scanpy",
+    "pandas",
+    "numpy",
+    "scipy",
+    "torch",
+    "numba",
+    "h5py",
+    "zarr",
+    "scikit-learn",
+    "matplotlib",
+)
 torch.set_num_threads(1)  # the models here are small; on a busy machine threads would only wait for one another
 SMALL = {"n_hidden": 16, "n_latent": 4}
+
+
+def pytest_report_header() -> str:
+    """What is tested with what."""
+    return f"sccvae {sccvae.__version__} with " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
 @pytest.fixture(autouse=True)

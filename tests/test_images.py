@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 
 import matplotlib as mpl
 import numpy as np
@@ -135,12 +136,19 @@ def test_volcano(tmp_path):
     assert_looks_as_stored(pl.volcano(table), "volcano", tmp_path)
 
 
+# Scanpy lays the dot plot out itself: a picture for each of its releases that was looked at.
+DOTPLOTS = {"1.11": "dotplot", "1.12": "dotplot_scanpy_1.12"}
+
+
 def test_dotplot(cells, tmp_path):
+    release = ".".join(version("scanpy").split(".")[:2])
+    if release not in DOTPLOTS:
+        pytest.skip(f"no picture of Scanpy {release}'s dot plot is stored")
     cells.layers["sccvae"] = cells.X.toarray() + 0.5
     figure = pl.dotplot(
         cells, {"some": cells.var_names[:4].tolist(), "more": cells.var_names[4:7].tolist()}, "cell_type"
     )
-    assert_looks_as_stored(figure, "dotplot", tmp_path)
+    assert_looks_as_stored(figure, DOTPLOTS[release], tmp_path)
 
 
 def test_score_table(cells, tmp_path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
+import site
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -342,6 +345,47 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"sccvae {sccvae.__version__}\n"
+
+
+NOT_INSTALLED = """
+import sys
+from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+import sccvae
+assert Path(sccvae.__file__).parent == Path("sccvae").resolve(), sccvae.__file__
+try:
+    raise SystemExit(f"sccvae {version('sccvae')} is installed")
+except PackageNotFoundError:
+    pass
+from sccvae import storage
+from sccvae.__main__ import main
+print(sccvae.__version__, storage.versions()["sccvae"])
+main(["--version"])
+"""
+
+
+def test_a_source_folder_that_is_not_installed_has_a_version(tmp_path):
+    """A copy of the package, and a folder of links to all that is installed but sccvae itself and its links to it."""
+    source = Path(sccvae.__file__).parent
+    shutil.copytree(source, tmp_path / "sccvae", ignore=shutil.ignore_patterns("__pycache__"))
+    others = tmp_path / "others"
+    others.mkdir()
+    for folder in map(Path, site.getsitepackages()):
+        for path in folder.iterdir() if folder.is_dir() else []:
+            if not re.match("_?(editable_impl_)?sccvae", path.name) and not (others / path.name).exists():
+                (others / path.name).symlink_to(path)
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", NOT_INSTALLED],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(others)])},
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split("\n") == [
+        f"{sccvae.__version__} {sccvae.__version__}",
+        f"sccvae {sccvae.__version__}",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

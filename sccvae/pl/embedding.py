@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -128,14 +128,22 @@ def embedding(adata: AnnData, use_rep: str) -> NDArray:
     return np.asarray(adata.obsm[use_rep], dtype=np.float32)
 
 
+def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[Any, str]:
+    """`X` or a layer, and how a user writes it, where the AnnData is called `name`."""
+    if layer is None:
+        return adata.X, f"{name}.X"
+    known = [key for key in adata.layers if key is not None]  # anndata 0.13 counts `X` among the layers, as None
+    if layer not in known:
+        raise KeyError(f"{layer!r} is not in {name}.layers, which has {known}.")
+    return adata.layers[layer], f"{name}.layers[{layer!r}]"
+
+
 def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray) -> NDArray:
     """Principal components of normalised log counts: (cells, at most 50)."""
     import scanpy as sc
     from anndata import AnnData
 
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"{layer!r} is not in adata.layers, which has {list(adata.layers)}.")
-    source, where = (adata.X, "adata.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
+    source, where = matrix_of(adata, layer)
     # Rows are fetched in ascending order: files on disk ask for that.
     ascending = np.sort(cells)
     counts = csr_matrix(source[ascending], dtype=np.float32)[np.searchsorted(ascending, cells)]

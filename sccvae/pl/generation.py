@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from sccvae.pl.embedding import pca_of_counts, sample, umap
+from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ def generation(
             f"generated lacks {len(missing)} of the {real.n_vars} genes of real, such as {missing[0]!r}: expected the "
             "same genes, as in real[:, generated.var_names]."
         )
-    if layer is not None and layer not in real.layers:
-        raise KeyError(f"{layer!r} is not in real.layers, which has {list(real.layers)}.")
+    counts, _ = matrix_of(real, layer, "real")
     n = min(real.n_obs, generated.n_obs, max_cells)
-    x = csr_matrix((real.X if layer is None else real.layers[layer])[np.sort(sample(real.n_obs, n))])
+    x = csr_matrix(counts[np.sort(sample(real.n_obs, n))])
     order = generated.var_names.get_indexer(real.var_names)
     y = csr_matrix(generated.X[np.sort(sample(generated.n_obs, n))])[:, order]
     both = vstack([x, y], format="csr")
