@@ -6,6 +6,7 @@ import numpy as np
 import scanpy as sc
 
 from sccvae import metrics, pl, simulate, tl
+from sccvae.seeding import seeded
 
 
 def run(folder: Path, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0) -> str:
@@ -22,7 +23,7 @@ def run(folder: Path, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0
 
     before = sc.pp.normalize_total(adata, target_sum=1e4, copy=True)
     sc.pp.log1p(before)
-    sc.pp.pca(before, n_comps=50, random_state=seed)
+    seeded(sc.pp.pca, before, n_comps=50, seed=seed)
     scores = [
         metrics.embedding_scores(z, labels=adata.obs["cell_type"], batches=adata.obs["batch"], seed=seed)
         for z in (before.obsm["X_pca"], adata.obsm["X_sccvae"])

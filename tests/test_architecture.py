@@ -110,7 +110,7 @@ ARROWS = {
     "generation": {"distances"},
     "datasets": set(),
     "simulate": set(),
-    "demo": {"metrics", "pl", "simulate", "tl"},
+    "demo": {"metrics", "pl", "seeding", "simulate", "tl"},
     "__main__": {"__init__", "demo", "tl"},
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "report", "datasets", "simulate"}
