@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.arguments import name_of
 from sccvae.wording import Text, did_you_mean, listed_names
 
 
@@ -52,7 +53,7 @@ def codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
     present = set(categorical.codes)
     lookup = np.array(
         [
-            position_of(str(name), known, "category", key) if code in present else -1
+            position_of(name_of(name, known), known, "category", key) if code in present else -1
             for code, name in enumerate(categorical.categories)
         ]
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.arguments import name_of
 from sccvae.columns import categories_of, codes_of, numbers_of, position_of, size_factors_of
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
@@ -55,8 +56,8 @@ class Schema:
         layer: str | None = None,
         support: Support = "counts",
         batch_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] = (),
-        continuous_covariate_keys: Sequence[str] = (),
+        categorical_covariate_keys: Sequence[str] | None = (),
+        continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         genes: np.ndarray | None = None,
     ) -> tuple["Schema", Counts]:
@@ -75,6 +76,8 @@ class Schema:
         check_adata(adata)
         names = adata.var_names.astype(str) if genes is None else adata.var_names[genes].astype(str)
         check_unique(names, "var_names", "adata.var_names_make_unique()")
+        categorical_covariate_keys = () if categorical_covariate_keys is None else categorical_covariate_keys
+        continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
         for given in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(given, str):
                 raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")
@@ -113,8 +116,9 @@ class Schema:
         return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes))
 
     def code_of_batch(self, batch: str) -> int:
-        """Number of a batch known by name."""
-        return position_of(str(batch), self.categories[0], "batch", self.batch_key)
+        """Number of a batch known by name; a number stands for the name that is the same number."""
+        known = self.categories[0]
+        return position_of(name_of(batch, known), known, "batch", self.batch_key)
 
     def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
         """Columns of the genes named, in the order asked."""
