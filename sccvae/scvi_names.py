@@ -119,7 +119,7 @@ CONSTRUCTOR: Table = {
     "use_observed_lib_size": _library,
     "library_log_means": without("Means are taken from the counts of each batch: leave it out."),
     "library_log_vars": without("Variances are taken from the counts of each batch: leave it out."),
-    "latent_distribution": only("normal", why="z is Gaussian here: leave it out."),
+    "latent_distribution": only("normal", why="The distribution of z is Gaussian here: leave it out."),
     "log_variational": only(True, why="The encoder always sees the logarithm of counts: leave it out."),
     "use_layer_norm": only("both", why=_NORM),
     "use_batch_norm": only("none", why=_NORM),
@@ -304,13 +304,20 @@ def _both_moments(asked: Asked) -> dict[str, Any]:
     return only(False, why="A code has no variance here: leave it out.")(asked)
 
 
+def _library_size(asked: Asked) -> dict[str, Any]:
+    """Without the mean scvi-tools gives the observed size, or a draw where the size is inferred."""
+    values = (True,) if asked.model._vae.architecture.infers_library else (True, False)
+    return only(*values, why="The inferred size is the median of q(l|x), and draws of it are not given: leave it out.")(
+        asked
+    )
+
+
 _WEIGHTS = only("uniform", why="All draws count alike: leave it out.")
 _DRAWS = "Draws are asked for by n_samples, for each cell: with return_mean=False, (n_samples, cells, genes)."
 _MEANS = "Groups are compared by the means of all their cells: leave it out. n_samples says how many draws of them."
 _LFC = "What is judged is the log2 fold change of the means: leave it out."
 _LATENT_DRAW = (
-    "z are the posterior means. Draw from their distribution: mean, variance = "
-    "get_latent_representation(return_variance=True)."
+    "These are the means of q(z|x). To draw from it: mean, variance = get_latent_representation(return_variance=True)."
 )
 OUTPUT: Table = {
     "batch_size": _chunk,
@@ -328,7 +335,6 @@ OUTPUTS: dict[str, Table] = {
         "n_samples_overall": without(_DRAWS),
         "weights": _WEIGHTS,
         "importance_weighting_kwargs": without("All draws count alike: leave it out."),
-        "n_samples_per_cell": named("n_samples"),
     },
     "differential_expression": {
         "all_stats": only(
@@ -363,9 +369,7 @@ OUTPUTS: dict[str, Table] = {
         "n_samples": only(1, why="Parameters are those at the posterior means: leave it out."),
         "give_mean": anything,  # of one sample there is nothing to average
     },
-    "get_latent_library_size": {
-        "give_mean": only(True, why="It is the median of q(l|x), or the observed total where the model takes that."),
-    },
+    "get_latent_library_size": {"give_mean": _library_size},
     "get_marginal_ll": {"n_mc_samples": named("n_samples"), "n_mc_samples_per_pass": anything},
 }
 
