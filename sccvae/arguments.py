@@ -1,6 +1,5 @@
 """Numbers and switches that users hand over: taken as what they are, or refused by their name."""
 
-from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -26,21 +25,6 @@ def whole(name: str, value: Any) -> int:
     if not real(name, value, "a whole number").is_integer():
         raise ValueError(f"{name} is {value}; expected a whole number.")
     return int(value)
-
-
-def name_of(value: Any, known: Iterable[str]) -> str:
-    """The name that is meant: the value as text, or the one known name that is the same number, as '1.0' for 1."""
-    if (name := str(value)) in (known := tuple(known)) or isinstance(value, bool) or not isinstance(value, Real):
-        return name
-    same = [other for other in known if _number(other) == value]
-    return same[0] if len(same) == 1 else name
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def check_positive(**numbers: int | None) -> None:

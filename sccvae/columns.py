@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.arguments import name_of
 from sccvae.wording import Text, did_you_mean, listed_names
 
 
@@ -53,7 +52,7 @@ def codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
     present = set(categorical.codes)
     lookup = np.array(
         [
-            position_of(name_of(name, known), known, "category", key) if code in present else -1
+            position_of(str(name), known, "category", key) if code in present else -1
             for code, name in enumerate(categorical.categories)
         ]
     )
@@ -65,9 +64,13 @@ def position_of(name: str, known: tuple[str, ...], what: str, key: str | None) -
     if name in known:
         return known.index(name)
     where = f" of {key!r}" if key is not None else " (the model was built without batch_key)"
+    advice = (
+        f" Train on data that hold it, or give those cells a known one in adata.obs[{key!r}], as which they are taken."
+    )
+    advice = advice if what == "category" else ""
     raise ValueError(
         f"Unknown {what} {name!r}{where}; the model knows {listed_names(known, 20)}."
-        f"{did_you_mean(name, known, listed=True)}"
+        f"{did_you_mean(name, known, listed=True) or advice}"
     )
 
 

@@ -27,8 +27,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_ndtr, ndtr
 
-from sccvae.arguments import name_of
-
 Mode = Literal["change", "vanilla"]
 TRUST = 10.0  # counts' worth of trust in the decoder: a gene with fewer keeps the decoder's mean
 BATCH_SD = 0.3  # log units of expression: batch effects that the decoder may have left
@@ -97,8 +95,8 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     if len(names) < 2:
         raise ValueError(f"All cells are in one group, {names[0]!r}; at least two groups are needed.")
     asked: Any = names if group1 is None else (group1,) if np.isscalar(group1) else group1
-    chosen = [name_of(name, names) for name in asked]
-    second = None if group2 is None else name_of(group2, names)
+    chosen = [str(name) for name in asked]
+    second = None if group2 is None else str(group2)
     every = tuple(map(str, pd.Categorical(labels).categories))
     if second not in every and second in {others := all_others(names), others.lower()}:
         second = None

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.arguments import name_of
 from sccvae.columns import categories_of, codes_of, numbers_of, position_of, size_factors_of
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
@@ -116,9 +115,8 @@ class Schema:
         return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes))
 
     def code_of_batch(self, batch: str) -> int:
-        """Number of a batch known by name; a number stands for the name that is the same number."""
-        known = self.categories[0]
-        return position_of(name_of(batch, known), known, "batch", self.batch_key)
+        """Number of a batch known by name."""
+        return position_of(str(batch), self.categories[0], "batch", self.batch_key)
 
     def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
         """Columns of the genes named, in the order asked."""

@@ -14,7 +14,6 @@ import pytest
 
 import sccvae
 from sccvae import differential, held, scvi_names, signatures
-from sccvae.arguments import name_of
 from sccvae.scvi_attributes import ATTRIBUTES, PACKAGE
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -352,36 +351,17 @@ def test_names_of_all_other_cells_differ_from_every_group():
     assert differential.all_others(["rest", "Rest (all other cells)"]) == "Rest (all other cells) (all other cells)"
 
 
-# ----------------------------------------------------------------------------------------------- numbers that are names
-
-
-def test_a_number_stands_for_the_name_that_is_the_same_number():
-    assert name_of(1, ["0.0", "1.0"]) == "1.0"
-    assert name_of(1.0, ["0", "1"]) == name_of(np.float32(1), ["0", "1"]) == "1"
-    assert name_of(1, ["1", "1.0"]) == "1"  # the one of the same text
-    assert name_of(1, ["1.0", "1.00"]) == "1"  # which is meant is not known
-    assert name_of(True, ["1", "0"]) == "True"
-    assert name_of("1", ["1.0"]) == "1"
-    assert name_of(2, ["a", "nan", "1.0"]) == "2"
-
-
-def test_batches_and_groups_stored_as_floats(adata, fit):
-    adata.obs["batch"] = np.arange(120) % 2 * 1.0
-    adata.obs["group"] = np.arange(120) % 3 * 1.0
-    model = fit(adata, batch_key="batch")
-    cells = np.arange(4)
-    pd.testing.assert_frame_equal(
-        model.get_normalized_expression(indices=cells, transform_batch=1),
-        model.get_normalized_expression(indices=cells, transform_batch="1.0"),
+def test_a_batch_that_the_model_does_not_know(adata, fit):
+    model = fit(adata, batch_key="batch", encode_covariates=False)
+    new = adata[:5].copy()
+    new.obs["batch"] = "new"
+    advice = (
+        "Train on data that hold it, or give those cells a known one in adata.obs['batch'], as which they are taken."
     )
-    assert model.decode(np.zeros((1, 4)), batch=1).shape == (1, 60)
-    assert set(model.generate(5, batch=1).obs["batch"]) == {"1.0"}
-    assert set(model.differential_expression(groupby="group", group1=1, group2=2).comparison) == {"1.0 vs 2.0"}
-    new = adata.copy()
-    new.obs["batch"] = new.obs["batch"].astype(int)
-    np.testing.assert_array_equal(model.get_latent_representation(new), model.get_latent_representation(adata))
-    with pytest.raises(ValueError, match=r"^Unknown batch '2' of 'batch'; the model knows '0.0', '1.0'\."):
-        model.get_normalized_expression(transform_batch=2)
+    with pytest.raises(ValueError, match=r"^Unknown category 'new' of 'batch'; .* " + re.escape(advice)):
+        model.get_latent_representation(new)
+    new.obs["batch"] = "a"
+    assert model.get_latent_representation(new).shape == (5, 4)
 
 
 # ---------------------------------------------------------------------------------------------- history and attributes
