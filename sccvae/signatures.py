@@ -24,7 +24,7 @@ def understands_scvi(function: F) -> F:
     """The method, which takes what it means by scvi-tools' names as well; its signature stays as it is."""
     signature = inspect.signature(function)
     ours = dict(signature.parameters)
-    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ours.values()):
+    if not ours or any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ours.values()):
         return function
     del ours[next(iter(ours))]  # the model, or its class
     by_position = [name for name, p in ours.items() if p.kind is not p.KEYWORD_ONLY]
