@@ -41,7 +41,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is first used: torch alone takes two seconds."""
     if name not in __all__:
-        raise AttributeError(f"module 'sccvae' has no attribute {name!r}")
+        hint = import_module("sccvae.scvi_attributes").PACKAGE.get(name)
+        raise AttributeError(f"module 'sccvae' has no attribute {name!r}" + (f". {hint}" if hint else ""))
     return getattr(import_module(_HOMES[name]), name) if name in _HOMES else import_module(f"sccvae.{name}")
 
 

@@ -23,7 +23,6 @@ class AnalysedModel(FittedModel):
     def differential_expression(
         self,
         adata: AnnData | None = None,
-        *,
         groupby: str | Sequence[Any] | pd.Series | None = None,
         group1: str | Sequence[str] | None = None,
         group2: str | None = None,
@@ -31,6 +30,7 @@ class AnalysedModel(FittedModel):
         idx2: Any = None,
         mode: differential.Mode = "change",
         delta: float | None = 0.25,
+        *,
         batch_correction: bool = True,
         pseudocount: float | None = None,
         fdr_target: float = 0.05,
@@ -46,17 +46,18 @@ class AnalysedModel(FittedModel):
         Parameters
         ----------
         groupby, group1, group2
-            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None:
-            all other cells).
+            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None, or
+            "Rest" where no group is called so: all other cells).
         idx1, idx2
             Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
         mode
-            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`: Bayes factor of
-            group 1 above group 2.
+            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`, the default of
+            scvi-tools: Bayes factor of group 1 above group 2.
         delta
             Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
         batch_correction
-            Decode both groups in all batches, and hold counts against those of the same batch.
+            Decode both groups in all batches, and hold counts against those of the same batch. scvi-tools does not,
+            unless asked.
         pseudocount
             Added to the mean expression (which sums to 1) of both; None takes it from the data.
         n_samples, max_cells
@@ -64,10 +65,12 @@ class AnalysedModel(FittedModel):
 
         Returns
         -------
-        Genes sorted by `bayes_factor` (log odds), with `proba_de`; `lfc_mean`, `_median`, `_std`, `_min`, `_max`, log2
-        of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean` (counts per cell),
-        `non_zeros_proportion`; `is_de_fdr_0.05`, the genes called at an expected false discovery rate of `fdr_target`.
-        With groupby, also `comparison`, `group1`, `group2`. `vanilla` has `proba_m1`, `proba_m2` but no calls.
+        Genes sorted by `bayes_factor` (log odds), with `proba_de`, `proba_not_de`; `lfc_mean`, `_median`, `_std`,
+        `_min`, `_max`, log2 of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean`
+        (counts per cell), `non_zeros_proportion`; `delta` and `pseudocounts` as they were taken; `is_de_fdr_0.05`, the
+        genes called at an expected false discovery rate of `fdr_target`. With groupby, also `comparison`, such as
+        "B vs Rest", `group1`, `group2`; all other cells are "Rest", or "Rest (all other cells)" beside a group of that
+        name. `vanilla` has `proba_m1`, `proba_m2`, but neither calls nor `delta` and `pseudocounts`.
 
         Raises
         ------

@@ -18,6 +18,7 @@ from sccvae.held import HeldModel
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import Architecture, check_choice, check_choices
+from sccvae.signatures import with_history
 
 Codes = Literal["fitted", "prior"]
 
@@ -128,9 +129,10 @@ class AutoencodingModel(HeldModel):
 
         `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
         """
-        return pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
+        table = pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
+        return with_history(table)
 
-    def get_latent_representation(self, adata: AnnData | None = None, *, indices: Any = None) -> np.ndarray:
+    def get_latent_representation(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
         """The code of each cell, (cells, n_latent) float32.
 
         Parameters

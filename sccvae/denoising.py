@@ -106,7 +106,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         """The corruption processes, in the order in which they are applied."""
         return self._vae.corruption
 
-    def corrupt(self, adata: AnnData | None = None, *, indices: Any = None, seed: int = 0) -> sp.csr_matrix:
+    def corrupt(self, adata: AnnData | None = None, indices: Any = None, *, seed: int = 0) -> sp.csr_matrix:
         """A draw from the corruption process for each cell, (cells, genes) CSR float32."""
         return self._vae.corrupt(self._cells(adata, indices)[0].matrix, np.random.default_rng(seed))
 

@@ -88,7 +88,7 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     group1
         Label or labels to compare; None takes all.
     group2
-        Label to compare them with; None compares each with all other cells.
+        Label to compare them with; None, or "Rest" where that is no label, compares each with all other cells.
     """
     categorical = pd.Categorical(labels).remove_unused_categories()
     names = tuple(map(str, categorical.categories))
@@ -97,10 +97,13 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     asked: Any = names if group1 is None else (group1,) if np.isscalar(group1) else group1
     chosen = [str(name) for name in asked]
     second = None if group2 is None else str(group2)
+    every = tuple(map(str, pd.Categorical(labels).categories))
+    if second not in every and second in {others := all_others(names), others.lower()}:
+        second = None
     for what, name in [("group1", name) for name in chosen] + ([] if second is None else [("group2", second)]):
         if name not in names:
             listed = ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            found = "has no cells" if name in map(str, pd.Categorical(labels).categories) else "is unknown"
+            found = "has no cells" if name in every else "is unknown"
             raise ValueError(f"{what} {name!r} {found}; the groups are {listed}.")
     if second is not None and group1 is None:
         chosen = [name for name in names if name != second]
@@ -112,6 +115,14 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     cells = [np.flatnonzero(categorical.codes == names.index(name)) for name in needed]
     other = None if second is None else needed.index(second)
     return Design(needed, cells, [(needed.index(name), other) for name in dict.fromkeys(chosen)])
+
+
+def all_others(names: Sequence[str]) -> str:
+    """What all other cells are called beside groups of these names: as in scvi-tools, unless a group is called so."""
+    known, name = {str(name).lower() for name in names}, "Rest"
+    while name.lower() in known:
+        name = f"{name} (all other cells)"
+    return name
 
 
 def by_cells(idx1: Any, idx2: Any, n_cells: int) -> Design:
@@ -378,16 +389,22 @@ def describe_samples(lfc: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def change(lfc: np.ndarray, delta: float | None) -> dict[str, np.ndarray]:
-    """Columns `proba_de` and `bayes_factor` from (draws, genes) samples of the log fold change.
+    """Columns `proba_de`, `proba_not_de`, `bayes_factor`, `delta` from (draws, genes) samples of the log fold change.
 
     `bayes_factor` is the log odds of `proba_de`. The samples count by their mean and standard
     deviation, and not by how many exceed delta: none would tell two sure genes apart.
     """
     mean, sd = lfc.mean(0), np.maximum(lfc.std(0), 1e-3)
     prior = fit_prior(mean, sd)
-    proba, error = probability_of_change(mean, sd, fit_delta(mean) if delta is None else delta, prior)
-    proba = np.where(error < 0.5, 1 - error, proba)
-    return {"proba_de": proba, "bayes_factor": np.log(np.maximum(proba, 1e-300)) - np.log(np.maximum(error, 1e-300))}
+    delta = fit_delta(mean) if delta is None else delta
+    proba, error = probability_of_change(mean, sd, delta, prior)
+    proba = np.where(sure := error < 0.5, 1 - error, proba)
+    return {
+        "proba_de": proba,
+        "proba_not_de": np.where(sure, error, 1 - proba),
+        "bayes_factor": np.log(np.maximum(proba, 1e-300)) - np.log(np.maximum(error, 1e-300)),
+        "delta": np.full(len(proba), delta),
+    }
 
 
 def vanilla(lfc: np.ndarray) -> dict[str, np.ndarray]:
@@ -402,12 +419,12 @@ def compare(group1: Group, group2: Group, genes: pd.Index, options: Options, rng
     eps = pseudocount(group1, group2) if options.pseudocount is None else options.pseudocount
     lfc = log_fold_changes(samples1, samples2, eps)
     columns = change(lfc, options.delta) if options.mode == "change" else vanilla(lfc)
-    columns |= describe_samples(lfc)
-    columns |= {"scale1": scale1, "scale2": scale2}
+    columns |= describe_samples(lfc) | {"scale1": scale1, "scale2": scale2}
     for name, field in (("raw_mean", "raw"), ("non_zeros_proportion", "detected")):
         for number, group in enumerate((group1, group2), 1):
             columns[f"{name}{number}"] = getattr(group, field) / group.n_cells
     if options.mode == "change":
+        columns |= {"pseudocounts": np.full(len(genes), eps), "delta": columns.pop("delta")}
         order = np.lexsort((-np.abs(columns["lfc_mean"]), -columns["bayes_factor"]))
         error = np.exp(-np.logaddexp(0, columns["bayes_factor"]))
         columns[f"is_de_fdr_{options.fdr_target}"] = expected_fdr(error) <= options.fdr_target
@@ -419,13 +436,13 @@ def compare(group1: Group, group2: Group, genes: pd.Index, options: Options, rng
 def tables(groups: list[Group], design: Design, genes: pd.Index, options: Options, *, seed: int) -> pd.DataFrame:
     """The comparisons of a design, one below the other; with names of groups, columns that say which is which."""
     whole = Group.union(groups) if any(second is None for _, second in design.pairs) else None
-    parts = []
+    parts, others = [], all_others(design.names)
     for first, second in design.pairs:
         other = groups[second] if second is not None else whole.without(groups[first])  # type: ignore[union-attr]
         rng = np.random.default_rng([seed, first, len(groups) if second is None else second])
         part = compare(groups[first], other, genes, options, rng)
         if design.names:
-            name1, name2 = design.names[first], "rest" if second is None else design.names[second]
+            name1, name2 = design.names[first], others if second is None else design.names[second]
             part = part.assign(comparison=f"{name1} vs {name2}", group1=name1, group2=name2)
         parts.append(part)
     return pd.concat(parts)

@@ -33,7 +33,7 @@ class FittedModel(HeldModel):
     # -------------------------------------------------------------------------------------------------------- outputs
 
     def get_latent_representation(
-        self, adata: AnnData | None = None, *, indices: Any = None, return_variance: bool = False
+        self, adata: AnnData | None = None, indices: Any = None, *, return_variance: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Mean of q(z|x), (cells, n_latent) float32; with `return_variance` also its variance.
 
@@ -52,12 +52,12 @@ class FittedModel(HeldModel):
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
-        *,
         indices: Any = None,
         transform_batch: str | Sequence[str] | None = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent", "observed"] = 1.0,
         n_samples: int | None = None,
+        *,
         return_mean: bool = True,
         return_numpy: bool = False,
         dtype: str = "float32",
@@ -76,9 +76,10 @@ class FittedModel(HeldModel):
         gene_list
             Genes to return, in that order.
         library_size
-            What rho is multiplied by: a number, or each cell's inferred ("latent") or observed library size.
+            What rho is multiplied by: a number, or each cell's library size, inferred ("latent"; scvi-tools means the
+            observed one by that, unless its models infer it) or observed.
         n_samples
-            Mean over so many draws from q(z|x); None decodes its mean.
+            Mean over so many draws from q(z|x); None decodes its mean, where scvi-tools takes a draw.
         return_mean
             False returns the `n_samples` draws themselves.
         return_numpy
@@ -120,7 +121,7 @@ class FittedModel(HeldModel):
         columns = self.gene_names if genes is None else self.gene_names[genes]
         return pd.DataFrame(filled, index=names, columns=columns, copy=False)
 
-    def get_latent_library_size(self, adata: AnnData | None = None, *, indices: Any = None) -> np.ndarray:
+    def get_latent_library_size(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
         """(cells,) float32 library size in counts: the median of q(l|x), or the observed one."""
         if not self.likelihood.has_library:
             raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no library size.")
@@ -132,7 +133,7 @@ class FittedModel(HeldModel):
                 log_l[rows] = q_l.mean.cpu().numpy()
         return np.exp(log_l)
 
-    def get_likelihood_parameters(self, adata: AnnData | None = None, *, indices: Any = None) -> dict[str, np.ndarray]:
+    def get_likelihood_parameters(self, adata: AnnData | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """Parameters of p(x | z, l) at the posterior means, float32 arrays (cells, genes).
 
         Returns
@@ -145,7 +146,7 @@ class FittedModel(HeldModel):
         return posterior.likelihood_parameters(self._vae, counts)
 
     def posterior_predictive_sample(
-        self, adata: AnnData | None = None, *, indices: Any = None, n_samples: int | None = None, seed: int = 0
+        self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
     ) -> sp.csr_matrix | np.ndarray:
         """Counts drawn from p(x' | x): z and l from their posteriors, x' from the likelihood.
 
@@ -196,7 +197,7 @@ class FittedModel(HeldModel):
         return self._generated(matrix, codes, z, library)
 
     def get_elbo(
-        self, adata: AnnData | None = None, *, indices: Any = None, return_mean: bool = True, seed: int = 0
+        self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
         return_mean = flag("return_mean", return_mean)
@@ -204,7 +205,7 @@ class FittedModel(HeldModel):
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
 
     def get_reconstruction_error(
-        self, adata: AnnData | None = None, *, indices: Any = None, return_mean: bool = True, seed: int = 0
+        self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
         return_mean = flag("return_mean", return_mean)
@@ -214,9 +215,9 @@ class FittedModel(HeldModel):
     def get_marginal_ll(
         self,
         adata: AnnData | None = None,
-        *,
         indices: Any = None,
         n_samples: int = 100,
+        *,
         return_mean: bool = True,
         seed: int = 0,
     ) -> float | np.ndarray:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
 from sccvae.likelihoods import Likelihood
 from sccvae.networks import Architecture
+from sccvae.signatures import Understanding, missing, with_history
 from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
 
@@ -39,7 +40,7 @@ def default_epochs(n_cells: int) -> int:
     return max(5, round(n_steps * 128 / n_cells))
 
 
-class HeldModel:
+class HeldModel(metaclass=Understanding):
     """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
 
     Outputs are deterministic: means, or draws from a generator with the seed given.
@@ -99,6 +100,15 @@ class HeldModel:
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
 
+    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
+        """Epochs and steps of a run with these arguments of `train`; endless where there are no data."""
+        if self._counts is None:
+            return np.inf, np.inf
+        rng = np.random.default_rng(self._seed)
+        n_cells = len(split(self._counts.codes[:, 0], real("train_size", train_size), rng)[0])
+        n_epochs = default_epochs(n_cells) if max_epochs is None else max_epochs
+        return n_epochs, n_epochs * -(-n_cells // batch_size)
+
     def _after_training(self) -> None:
         """What else is kept of a run, however it ended."""
 
@@ -112,10 +122,10 @@ class HeldModel:
     @property
     def history(self) -> pd.DataFrame:
         """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds."""
-        return pd.DataFrame(self._rows)
+        return with_history(pd.DataFrame(self._rows))
 
     def get_reconstruction(
-        self, adata: AnnData | None = None, *, indices: Any = None, chunk_size: int | None = None
+        self, adata: AnnData | None = None, indices: Any = None, *, chunk_size: int | None = None
     ) -> np.ndarray:
         """Mean of p(x | z) at each cell's code, (cells, genes) float32, in the units of the data.
 
@@ -268,6 +278,16 @@ class HeldModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self._vae.device
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `train` was called, for an epoch at least."""
+        return bool(self._rows)
+
+    if not TYPE_CHECKING:  # mypy would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(type(self), name, f"{type(self).__name__!r} object has no attribute {name!r}", self)
 
     def __repr__(self) -> str:
         a, n_weights = self._vae.architecture, sum(p.numel() for p in self._vae.parameters())

@@ -55,8 +55,8 @@ class Schema:
         layer: str | None = None,
         support: Support = "counts",
         batch_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] = (),
-        continuous_covariate_keys: Sequence[str] = (),
+        categorical_covariate_keys: Sequence[str] | None = (),
+        continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         genes: np.ndarray | None = None,
     ) -> tuple["Schema", Counts]:
@@ -75,6 +75,8 @@ class Schema:
         check_adata(adata)
         names = adata.var_names.astype(str) if genes is None else adata.var_names[genes].astype(str)
         check_unique(names, "var_names", "adata.var_names_make_unique()")
+        categorical_covariate_keys = () if categorical_covariate_keys is None else categorical_covariate_keys
+        continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
         for given in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(given, str):
                 raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")

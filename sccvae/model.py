@@ -37,7 +37,7 @@ class SCCVAE(AnalysedModel):
     layer
         Layer with the counts; None takes `X`.
     categorical_covariate_keys, continuous_covariate_keys
-        Further columns of `obs` whose effects are to be removed.
+        Further columns of `obs` whose effects are to be removed; None takes none.
     size_factor_key
         Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
     mask_var
@@ -102,8 +102,8 @@ class SCCVAE(AnalysedModel):
         *,
         batch_key: str | None = None,
         layer: str | None = None,
-        categorical_covariate_keys: Sequence[str] = (),
-        continuous_covariate_keys: Sequence[str] = (),
+        categorical_covariate_keys: Sequence[str] | None = (),
+        continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         mask_var: str | np.ndarray | None = None,
         n_hidden: int | tuple[int, int] = (256, 384),

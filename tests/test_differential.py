@@ -18,8 +18,9 @@ from sccvae import posterior
 
 OPTIONS = de.Options(mode="change", delta=0.25, pseudocount=None, fdr_target=0.05)
 COLUMNS = [
-    "proba_de", "bayes_factor", "lfc_mean", "lfc_median", "lfc_std", "lfc_min", "lfc_max", "scale1", "scale2",
-    "raw_mean1", "raw_mean2", "non_zeros_proportion1", "non_zeros_proportion2", "is_de_fdr_0.05",
+    "proba_de", "proba_not_de", "bayes_factor", "lfc_mean", "lfc_median", "lfc_std", "lfc_min", "lfc_max",
+    "scale1", "scale2", "raw_mean1", "raw_mean2", "non_zeros_proportion1", "non_zeros_proportion2", "pseudocounts",
+    "delta", "is_de_fdr_0.05",
 ]  # fmt: skip
 
 
@@ -495,8 +496,8 @@ def test_a_large_group_is_represented_by_some_of_its_cells(trained):
 def test_each_group_against_the_rest(adata, model):
     table = model.differential_expression(adata, groupby="kind")
     assert list(table.columns) == [*COLUMNS, "comparison", "group1", "group2"]
-    assert list(table["comparison"].unique()) == ["w vs rest", "x vs rest", "y vs rest", "z vs rest"]
-    assert set(table["group2"]) == {"rest"}
+    assert list(table["comparison"].unique()) == ["w vs Rest", "x vs Rest", "y vs Rest", "z vs Rest"]
+    assert set(table["group2"]) == {"Rest"}
     x, kind = adata.X.toarray(), adata.obs["kind"].to_numpy()
     for name, part in table.groupby("group1"):
         assert sorted(part.index) == sorted(model.gene_names)

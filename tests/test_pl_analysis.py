@@ -207,8 +207,8 @@ def test_volcano_names_the_surest_genes_on_each_side():
 
 
 def test_volcano_of_one_group_of_several():
-    both = pd.concat([changed_genes().assign(group1=g, comparison=f"{g} vs rest") for g in ("a", "b")])
-    assert pl.volcano(both, "b").axes[0].get_title() == "b vs rest"
+    both = pd.concat([changed_genes().assign(group1=g, comparison=f"{g} vs Rest") for g in ("a", "b")])
+    assert pl.volcano(both, "b").axes[0].get_title() == "b vs Rest"
     ax = Figure().add_subplot()
     assert pl.volcano(both, "a", ax=ax) is ax.figure
     with pytest.raises(

@@ -1,0 +1,57 @@
+"""Attributes of scvi-tools' models that these models do not have, and columns of its history: what there is instead."""
+
+from typing import Any
+
+_SETUP = "Pass its keys to the constructor: {kind}(adata, layer=..., batch_key=...)."
+_REGISTRY = "Nothing is registered: print(model) and model.describe() tell what it was built with."
+_QUERY = "Pass new cells to the methods themselves, as in get_latent_representation(adata)."
+_NETWORK = "Methods such as get_latent_representation and decode say what the network computes."
+_SPLIT = "Which cells are held out follows from train_size and the seed, and is not kept."
+_HISTORY = "See model.history, a table with a row for each epoch and split."
+ATTRIBUTES: dict[str, str] = {
+    **dict.fromkeys(("setup_anndata", "setup_mudata", "register_manager"), _SETUP),
+    "adata": "A model keeps the counts, not the AnnData: use your own, and pass it where other cells are meant.",
+    **dict.fromkeys(("adata_manager", "registry", "registry_", "summary_stats", "get_anndata_manager"), _REGISTRY),
+    **dict.fromkeys(("view_anndata_setup", "get_from_registry", "deregister_manager", "summary_string"), _REGISTRY),
+    **dict.fromkeys(("view_setup_args", "load_registry"), "Load the model by {kind}.load(path), and print it."),
+    **dict.fromkeys(("load_query_data", "prepare_query_anndata", "prepare_query_mudata"), _QUERY),
+    "module": _NETWORK,
+    "trainer": _HISTORY,
+    "history_": _HISTORY,
+    "is_trained_": "See model.is_trained.",
+    "to_device": "A device is chosen by {kind}(adata, device=...) or {kind}.load(path, adata, device=...).",
+    **dict.fromkeys(("train_indices", "validation_indices", "test_indices"), _SPLIT),
+    "convert_legacy_save": "Models of scvi-tools cannot be read, since the networks differ: train anew.",
+    "minify_adata": "Outputs need no training data: {kind}.load(path) keeps the model alone.",
+    "get_feature_correlation_matrix": "Correlate the columns of posterior_predictive_sample(n_samples=...).",
+    "get_aggregated_posterior": "Draw from a mixture fitted to it by generate(prior='aggregate').",
+    "differential_abundance": "It is not here. metrics.embedding_scores tells how batches mix.",
+    "get_batch_representation": "Each batch has its own offsets; there is no embedding of batches.",
+}
+PACKAGE: dict[str, str] = {  # looked for in the package itself
+    "settings": "There are no global settings: pass seed= to SCCVAE and to the methods that draw.",
+    "SCVI": "The model of that name is SCCVAE(adata, layer=..., batch_key=...).",
+    "autotune": "Settings are compared by sccvae.cross_validate(adata, settings).",
+    **dict.fromkeys(("SCANVI", "TOTALVI", "PEAKVI", "MULTIVI", "LinearSCVI"), "It is not here: see scvi-tools."),
+}
+
+# ------------------------------------------------------------------------------------------------------------- history
+
+_OF_SPLIT = "model.history[model.history['split'] == '{split}']"
+_COLUMNS = {
+    "elbo": "['elbo'], of which scvi-tools keeps the negative: here higher is better",
+    "reconstruction_loss": "['reconstruction'], of which scvi-tools keeps the negative: here higher is better",
+    "kl_local": "[['kl_z', 'kl_l']], whose sum it is",
+    "kl_global": ": this model has no KL divergence of that kind",
+    "loss": "['elbo'], of which it is the negative, apart from the weight of the KL divergence",
+}
+
+
+def of_history(key: Any) -> str | None:
+    """Where the history has what scvi-tools keeps under `key`."""
+    name = str(key).removesuffix("_step").removesuffix("_epoch")
+    for split, known in (("training", "train"), ("validation", "validation")):
+        what = name.removesuffix(f"_{known}") if name.endswith(f"_{known}") else name.removeprefix(f"{known}_")
+        if what != name and what in _COLUMNS:
+            return f"There is a row for each epoch and split: {_OF_SPLIT.format(split=split)}{_COLUMNS[what]}."
+    return "The column is called 'learning_rate'." if name in ("lr", "lr-Adam") else None
