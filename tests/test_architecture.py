@@ -23,7 +23,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Each module and the modules of the package it may import; nothing else. Read downwards: data comes first.
 COMPILED = {"elementary", "fused", "layers", "latent", "molecules", "backprop"}
 ARROWS = {
-    "__init__": set(),  # lazy: it imports by name what is asked for
+    "__init__": set(),
     "stored": set(),
     "data": {"stored"},
     "elementary": set(),
