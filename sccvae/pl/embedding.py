@@ -134,7 +134,9 @@ def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray) -> NDArray:
     from anndata import AnnData
 
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"{layer!r} is not in adata.layers, which has {list(adata.layers)}.")
+        raise KeyError(
+            f"{layer!r} is not in adata.layers, which has {[name for name in adata.layers if name is not None]}."
+        )
     source, where = (adata.X, "adata.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
     # Rows are fetched in ascending order: files on disk ask for that.
     ascending = np.sort(cells)

@@ -60,7 +60,9 @@ def generation(
             "same genes, as in real[:, generated.var_names]."
         )
     if layer is not None and layer not in real.layers:
-        raise KeyError(f"{layer!r} is not in real.layers, which has {list(real.layers)}.")
+        raise KeyError(
+            f"{layer!r} is not in real.layers, which has {[name for name in real.layers if name is not None]}."
+        )
     n = min(real.n_obs, generated.n_obs, max_cells)
     x = csr_matrix((real.X if layer is None else real.layers[layer])[np.sort(sample(real.n_obs, n))])
     order = generated.var_names.get_indexer(real.var_names)

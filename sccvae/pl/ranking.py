@@ -186,7 +186,7 @@ def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, s
 
 def _expression(adata: AnnData, layer: str, genes: list[str]) -> np.ndarray:
     """Denoised expression of the genes, (cells, genes)."""
-    if layer in adata.layers:
+    if layer is not None and layer in adata.layers:
         frame, where = adata.to_df(layer=layer), f"adata.layers[{layer!r}]"
     elif layer in adata.obsm and isinstance(adata.obsm[layer], pd.DataFrame):
         frame, where = adata.obsm[layer], f"adata.obsm[{layer!r}]"
