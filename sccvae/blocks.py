@@ -32,13 +32,12 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
     TypeError, ValueError
         It holds no numbers, or cannot be read.
     """
-    if (found := getattr(matrix, "shape", None)) != shape:
-        raise ValueError(f"{where} has shape {found}; expected (cells, genes) = {shape}.")
-    start = 0
-    parts = _parts(matrix, max(1, n_bytes // (8 * shape[1])))
+    start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])))
     while start < shape[0]:
         try:
             part = next(parts)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a file or a graph of tasks may raise
             raise ValueError(
                 f"{where}, a {type(matrix).__name__}, cannot be read ({type(error).__name__}: {error}). Read it into "
@@ -53,7 +52,7 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
         start += block.shape[0]
 
 
-def _parts(matrix: Any, rows: int) -> Iterator[Any]:
+def _parts(matrix: Any, n_cells: int, rows: int) -> Iterator[Any]:
     """Whole rows in order, as they come: sparse matrices or arrays."""
     if sp.issparse(matrix):
         yield matrix
@@ -62,8 +61,8 @@ def _parts(matrix: Any, rows: int) -> Iterator[Any]:
     elif hasattr(matrix, "compute") and hasattr(matrix, "chunks"):
         yield from _computed(matrix, rows)
     else:
-        for start in range(0, matrix.shape[0], rows):
-            yield matrix[start : min(start + rows, matrix.shape[0])]
+        for start in range(0, n_cells, rows):
+            yield matrix[start : min(start + rows, n_cells)]
 
 
 def _computed(matrix: Any, rows: int) -> Iterator[Any]:

@@ -47,6 +47,8 @@ def one_column(table: pd.DataFrame, key: Any, what: str = "obs") -> pd.Series:
     if key not in table:
         raise KeyError(Text(f"adata.{what} has no column {key!r}.{did_you_mean(str(key), table.columns)}"))
     column = table[key]
+    if not isinstance(column, pd.Series | pd.DataFrame):
+        raise TypeError(f"adata was read lazily: adata.{what} is not in memory. Pass adata.to_memory().")
     if isinstance(column, pd.DataFrame):
         raise ValueError(
             f"adata.{what} has {column.shape[1]} columns called {key!r}. Keep or rename one of them, such as "

@@ -85,7 +85,7 @@ ARROWS = {
     "distances": set(),
     "seeding": set(),
     "similarity": set(),
-    "pl": {"distances", "seeding", "similarity"},
+    "pl": {"columns", "distances", "seeding", "similarity"},
     "report": {"metrics", "pl"},
     "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "corruption": set(),
@@ -114,7 +114,8 @@ ARROWS = {
     "simulate": set(),
     "__init__": set(),  # lazy: it imports by name what is asked for
     "demo": {"metrics", "pl", "simulate", "tl"},
-    "__main__": {"__init__", "demo", "tl"},
+    "reading": set(),
+    "__main__": {"__init__", "demo", "reading", "tl"},
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
@@ -131,7 +132,7 @@ KNOW_ANNDATA = {
     "denoising",
     "tl",
 }
-KNOW_ANNDATA |= LEAVES | {"__main__"}
+KNOW_ANNDATA |= LEAVES | {"__main__", "reading"}
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
 
 
