@@ -46,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--mask-var", metavar="COLUMN", help="boolean column of var: genes to model; 'all' for all of them; "
         "without it, var['highly_variable'] if there is one",
     )  # fmt: skip
-    command.add_argument(
-        "--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon, to whole numbers"
-    )
+    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of what is written")
     command.add_argument(
         "--likelihood", choices=("zinb", "nb", "poisson"), default=argparse.SUPPRESS, help="distribution of the counts"

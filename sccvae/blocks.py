@@ -95,7 +95,8 @@ def _csr(part: Any, where: str) -> sp.csr_matrix:
         raise TypeError(_not_numbers(part, where))
     if sp.issparse(part):
         part = _sound(part, where)
-    native = np.dtype(np.float32) if part.dtype == np.float16 else part.dtype.newbyteorder("=")  # scipy knows no others
+    narrower = {2: np.float32, 4: np.float32}.get(part.dtype.itemsize, np.float64)  # scipy knows no float16
+    native = np.dtype(narrower) if part.dtype.kind == "f" else part.dtype.newbyteorder("=")
     return sp.csr_matrix(part if part.dtype == native else part.astype(native))
 
 

@@ -114,7 +114,8 @@ def _mask(index: Any, mask: np.ndarray, what: str, n_cells: int, names: pd.Index
     own, known = index.index.astype(str), names.astype(str)
     if own.equals(known):
         return mask
-    at = own.get_indexer(known) if own.is_unique else np.array([-1])
+    by_name = own.is_unique and index.index.dtype.kind not in "iufb"  # numbers in another order may be places
+    at = own.get_indexer(known) if by_name else np.array([-1])
     if (at < 0).any():
         raise ValueError(
             f"{what} is a Series whose index does not hold the names of the cells: it has {own[0]!r}, and the first "

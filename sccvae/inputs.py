@@ -92,7 +92,7 @@ class Schema:
         numbers = [numbers_of(adata, key) for key in continuous_covariate_keys]
         rows = read_rows(adata, layer, support, names, at=at, round_counts=round_counts)
         offset = 0.0
-        if size_factor_key is not None:
+        if size_factor_key is not None and support == "counts":
             mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
             offset = float(np.log(mean_total) - np.log(size_factors_of(adata, size_factor_key).mean()))
         schema = cls(
@@ -204,7 +204,8 @@ def _in_order_of_genes(mask: pd.Series, names: pd.Index) -> pd.Series:
     own, known = mask.index.astype(str), names.astype(str)
     if own.equals(known) or len(own) != len(known):
         return mask
-    at = own.get_indexer(known) if own.is_unique else np.array([-1])
+    by_name = own.is_unique and mask.index.dtype.kind not in "iufb"  # numbers in another order may be places
+    at = own.get_indexer(known) if by_name else np.array([-1])
     if (at < 0).any():
         raise ValueError(
             f"mask_var is a Series whose index does not hold the names of the genes: it has {own[0]!r}, and the first "

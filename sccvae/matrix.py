@@ -95,7 +95,7 @@ def _matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
         if not learning and _holds_counts(adata, None):
             hint = f" The model reads that layer; adata.X holds counts: adata.layers[{layer!r}] = adata.X.copy()."
         raise KeyError(Text(f"adata.layers has no {layer!r}.{did_you_mean(layer, names)}{hint}"))
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = _stored(adata, layer)
     if matrix is None:
         if learning:
             hint = f"pass layer= one of {listed_names(names)}" if names else "put the counts there"
@@ -226,8 +226,18 @@ def _look_normalised(block: sp.csr_matrix) -> bool:
     return len(totals) > 1 and float(np.ptp(totals)) <= 1e-3 * float(totals.mean())
 
 
+def _stored(adata: AnnData, layer: str | None) -> Any:
+    """`X` or a layer; None where a backed file has no `X`, for which anndata raises KeyError."""
+    if layer is not None:
+        return adata.layers[layer]
+    try:
+        return adata.X
+    except KeyError:
+        return None
+
+
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = _stored(adata, layer)
     return matrix is not None and _are_counts(matrix, adata.shape)
 
 

@@ -75,7 +75,7 @@ def integrate(
     (300, 20)
     """
     check_adata(adata)
-    if (copy := flag("copy", copy)) and adata.isbacked:
+    if (copy := flag("copy", copy)) and (adata.isbacked or not all(map(_can_be_copied, _matrices(adata)))):
         raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
@@ -85,6 +85,15 @@ def integrate(
     adata = adata.copy() if copy else adata
     _store(adata, None, model, key_added, expression)
     return adata if copy else None
+
+
+def _matrices(adata: AnnData) -> list[Any]:
+    return [adata.X, *(adata.layers[name] for name in adata.layers)]
+
+
+def _can_be_copied(matrix: Any) -> bool:
+    """Whether it is in memory; `AnnData.copy` fails for datasets of files."""
+    return matrix is None or hasattr(matrix, "copy")
 
 
 def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expression: bool | None = None) -> None:
