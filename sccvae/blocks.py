@@ -35,7 +35,9 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
     start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])))
     while start < shape[0]:
         try:
-            part = next(parts)
+            part = next(parts, None)
+            if not (sp.issparse(part) or np.ma.isMaskedArray(part)):
+                part = np.asarray(part)
         except MemoryError:
             raise
         except Exception as error:  # whatever a file or a graph of tasks may raise
@@ -43,13 +45,13 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
                 f"{where}, a {type(matrix).__name__}, cannot be read ({type(error).__name__}: {error}). Read it into "
                 "memory first: adata = adata.to_memory(). Is the file that it lies in still there and open?"
             ) from error
-        block = _csr(part, where)
-        if block.shape[1] != shape[1] or start + block.shape[0] > shape[0]:
+        if part.ndim != 2 or part.shape[1] != shape[1] or not 0 < part.shape[0] <= shape[0] - start:
             raise ValueError(
-                f"{where} says that it has shape {shape}, but gives rows of shape {block.shape}: compute it first."
+                f"{where}, a {type(matrix).__name__}, should have shape {shape}, but gives rows of shape {part.shape}. "
+                "Read it into memory first: adata = adata.to_memory()."
             )
-        yield start, block
-        start += block.shape[0]
+        yield start, _csr(part, where)
+        start += part.shape[0]
 
 
 def _parts(matrix: Any, n_cells: int, rows: int) -> Iterator[Any]:
@@ -58,7 +60,7 @@ def _parts(matrix: Any, n_cells: int, rows: int) -> Iterator[Any]:
         yield matrix
     elif hasattr(matrix, "to_memory") and getattr(matrix, "format", None) == "csc":
         yield matrix.to_memory()  # each block of rows would read the whole file
-    elif hasattr(matrix, "compute") and hasattr(matrix, "chunks"):
+    elif hasattr(matrix, "compute") and getattr(matrix, "chunks", None) is not None:
         yield from _computed(matrix, rows)
     else:
         for start in range(0, n_cells, rows):
@@ -84,11 +86,11 @@ def _computed(matrix: Any, rows: int) -> Iterator[Any]:
 
 def _csr(part: Any, where: str) -> sp.csr_matrix:
     """Rows as CSR, of a dtype that scipy can work with; memory is shared where that can be."""
-    if not sp.issparse(part):
-        if np.ma.isMaskedArray(part) and np.ma.is_masked(part):
+    if np.ma.isMaskedArray(part):
+        if np.ma.is_masked(part):
             raise ValueError(
-                f"{where} is a masked array, in which {np.ma.count_masked(part)} values are masked; a count is known "
-                f"or 0. Fill them in: {where} = {where}.filled(0)."
+                f"{where} is a masked array with masked values; a count is a number. Fill them in, where they stand "
+                f"for none: {where} = {where}.filled(0)."
             )
         part = np.asarray(part)
     if part.dtype.kind not in NUMBERS:

@@ -38,13 +38,10 @@ class Chunked:
         return self.matrix
 
 
-def with_matrix(adata: ad.AnnData, matrix, layer: str | None = None) -> ad.AnnData:
-    """A copy of `adata` whose `X`, or a layer, is `matrix`, even where AnnData does not know its class."""
-    new = ad.AnnData(np.full(adata.shape, 0.5, dtype=np.float32), obs=adata.obs.copy(), var=adata.var.copy())
-    if layer is None:
-        new._X = matrix
-    else:
-        new.layers._data[layer] = matrix
+def with_matrix(adata: ad.AnnData, matrix) -> ad.AnnData:
+    """A copy of `adata` whose `X` is `matrix`, even where AnnData does not know its class."""
+    new = ad.AnnData(np.zeros(adata.shape, dtype=np.float32), obs=adata.obs.copy(), var=adata.var.copy())
+    new._X = matrix
     return new
 
 
