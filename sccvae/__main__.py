@@ -7,6 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+FORMATS = (
+    "raw counts: .h5ad, .zarr, or the .h5 file or folder of 10x, whose repeated gene names get the endings -1, -2, ..."
+)
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that are something."""
@@ -33,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
         formatter_class=_Help,
     )
-    command.add_argument("input", type=Path, help=".h5ad file with raw counts")
+    command.add_argument("input", type=Path, help=FORMATS)
     command.add_argument(
         "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".h5ad file to write"
     )
@@ -43,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--mask-var", metavar="COLUMN", help="boolean column of var: genes to model; 'all' for all of them; "
         "without it, var['highly_variable'] if there is one",
     )  # fmt: skip
+    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of what is written")
     command.add_argument(
         "--likelihood", choices=("zinb", "nb", "poisson"), default=argparse.SUPPRESS, help="distribution of the counts"
@@ -63,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Help,
     )
     command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
-    command.add_argument("input", type=Path, help=".h5ad file with the raw counts")
+    command.add_argument("input", type=Path, help=FORMATS)
     command.add_argument(
         "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".html file to write"
     )
@@ -93,6 +98,7 @@ def integrate(arguments: argparse.Namespace) -> None:
         batch_key=arguments.batch_key,
         layer=arguments.layer,
         mask_var=None if mask == "all" else mask,
+        round_counts=arguments.round_counts,
         seed=arguments.seed,
         device=arguments.device,
         **options,
@@ -125,7 +131,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def _check_paths(arguments: argparse.Namespace) -> None:
     """Find out before the training, not after it."""
-    if not arguments.input.is_file():
+    if not arguments.input.exists():
         raise FileNotFoundError(f"There is no file {arguments.input}.")
     if arguments.output.is_dir():
         raise IsADirectoryError(f"The output is a folder: {arguments.output}.")
@@ -139,13 +145,10 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 
 def _read(path: Path):
-    """The AnnData of a file."""
-    import anndata
+    """The AnnData of a file or folder."""
+    from sccvae.reading import read
 
-    try:
-        return anndata.read_h5ad(path)
-    except Exception as error:  # whatever is wrong with the file
-        raise ValueError(f"{path} cannot be read as an AnnData ({error}).") from error
+    return read(path)
 
 
 def _write(adata, path: Path) -> None:

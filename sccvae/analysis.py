@@ -86,7 +86,7 @@ class AnalysedModel(FittedModel):
         counts, names = self._cells(adata, None)
         obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
         labels = None if groupby is None else labels_of(groupby, obs, names)
-        design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts))
+        design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
         batches = self._batch_codes("all" if flag("batch_correction", batch_correction) else None)
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed

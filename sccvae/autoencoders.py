@@ -35,6 +35,7 @@ class AutoencodingModel(HeldModel):
         batch_key: str | None,
         layer: str | None,
         mask_var: str | np.ndarray | None,
+        round_counts: bool,
         sizes: dict[str, int],
         dropout_rate: float,
         gene_likelihood: LikelihoodName,
@@ -50,6 +51,7 @@ class AutoencodingModel(HeldModel):
             support=LIKELIHOODS[gene_likelihood].support,
             batch_key=batch_key,
             genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+            round_counts=round_counts,
         )
         architecture = Architecture(
             n_genes=counts.n_genes,
@@ -140,7 +142,7 @@ class AutoencodingModel(HeldModel):
         adata
             New data, genes in any order; None takes the training data.
         indices
-            Cells to use: numbers or a boolean mask; None takes all.
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
         """
         return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
 
@@ -161,6 +163,8 @@ class Autoencoder(AutoencodingModel):
         Layer with the values; None takes `X`.
     mask_var
         Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    round_counts
+        Round values to whole numbers, as in `SCCVAE`; for counts.
     n_hidden, n_latent, n_layers
         Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
     dropout_rate
@@ -200,6 +204,7 @@ class Autoencoder(AutoencodingModel):
         batch_key: str | None = None,
         layer: str | None = None,
         mask_var: str | np.ndarray | None = None,
+        round_counts: bool = False,
         n_hidden: int = 256,
         n_latent: int = 20,
         n_layers: int = 1,
@@ -212,7 +217,8 @@ class Autoencoder(AutoencodingModel):
         check_choices(gene_likelihood=gene_likelihood)
         sizes = {"n_hidden": n_hidden, "n_latent": n_latent, "n_layers": n_layers}
         options = {"scale": checked_scale(scale, gene_likelihood)}
-        self._build(adata, batch_key, layer, mask_var, sizes, dropout_rate, gene_likelihood, seed, device, options)
+        data = (adata, batch_key, layer, mask_var, round_counts)
+        self._build(*data, sizes, dropout_rate, gene_likelihood, seed, device, options)
 
     @staticmethod
     def _network(architecture, generator, kernels, options) -> Reconstructor:

@@ -1,5 +1,6 @@
 """Columns of `obs` -> labels, codes and numbers, checked."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,30 @@ def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index) -> pd.Series:
 
 def column_of(obs: pd.DataFrame, key: str) -> pd.Series:
     """A column of `obs` without missing values."""
-    if key not in obs:
-        raise KeyError(Text(f"adata.obs has no column {key!r}.{did_you_mean(key, obs.columns)}"))
-    column = obs[key]
+    column = one_column(obs, key)
     missing = column.isna().to_numpy()
     if missing.any():
         raise ValueError(
             f"adata.obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, such as "
             f"{listed_names(obs.index[missing])}. Fill them in, or leave those cells out: "
             f"adata[adata.obs[{key!r}].notna()].copy()."
+        )
+    return column
+
+
+def one_column(table: pd.DataFrame, key: Any, what: str = "obs") -> pd.Series:
+    """The column of `obs` or `var` that has a name."""
+    if not isinstance(key, Hashable):
+        raise TypeError(f"{key!r} is no name of a column of adata.{what}: pass one name, such as 'batch'.")
+    if key not in table:
+        raise KeyError(Text(f"adata.{what} has no column {key!r}.{did_you_mean(str(key), table.columns)}"))
+    column = table[key]
+    if not isinstance(column, pd.Series | pd.DataFrame):
+        raise TypeError(f"adata was read lazily: adata.{what} is not in memory. Pass adata.to_memory().")
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(
+            f"adata.{what} has {column.shape[1]} columns called {key!r}. Keep or rename one of them, such as "
+            f"adata.{what} = adata.{what}.loc[:, ~adata.{what}.columns.duplicated()]."
         )
     return column
 
@@ -74,7 +90,15 @@ def position_of(name: str, known: tuple[str, ...], what: str, key: str | None) -
 def numbers_of(adata: AnnData, key: str) -> np.ndarray:
     """(cells,) float64: a column of finite numbers."""
     column = column_of(adata.obs, key)
+    dtype = column.cat.categories.dtype if isinstance(column.dtype, pd.CategoricalDtype) else column.dtype
+    if dtype.kind in "mM":
+        raise TypeError(
+            f"adata.obs[{key!r}] holds times (dtype {column.dtype}); expected numbers. Choose a unit, such as days: "
+            f"(adata.obs[{key!r}] - adata.obs[{key!r}].min()) / pd.Timedelta('1D')."
+        )
     try:
+        if dtype.kind == "c":
+            raise TypeError
         values = column.to_numpy(dtype=np.float64)
     except (TypeError, ValueError):
         raise TypeError(

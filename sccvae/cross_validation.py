@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sccvae.corruption import Thinning
 
 BASELINE = "mean profile"
-_FIXED = {"self", "adata", "layer", "mask_var", "seed", "progress_bar"}  # the same for all settings, or none of theirs
+_FIXED = {"self", "adata", "layer", "mask_var", "round_counts", "seed", "progress_bar"}  # alike in all, or not theirs
 _LEAST = 1e-10  # expected molecules: a softmax may round to 0, whose loss would be infinite
 CHUNK = 2**22  # values of expected counts at once
 

@@ -31,7 +31,7 @@ class DenoisingAutoencoder(AutoencodingModel):
 
     Parameters
     ----------
-    adata, batch_key, layer, mask_var, n_hidden, n_latent, n_layers, gene_likelihood, scale, seed, device
+    adata, batch_key, layer, mask_var, round_counts, n_hidden, n_latent, n_layers, gene_likelihood, scale, seed, device
         As for `Autoencoder`.
     dropout_rate
         Share of the encoder's hidden units left out in each training step; none, since the corruption is there already.
@@ -70,6 +70,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         batch_key: str | None = None,
         layer: str | None = None,
         mask_var: str | np.ndarray | None = None,
+        round_counts: bool = False,
         n_hidden: int = 256,
         n_latent: int = 20,
         n_layers: int = 1,
@@ -94,7 +95,8 @@ class DenoisingAutoencoder(AutoencodingModel):
             "corruption": described(processes_for(LIKELIHOODS[gene_likelihood].support, corruption)),
             "continuation": float(continuation) if flag("walkback", walkback) else 0.0,
         }
-        self._build(adata, batch_key, layer, mask_var, sizes, dropout_rate, gene_likelihood, seed, device, options)
+        data = (adata, batch_key, layer, mask_var, round_counts)
+        self._build(*data, sizes, dropout_rate, gene_likelihood, seed, device, options)
 
     @staticmethod
     def _network(architecture, generator, kernels, options) -> Denoiser:

@@ -27,6 +27,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_ndtr, ndtr
 
+from sccvae.cells import numbers_of_cells
+
 Mode = Literal["change", "vanilla"]
 TRUST = 10.0  # counts' worth of trust in the decoder: a gene with fewer keeps the decoder's mean
 BATCH_SD = 0.3  # log units of expression: batch effects that the decoder may have left
@@ -64,7 +66,9 @@ class Design(NamedTuple):
     pairs: list[tuple[int, int | None]]  # positions of the groups compared; None stands for all other groups
 
 
-def design_of(labels: Any, group1: Any, group2: Any, idx1: Any, idx2: Any, n_cells: int) -> Design:
+def design_of(
+    labels: Any, group1: Any, group2: Any, idx1: Any, idx2: Any, n_cells: int, names: pd.Index | None = None
+) -> Design:
     """The groups, given in one way: by label (`by_label`) or by cells (`by_cells`)."""
     if labels is not None:
         if idx1 is not None or idx2 is not None:
@@ -75,7 +79,7 @@ def design_of(labels: Any, group1: Any, group2: Any, idx1: Any, idx2: Any, n_cel
     if idx1 is None:
         found = "neither" if idx2 is None else "idx2 alone"
         raise ValueError(f"Which cells are compared? Pass groupby, a column of adata.obs, or idx1; found {found}.")
-    return by_cells(idx1, idx2, n_cells)
+    return by_cells(idx1, idx2, n_cells, names)
 
 
 def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None) -> Design:
@@ -125,10 +129,18 @@ def all_others(names: Sequence[str]) -> str:
     return name
 
 
-def by_cells(idx1: Any, idx2: Any, n_cells: int) -> Design:
-    """Two groups given as masks or numbers of cells; None as `idx2` takes all other cells."""
-    first = _numbers(idx1, "idx1", n_cells)
-    second = np.setdiff1d(np.arange(n_cells), first) if idx2 is None else _numbers(idx2, "idx2", n_cells)
+def by_cells(idx1: Any, idx2: Any, n_cells: int, names: pd.Index | None = None) -> Design:
+    """Two groups given as `numbers_of_cells` takes them; None as `idx2` takes all other cells."""
+    chosen = [
+        None if index is None else np.unique(numbers_of_cells(index, what, n_cells, names))
+        for what, index in (("idx1", idx1), ("idx2", idx2))
+    ]
+    for what, numbers in zip(("idx1", "idx2"), chosen, strict=True):
+        if numbers is not None and len(numbers) == 0:
+            raise ValueError(f"{what} holds no cells; a group needs at least one.")
+    first, second = chosen
+    assert first is not None
+    second = np.setdiff1d(np.arange(n_cells), first) if second is None else second
     if len(second) == 0:
         raise ValueError("idx1 holds all cells, so none are left to compare them with.")
     if np.array_equal(first, second):
@@ -137,29 +149,6 @@ def by_cells(idx1: Any, idx2: Any, n_cells: int) -> Design:
     if len(both):
         raise ValueError(f"idx1 and idx2 share {len(both)} cells, such as number {both[0]}; take them out of one.")
     return Design((), [first, second], [(0, 1)])
-
-
-def _numbers(index: Any, what: str, n_cells: int) -> np.ndarray:
-    """Sorted numbers of the cells that a mask or an array of numbers chooses."""
-    if isinstance(index, str):
-        raise TypeError(
-            f"{what} is the text {index!r}; pass a mask or numbers of cells, such as (adata.obs['type'] == 'T').values."
-        )
-    index = np.asarray(index)
-    if index.dtype == bool:
-        if index.shape != (n_cells,):
-            raise ValueError(
-                f"{what} is a mask of shape {index.shape}; expected a boolean for each of {n_cells} cells."
-            )
-        index = np.flatnonzero(index)
-    if index.size == 0:
-        raise ValueError(f"{what} holds no cells; a group needs at least one.")
-    if index.ndim != 1 or index.dtype.kind not in "iu":
-        raise TypeError(f"{what} has dtype {index.dtype} and shape {index.shape}; expected a mask or numbers of cells.")
-    if index.min() < -n_cells or index.max() >= n_cells:
-        outside = index[(index < -n_cells) | (index >= n_cells)][0]
-        raise ValueError(f"{what} holds cell number {outside}; there are {n_cells} cells, from 0 to {n_cells - 1}.")
-    return np.unique(index % n_cells)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class FittedModel(HeldModel):
         adata
             New data, genes in any order; None takes the training data.
         indices
-            Cells to use: numbers or a boolean mask; None takes all.
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
         """
         both = flag("return_variance", return_variance)
         counts, _ = self._cells(adata, indices)

@@ -17,6 +17,7 @@ from anndata import AnnData
 
 from sccvae import posterior, storage
 from sccvae.arguments import check_positive, flag, real, whole
+from sccvae.cells import numbers_of_cells
 from sccvae.data import Counts, Minibatch, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
@@ -136,7 +137,7 @@ class HeldModel(metaclass=Understanding):
         adata
             New data, genes in any order; None takes the training data.
         indices
-            Cells to use: numbers or a boolean mask; None takes all.
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
         chunk_size
             Cells decoded at once; None takes about half a million values.
         """
@@ -317,10 +318,7 @@ class HeldModel(metaclass=Understanding):
         names = adata.obs_names if adata is not None else cast(pd.Index, self._cell_names)
         if indices is None:
             return counts, names
-        indices = np.asarray(indices)
-        if indices.dtype == bool and indices.shape != (len(counts),):
-            raise ValueError(f"indices is a mask of shape {indices.shape}; expected a boolean for {len(counts)} cells.")
-        at = np.flatnonzero(indices) if indices.dtype == bool or indices.size == 0 else indices
+        at = numbers_of_cells(indices, "indices", len(counts), names)
         return counts[at], names[at]
 
     def _source(self, adata: AnnData) -> AnnData | None:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.columns import categories_of, codes_of, numbers_of, position_of, size_factors_of
+from sccvae.arguments import flag
+from sccvae.columns import categories_of, codes_of, numbers_of, one_column, position_of, size_factors_of
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.stored import Rows
-from sccvae.wording import Text, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Schema:
         Of the continuous covariates in the training data; values are standardised with them.
     log_size_offset
         Added to log size factors so that the mean library size is the mean total count; 0 without size factors.
+    round_counts
+        Whether counts are rounded to whole numbers.
     """
 
     genes: tuple[str, ...]
@@ -46,6 +48,7 @@ class Schema:
     means: tuple[float, ...]
     scales: tuple[float, ...]
     log_size_offset: float
+    round_counts: bool = False
 
     @classmethod
     def learn(
@@ -59,6 +62,7 @@ class Schema:
         continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         genes: np.ndarray | None = None,
+        round_counts: bool = False,
     ) -> tuple["Schema", Counts]:
         """Check the data a model is built on; return what to remember of them and the counts.
 
@@ -66,6 +70,8 @@ class Schema:
         ----------
         genes
             (genes,) boolean mask of the genes to model; None takes all.
+        round_counts
+            Take the whole numbers nearest to the values.
 
         Raises
         ------
@@ -73,7 +79,10 @@ class Schema:
             What is wrong with the data, where, and how to mend it.
         """
         check_adata(adata)
-        names = adata.var_names.astype(str) if genes is None else adata.var_names[genes].astype(str)
+        if flag("round_counts", round_counts) and support != "counts":
+            raise ValueError("round_counts=True is for counts: gene_likelihood='zinb', 'nb' or 'poisson'.")
+        at = None if genes is None else np.flatnonzero(genes)
+        names = adata.var_names.astype(str) if at is None else adata.var_names[at].astype(str)
         check_unique(names, "var_names", "adata.var_names_make_unique()")
         categorical_covariate_keys = () if categorical_covariate_keys is None else categorical_covariate_keys
         continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
@@ -83,9 +92,9 @@ class Schema:
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
         numbers = [numbers_of(adata, key) for key in continuous_covariate_keys]
-        rows = read_rows(adata, layer, support, names)
+        rows = read_rows(adata, layer, support, names, at=at, round_counts=round_counts)
         offset = 0.0
-        if size_factor_key is not None:
+        if size_factor_key is not None and support == "counts":
             mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
             offset = float(np.log(mean_total) - np.log(size_factors_of(adata, size_factor_key).mean()))
         schema = cls(
@@ -100,6 +109,7 @@ class Schema:
             means=tuple(float(v.mean()) for v in numbers),
             scales=tuple(float(v.std()) or 1.0 for v in numbers),
             log_size_offset=offset,
+            round_counts=bool(round_counts),
         )
         return schema, schema._assemble(adata, rows)
 
@@ -112,7 +122,8 @@ class Schema:
             What is wrong with the data, where, and how to mend it.
         """
         check_adata(adata)
-        return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes))
+        options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
+        return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes, **options))
 
     def code_of_batch(self, batch: str) -> int:
         """Number of a batch known by name."""
@@ -163,19 +174,50 @@ class Schema:
         )
 
 
-def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray) -> np.ndarray:
-    """(genes,) boolean mask from the name of a column of `var` or from an array."""
+def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:
+    """(genes,) boolean mask from the name of a column of `var` (0 and 1 will do there) or from an array."""
     check_adata(adata)
-    what = "mask_var"
+    what, column = "mask_var", isinstance(mask_var, str)
     if isinstance(mask_var, str):
-        if mask_var not in adata.var:
-            raise KeyError(Text(f"adata.var has no column {mask_var!r}.{did_you_mean(mask_var, adata.var.columns)}"))
-        what, mask_var = f"adata.var[{mask_var!r}]", adata.var[mask_var].to_numpy()
+        what, mask_var = f"adata.var[{mask_var!r}]", one_column(adata.var, mask_var, "var")
+    elif isinstance(mask_var, pd.Series):
+        mask_var = _in_order_of_genes(mask_var, adata.var_names)
     mask = np.asarray(mask_var)
-    if mask.dtype != bool or mask.shape != (adata.n_vars,):
+    if (missing := np.asarray(pd.isna(mask))).any():
         raise ValueError(
-            f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected {adata.n_vars} booleans, one a gene."
+            f"{what} has dtype {mask.dtype} and shape {mask.shape}, without a value for {missing.sum()} genes; "
+            f"expected {adata.n_vars} booleans. Tables that were joined leave such gaps: {what} = {what}.fillna(False)"
+            ".astype(bool)."
+        )
+    if _is_yes_or_no(mask, numbers=column):
+        mask = mask.astype(bool)
+    if mask.dtype != bool or mask.shape != (adata.n_vars,):
+        cure = f" Of zeros and ones: {what}.astype(bool)." if mask.dtype.kind in "iuf" else ""
+        raise ValueError(
+            f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected {adata.n_vars} booleans, one a gene.{cure}"
         )
     if not mask.any():
         raise ValueError(f"{what} selects none of {adata.n_vars} genes; at least one is needed.")
     return mask
+
+
+def _in_order_of_genes(mask: pd.Series, names: pd.Index) -> pd.Series:
+    """A mask that carries names of genes, in the order of the AnnData."""
+    own, known = mask.index.astype(str), names.astype(str)
+    if own.equals(known) or len(own) != len(known):
+        return mask
+    by_name = own.is_unique and mask.index.dtype.kind not in "iufb"  # numbers in another order may be places
+    at = own.get_indexer(known) if by_name else np.array([-1])
+    if (at < 0).any():
+        raise ValueError(
+            f"mask_var is a Series whose index does not hold the names of the genes: it has {own[0]!r}, and the first "
+            f"gene is {known[0]!r}. If its order is that of the genes, pass mask_var.to_numpy()."
+        )
+    return mask.iloc[at]
+
+
+def _is_yes_or_no(values: np.ndarray, *, numbers: bool) -> bool:
+    """Whether values of another dtype are all booleans or, with `numbers`, all 0 or 1."""
+    if values.dtype == object:
+        return all(isinstance(value, bool | np.bool_) for value in values.flat)
+    return numbers and values.dtype.kind in "iuf" and bool(np.isin(values, (0, 1)).all())

@@ -42,6 +42,9 @@ class SCCVAE(AnalysedModel):
         Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
     mask_var
         Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    round_counts
+        Round values to whole numbers, an even one where two are as near: for the expected counts of RSEM, Salmon or
+        Smart-seq2. New data are rounded alike. False refuses fractions, which most often mean normalised values.
     n_hidden
         Width of the hidden layers: of encoder and decoder alike, or two numbers, the encoder's and the decoder's.
     n_latent, n_layers
@@ -106,6 +109,7 @@ class SCCVAE(AnalysedModel):
         continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         mask_var: str | np.ndarray | None = None,
+        round_counts: bool = False,
         n_hidden: int | tuple[int, int] = (256, 384),
         n_latent: int = 20,
         n_layers: int = 1,
@@ -133,6 +137,7 @@ class SCCVAE(AnalysedModel):
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
             genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+            round_counts=round_counts,
         )
         architecture = Architecture(
             n_genes=counts.n_genes,
@@ -287,6 +292,7 @@ def cross_validate(
     batch_key: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | None = None,
+    round_counts: bool = False,
     options: Mapping[str, Any] | None = None,
     n_splits: int = 3,
     kept: float = 0.8,
@@ -303,7 +309,7 @@ def cross_validate(
 
     Parameters
     ----------
-    adata, batch_key, layer, mask_var
+    adata, batch_key, layer, mask_var, round_counts
         As in `SCCVAE`.
     settings
         Name -> arguments of `SCCVAE` and of `SCCVAE.train`, such as
@@ -347,7 +353,7 @@ def cross_validate(
     (3, 8)
     """
     genes = None if mask_var is None else mask_of_genes(adata, mask_var)
-    schema, counts = Schema.learn(adata, layer=layer, genes=genes)
+    schema, counts = Schema.learn(adata, layer=layer, genes=genes, round_counts=round_counts)
     common = {"batch_key": batch_key} | dict(options or {})
     every = {name: common | dict(changes) for name, changes in settings.items()}
     return cross_validation.compare(

@@ -55,21 +55,24 @@ ARROWS = {
     "gradients": {"backprop", "data", "kernels", "vae"},
     "steps": {"adam", "data", "device", "gradients", "vae"},
     "train": {"adam", "data", "device", "gradients", "steps", "vae"},
-    "differential": set(),
+    "cells": set(),
+    "differential": {"cells"},
     "predictive": set(),
     "posterior": {"data", "densities", "device", "differential", "expressed", "likelihoods", "predictive", "vae"},
     "wording": set(),
     "columns": {"wording"},
-    "matrix": {"stored", "wording"},
-    "inputs": {"columns", "data", "matrix", "stored", "wording"},
-    "mixture": set(),
+    "blocks": set(),
+    "matrix": {"blocks", "stored", "wording"},
     "arguments": set(),
     "storage": {"__init__"},
     "scvi_names": {"arguments", "wording"},
     "scvi_attributes": set(),
     "signatures": {"scvi_attributes", "scvi_names", "wording"},
+    "inputs": {"arguments", "columns", "data", "matrix", "stored"},
+    "mixture": set(),
     "held": {
         "arguments",
+        "cells",
         "data",
         "inputs",
         "kernels",
@@ -87,7 +90,7 @@ ARROWS = {
     "distances": set(),
     "seeding": set(),
     "similarity": set(),
-    "pl": {"distances", "seeding", "similarity"},
+    "pl": {"columns", "distances", "seeding", "similarity"},
     "report": {"metrics", "pl"},
     "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "corruption": set(),
@@ -125,7 +128,8 @@ ARROWS = {
     "datasets": set(),
     "simulate": set(),
     "demo": {"metrics", "pl", "seeding", "simulate", "tl"},
-    "__main__": {"__init__", "demo", "tl"},
+    "reading": set(),
+    "__main__": {"__init__", "demo", "reading", "tl"},
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
@@ -142,7 +146,7 @@ KNOW_ANNDATA = {
     "denoising",
     "tl",
 }
-KNOW_ANNDATA |= LEAVES | {"__main__"}
+KNOW_ANNDATA |= LEAVES | {"__main__", "reading"}
 FOUR_FILES = ("data", "networks", "likelihoods", "vae", "train")
 
 

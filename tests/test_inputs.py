@@ -679,3 +679,192 @@ def test_the_fingerprint_sees_a_change(adata, fingerprint):
     adata.X.data[-1] -= 1
     adata.uns["x"] = 1
     assert fingerprint(adata) != before
+
+
+# ---------------------------------------------------------------------------------------- names that come twice, layers
+
+
+def with_twins(adata, names):
+    """`adata` with more genes, called `names`."""
+    more = ad.AnnData(np.full((120, len(names)), 5.0, dtype=np.float32), obs=adata.obs)
+    more.var_names = names
+    joined = ad.concat([adata, more], axis=1)
+    joined.obs = adata.obs.copy()
+    return joined
+
+
+def test_genes_that_the_model_does_not_know_may_come_twice(adata, model):
+    new = with_twins(adata, ["MATR3", "MATR3", "MATR3"])
+    expected = model.get_latent_representation(adata)
+    np.testing.assert_array_equal(model.get_latent_representation(new), expected)
+    shuffled = new[:, np.random.default_rng(0).permutation(63)]
+    np.testing.assert_array_equal(model.get_latent_representation(shuffled), expected)
+
+
+def test_genes_that_the_model_asks_for_may_not(adata, model):
+    text = message_of(ValueError, model.get_latent_representation, with_twins(adata, ["gene7", "MATR3", "MATR3"]))
+    assert text.startswith("adata.var_names are not unique: 'gene7' appear more than once.")
+
+
+def test_with_a_mask_only_the_genes_chosen_are_unique(adata):
+    mask = np.r_[np.arange(60) % 2 == 0, [False, False]]
+    new = with_twins(adata, ["gene1", "gene4"])  # one is not chosen, and one is, but not this
+    counts = learn(new, genes=mask)
+    np.testing.assert_array_equal(counts.matrix.toarray(), adata.X.toarray()[:, mask[:60]])
+    mask[-1] = True
+    assert "'gene4' appear more than once" in message_of(ValueError, learn, new, genes=mask)
+
+
+def test_a_model_of_a_layer_says_where_new_data_hold_their_counts(adata, fit):
+    adata.layers["counts"] = adata.X.copy()
+    model = fit(adata, layer="counts")
+    new = adata.copy()
+    del new.layers["counts"]
+    text = message_of(KeyError, model.get_latent_representation, new)
+    assert text.endswith("adata.X holds counts: adata.layers['counts'] = adata.X.copy().")
+    new.layers["counts"] = new.X.copy()
+    np.testing.assert_array_equal(model.get_latent_representation(new), model.get_latent_representation())
+
+
+def test_a_model_of_x_says_how_to_put_the_counts_of_a_layer_there(adata, model):
+    expected = model.get_latent_representation(adata)
+    adata.layers["counts"], adata.X = adata.X, adata.X.log1p()
+    assert "adata.layers['counts'] holds counts: adata.X = adata.layers['counts']." in message_of(
+        ValueError, model.get_latent_representation, adata
+    )
+    adata.X = None
+    assert "adata.X = adata.layers['counts']." in message_of(ValueError, model.get_latent_representation, adata)
+    adata.X = adata.layers["counts"]
+    np.testing.assert_array_equal(model.get_latent_representation(adata), expected)
+
+
+class LayersWithX(dict):
+    """What anndata 0.13 has for layers: `X` is among them, as None."""
+
+    def __init__(self, adata):
+        super().__init__({None: adata.X, **dict(adata.layers)})
+
+
+def test_x_is_no_layer(adata, monkeypatch):
+    layers = LayersWithX(adata)
+    monkeypatch.setattr(ad.AnnData, "layers", property(lambda self: layers))
+    assert matrix.layer_names(adata) == []
+    assert message_of(KeyError, sccvae.SCCVAE, adata, layer="q") == "adata.layers has no 'q'. There is none."
+    for call in (lambda: sccvae.pl.embedding.pca_of_counts(adata, "q", np.arange(5)),):
+        with pytest.raises(KeyError, match=re.escape("which has []")):
+            call()
+
+
+# --------------------------------------------------------------------------------------------------- columns and masks
+
+
+def test_two_columns_of_one_name_are_named_wherever_they_are_read(adata, model):
+    for key in ("batch", "age"):
+        adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+    text = "adata.obs has 2 columns called '{}'. Keep or rename one of them"
+    adata.obsm["X_sccvae"] = model.get_latent_representation()
+    calls = {
+        "batch": [
+            lambda: sccvae.SCCVAE(adata, batch_key="batch"),
+            lambda: sccvae.SCCVAE(adata, categorical_covariate_keys=["batch"]),
+            lambda: model.get_latent_representation(adata),
+            lambda: sccvae.tl.integrate(adata, batch_key="batch"),
+            lambda: sccvae.tl.rank_genes_groups(adata, model, groupby="batch"),
+            lambda: sccvae.tl.score_integration(adata, "batch", "kind", use_rep="X_sccvae"),
+            lambda: sccvae.tl.hierarchy(adata, "batch"),
+            lambda: sccvae.pl.integration(adata, batch_key="batch"),
+        ],
+        "age": [
+            lambda: sccvae.SCCVAE(adata, continuous_covariate_keys=["age"]),
+            lambda: sccvae.SCCVAE(adata, size_factor_key="age"),
+            lambda: sccvae.tl.trends(adata, model, ["gene0"], pseudotime="age"),
+        ],
+    }
+    for key, callings in calls.items():
+        for call in callings:
+            assert message_of(ValueError, call).startswith(text.format(key))
+    adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]  # the cure
+    sccvae.SCCVAE(adata, batch_key="batch", continuous_covariate_keys=["age"])
+
+
+def test_two_columns_of_var(adata):
+    adata.var = pd.concat([adata.var, adata.var], axis=1)
+    text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var="highly_variable")
+    assert text.startswith("adata.var has 2 columns called 'highly_variable'.")
+
+
+@pytest.mark.parametrize("key", [["batch"], {"batch"}, np.array(["batch"])], ids=["list", "set", "array"])
+def test_a_key_is_one_name(adata, key):
+    assert "is no name of a column of adata.obs" in message_of(TypeError, sccvae.SCCVAE, adata, batch_key=key)
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (pd.to_datetime(np.arange(120), unit="D"), "holds times (dtype datetime64[ns]); expected numbers"),
+        (pd.to_datetime(np.arange(120), unit="D", utc=True), "holds times (dtype datetime64[ns, UTC])"),
+        (pd.to_timedelta(np.arange(120), unit="h"), "holds times (dtype timedelta64[ns])"),
+        (pd.Categorical(pd.to_datetime(np.arange(120) % 3, unit="D")), "holds times (dtype category)"),
+        (np.arange(120) + 1j, "is not numeric (dtype complex128)"),
+        (pd.Categorical(np.arange(120) + 1j), "is not numeric (dtype category)"),
+        ((np.arange(120) + 1j).astype(object), "is not numeric (dtype object)"),
+        (pd.period_range("2020", periods=120, freq="D"), "is not numeric (dtype period[D])"),
+    ],
+    ids=["datetime", "zone", "timedelta", "categories", "complex", "complex_categories", "complex_objects", "period"],
+)
+@pytest.mark.parametrize("option", ["continuous_covariate_keys", "size_factor_key"])
+def test_times_and_complex_numbers_are_no_covariates(adata, column, text, option):
+    adata.obs["when"] = column
+    key = "when" if option == "size_factor_key" else ["when"]
+    assert message_of(TypeError, sccvae.SCCVAE, adata, **{option: key}).startswith(f"adata.obs['when'] {text}")
+
+
+HALF = np.arange(60) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    "column",
+    [HALF.astype(object), pd.array(HALF, dtype="boolean"), HALF.astype(int), HALF.astype("f4"), pd.Categorical(HALF)],
+    ids=["objects", "nullable", "integers", "floats", "categories"],
+)
+def test_a_column_of_var_that_is_clear_is_a_mask(adata, column):
+    adata.var["mine"] = column
+    assert list(sccvae.SCCVAE(adata, mask_var="mine", n_hidden=4).gene_names) == [f"gene{i}" for i in range(0, 60, 2)]
+
+
+@pytest.mark.parametrize("mask", [HALF.tolist(), HALF.astype(object), pd.array(HALF, dtype="boolean")])
+def test_booleans_in_any_array_are_a_mask(adata, mask):
+    assert sccvae.SCCVAE(adata, mask_var=mask, n_hidden=4).gene_names[1] == "gene2"
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
+def test_a_mask_with_gaps_is_told_how_to_fill_them(adata, missing):
+    adata.var["mine"] = HALF.astype(object)
+    adata.var.loc[["gene3", "gene4"], "mine"] = missing
+    text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var="mine")
+    assert "without a value for 2 genes; expected 60 booleans" in text
+    cure = "adata.var['mine'] = adata.var['mine'].fillna(False).astype(bool)"
+    assert cure in text
+    with pd.option_context("future.no_silent_downcasting", True):
+        exec(cure, {"adata": adata})
+    assert sccvae.SCCVAE(adata, mask_var="mine", n_hidden=4).gene_names[2] == "gene6"
+
+
+def test_zeros_and_ones_in_an_array_may_be_numbers_of_genes(adata):
+    text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var=HALF.astype(int))
+    assert text.endswith("Of zeros and ones: mask_var.astype(bool).")
+
+
+def test_a_mask_that_carries_names_goes_by_them(adata):
+    mask = pd.Series(HALF, index=adata.var_names)
+    shuffled = mask.sample(frac=1, random_state=0)
+    assert list(sccvae.SCCVAE(adata, mask_var=shuffled, n_hidden=4).gene_names) == list(adata.var_names[HALF])
+    text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var=pd.Series(HALF))
+    assert text.startswith("mask_var is a Series whose index does not hold the names of the genes: it has '0'")
+
+
+def test_size_factors_mean_nothing_to_real_values(adata):
+    adata.X = -adata.X.toarray()
+    schema, counts = Schema.learn(adata, support="real", size_factor_key="size_factor")
+    assert schema.log_size_offset == 0
+    assert np.isfinite(counts.log_size).all()

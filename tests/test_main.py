@@ -105,6 +105,17 @@ def test_all_options_together(counts, output, tmp_path):
     assert main([*arguments, *options, *QUICK]) == 0  # both results are replaced without a question
 
 
+def test_fractions_are_rounded_when_asked(adata, tmp_path, output, capsys):
+    adata.X = adata.X + adata.X * 0.01
+    adata.write_h5ad(tmp_path / "rsem.h5ad")
+    arguments = ["integrate", tmp_path / "rsem.h5ad", "-o", output, "--mask-var", "all", *QUICK]
+    assert "--round-counts" in refused(capsys, *arguments)
+    assert main([*map(str, arguments), "--round-counts"]) == 0
+    written = ad.read_h5ad(output)
+    assert written.uns["sccvae"]["parameters"]["round_counts"]
+    np.testing.assert_array_equal(written.X.toarray(), adata.X.toarray())  # the table itself stays as it is
+
+
 @pytest.mark.parametrize(("mask", "n_genes"), [([], 30), (["--mask-var", "all"], 60)])
 def test_highly_variable_genes_are_the_default(adata, tmp_path, output, mask, n_genes):
     adata.write_h5ad(tmp_path / "hvg.h5ad")

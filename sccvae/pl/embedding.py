@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from sccvae.columns import one_column
 from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
 from sccvae.pl.training import draw_curves, history_frame, is_used
 from sccvae.seeding import seeded
@@ -109,7 +110,7 @@ def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
     """A column of `obs` for the cells drawn: at most 100 categories."""
     if key not in adata.obs.columns:
         raise KeyError(f"{key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
-    values = pd.Categorical(adata.obs[key].iloc[cells]).remove_unused_categories()
+    values = pd.Categorical(one_column(adata.obs, key).iloc[cells]).remove_unused_categories()
     if len(values.categories) > 100:
         raise ValueError(
             f"adata.obs[{key!r}] holds {len(values.categories)} different values: expected at most 100 categories, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae.columns import one_column
 from sccvae.pl.embedding import categories, draw_cells, embedding, sample
 from sccvae.pl.style import (
     MEDIUM,
@@ -71,7 +72,7 @@ def gradient(
     basis = f"X_draw_graph_{key}" if basis is None else basis
     cells = sample(adata.n_obs, max_cells)
     layout = embedding(adata, basis)[:, :2]
-    pseudotime = adata.obs[f"{key}_pseudotime"].to_numpy(dtype=float)
+    pseudotime = one_column(adata.obs, f"{key}_pseudotime").to_numpy(dtype=float)
     root = adata.uns.get(f"{key}_gradient", {}).get("root")
     at_root = layout[adata.obs_names == root]
     axis_name = basis.removeprefix("X_").replace("draw_graph_", "layout ").replace("_", " ")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sccvae.columns import one_column
 from sccvae.pl.labels import spread
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
@@ -151,7 +152,7 @@ def dotplot(
         raise KeyError(f"{groupby!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
     counts = adata[:, genes].X if counts_layer is None else adata[:, genes].layers[counts_layer]
     counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
-    groups = pd.Categorical(adata.obs[groupby])
+    groups = pd.Categorical(one_column(adata.obs, groupby))
     shares = pd.DataFrame(counts > 0, columns=genes).groupby(groups, observed=True).mean()
     slim = AnnData(denoised, obs=pd.DataFrame({groupby: groups}, index=adata.obs_names), var=pd.DataFrame(index=genes))
     slim.uns.update({key: adata.uns[key] for key in adata.uns if key.startswith("dendrogram_")})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae.columns import one_column
 from sccvae.pl.embedding import categories, embedding, sample
 from sccvae.pl.labels import spread
 from sccvae.pl.style import MEDIUM, SMALL, finished, legend_names, new_figure, palette
@@ -103,7 +104,7 @@ def _tree(adata: AnnData, key: str, groupby: str) -> dict:
     if key not in adata.uns:
         raise KeyError(f"{key!r} is not in adata.uns: run sccvae.tl.hierarchy(adata, {groupby!r}) first.")
     names = [str(name) for name in adata.uns[key]["categories_ordered"]]
-    wrong = set(map(str, adata.obs[groupby].dropna().unique())) ^ set(names)
+    wrong = set(map(str, one_column(adata.obs, groupby).dropna().unique())) ^ set(names)
     if wrong:
         raise ValueError(
             f"adata.uns[{key!r}] and adata.obs[{groupby!r}] have different groups, such as {sorted(wrong)[0]!r}: run "

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
-from sccvae.columns import labels_of
+from sccvae.columns import labels_of, one_column
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.seeding import seeded
@@ -194,7 +194,7 @@ def trends(
         raise KeyError(
             f"adata.obs has no column {pseudotime!r}: sccvae.tl.gradient(adata, root=...) makes 'sccvae_pseudotime'."
         )
-    when = pd.to_numeric(adata.obs[pseudotime]).to_numpy(dtype=float)
+    when = pd.to_numeric(one_column(adata.obs, pseudotime)).to_numpy(dtype=float)
     masks = _lineages(adata, groupby, lineages)
     for name, mask in masks.items():
         if (n_cells := int((mask & np.isfinite(when)).sum())) < 10:
@@ -250,7 +250,12 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
                 f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, "
                 "a number, or (column of adata.obs, category)."
             )
-        return np.array([adata.obs_names.get_loc(root)])
+        cells = np.flatnonzero(adata.obs_names == root)
+        if len(cells) > 1:
+            raise ValueError(
+                f"root={root!r} is the name of {len(cells)} cells: pass the number of one of them, such as {cells[0]}."
+            )
+        return cells
     if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
         if not 0 <= root < adata.n_obs:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")

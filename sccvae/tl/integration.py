@@ -20,6 +20,7 @@ def integrate(
     batch_key: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | EllipsisType | None = ...,
+    round_counts: bool = False,
     key_added: str = "sccvae",
     copy: bool = False,
     expression: bool | None = None,
@@ -40,6 +41,8 @@ def integrate(
     mask_var
         Genes to model: a column of `var`, a (genes,) boolean array, or None for all. As in `scanpy.pp.pca`, the
         default takes `var["highly_variable"]` when it is there.
+    round_counts
+        Round expected counts, as of RSEM or Salmon, to whole numbers; see `SCCVAE`.
     key_added
         Prefix of everything written.
     copy
@@ -72,16 +75,25 @@ def integrate(
     (300, 20)
     """
     check_adata(adata)
-    if (copy := flag("copy", copy)) and adata.isbacked:
+    if (copy := flag("copy", copy)) and (adata.isbacked or not all(map(_can_be_copied, _matrices(adata)))):
         raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
-    options = {"seed": seed, **(model_options or {})}
+    options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     model.train(**(train_options or {}))
     adata = adata.copy() if copy else adata
     _store(adata, None, model, key_added, expression)
     return adata if copy else None
+
+
+def _matrices(adata: AnnData) -> list[Any]:
+    return [adata.X, *(adata.layers[name] for name in adata.layers)]
+
+
+def _can_be_copied(matrix: Any) -> bool:
+    """Whether it is in memory; `AnnData.copy` fails for datasets of files."""
+    return matrix is None or hasattr(matrix, "copy")
 
 
 def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expression: bool | None = None) -> None:
