@@ -131,7 +131,7 @@ def _write_zarr(adata: Any, part: Path) -> None:
 
     adata.strings_to_categoricals()
     version = getattr(anndata.settings, "zarr_write_format", 2)
-    options = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
+    options: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
     anndata.io.write_elem(zarr.open_group(str(part), mode="w", **options), "/", adata)
 
 
@@ -186,9 +186,9 @@ def _in_a_child(work: Callable[[], None]) -> None:
             work()
             status = 0
         except BaseException as error:  # noqa: BLE001  told to the parent
-            said = (type(error).__name__, getattr(error, "errno", None), " ".join(str(error).split())[:2000])
+            told = (type(error).__name__, getattr(error, "errno", None), " ".join(str(error).split())[:2000])
             with suppress(OSError):
-                os.write(sink, json.dumps(said).encode())
+                os.write(sink, json.dumps(told).encode())
         finally:
             os._exit(status)  # without what Python and HDF5 do at the end
     os.close(sink)

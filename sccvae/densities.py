@@ -42,7 +42,7 @@ def log_standard_normal(z: torch.Tensor) -> torch.Tensor:
 class MixturePrior(nn.Module):
     """p(z), a mixture of Gaussians with diagonal covariances; weights, means and variances are learnt.
 
-    Without a generator means start at 0, which on torch's meta device tells shapes at once (drawing there takes seconds).
+    Without a generator means start at 0: for shapes alone, on torch's meta device, where drawing takes seconds.
     """
 
     def __init__(self, n_components: int, n_latent: int, generator: torch.Generator | None):

@@ -60,7 +60,7 @@ def checked(path: str | os.PathLike, what: str = "output", *, folder: bool = Fal
     given = path_of(path, what)
     target = Path(os.path.realpath(given))
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"The folder of the {what} does not exist: {target.parent}. Make it first.")
+        raise FileNotFoundError(f"The folder of the {what} does not exist: {target.parent}.")
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
@@ -276,7 +276,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Let two paths change places in one step; False where the system cannot. (Python has no such function.)"""
+    """Let two paths change places in one step, which Python has no function for; False where the system cannot."""
     try:
         swap = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):

@@ -271,9 +271,9 @@ class FittedModel(HeldModel):
         if any(name.startswith(_STORED) for name in arrays):
             k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
             d = found.architecture.n_latent + LIKELIHOODS[found.architecture.gene_likelihood].has_library
-            shapes = ((len(found.profiles), k), (k, d), (k, d, d))
-            held = mixture.Mixture(*(("F64", shape) for shape in shapes))._asdict()
-            expected |= {_STORED + name: array for name, array in held.items()}
+            shapes: dict[str, tuple[int, ...]]
+            shapes = {"weights": (len(found.profiles), k), "means": (k, d), "factors": (k, d, d)}
+            expected |= {_STORED + name: ("F64", shape) for name, shape in shapes.items()}
         return expected
 
     def describe(self) -> dict[str, Any]:

@@ -104,9 +104,9 @@ class HeldModel:
 
     @staticmethod
     def _network(
-        architecture: Architecture, generator: torch.Generator | None, kernels: Kernels, options: dict[str, Any]
+        architecture: Architecture, generator: torch.Generator, kernels: Kernels, options: dict[str, Any]
     ) -> VAE:
-        """The network that is trained; without a generator, for the shapes of its weights alone."""
+        """The network that is trained."""
         return VAE(architecture, generator, kernels)
 
     @property
@@ -242,8 +242,9 @@ class HeldModel:
         """What arrays a model has, found out without making them; `arrays` are those of the file."""
         if found.architecture.n_layers > len(arrays):
             raise ValueError(f"architecture.n_layers is {found.architecture.n_layers}, more than there are weights")
+        nothing: Any = None  # in place of a generator: no number is drawn
         with torch.device("meta"):
-            network = cls._network(found.architecture, None, PLAIN, found.options)
+            network = cls._network(found.architecture, nothing, PLAIN, found.options)
         return {name: ("F32", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:

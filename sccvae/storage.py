@@ -125,7 +125,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         array = tensors[name].numpy()
         found.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        found.update(array.reshape(-1).view(np.uint8))
+        found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -240,7 +240,7 @@ def opened(path: str | os.PathLike, kind: str) -> Iterator[_Saved]:
 @contextmanager
 def _agreeing(folder: Path) -> Iterator[_Saved]:
     """Both files, if they are of one model; tried again, for a save may come between reading the two."""
-    for attempt in range(3):
+    for _ in range(3):
         with _Saved.opened(folder, folder / WEIGHTS) as saved:
             readable = _read(folder / DESCRIPTION)
             if saved.agrees(readable, _parse(readable, folder / DESCRIPTION)):
