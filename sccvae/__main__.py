@@ -2,14 +2,19 @@
 
 import argparse
 import os
+import signal
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 FORMATS = (
     "raw counts: .h5ad, .zarr, or the .h5 file or folder of 10x, whose repeated gene names get the endings -1, -2, ..."
 )
+
+
+class Terminated(BaseException):
+    """SIGTERM: the system or a batch queue asks the program to end. Training takes Ctrl-C otherwise, but not this."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "integrate",
         help="train on the counts of an .h5ad file and write embedding and expression back",
-        description="Train a model on raw counts and write an .h5ad with obsm['X_sccvae'] (embedding), "
+        description="Train a model on raw counts and write an .h5ad or .zarr with obsm['X_sccvae'] (embedding), "
         "layers['sccvae'] and layers['sccvae_corrected'] (denoised expression, in each cell's batch and averaged over "
         "all batches), obs['sccvae_library'] and uns['sccvae'].",
         epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("input", type=Path, help=FORMATS)
     command.add_argument(
-        "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".h5ad file to write"
+        "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
     )
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
     command.add_argument("--layer", help="layer with the counts, where they are not in X")
@@ -55,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--n-latent", type=int, default=argparse.SUPPRESS, help="dimensions of the embedding")
     command.add_argument("--max-epochs", type=int, default=argparse.SUPPRESS, help="passes over the training cells")
     command.add_argument("--no-expression", action="store_true", help="leave the two expression matrices out")
-    command.add_argument("--save-model", type=Path, metavar="FOLDER", help="also save the trained model there")
+    command.add_argument("--save-model", metavar="FOLDER", help="also save the trained model there")
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=integrate)
@@ -69,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
     command.add_argument("input", type=Path, help=FORMATS)
-    command.add_argument(
-        "-o", "--output", type=Path, required=True, default=argparse.SUPPRESS, help=".html file to write"
-    )
+    command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help=".html file to write")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
     command.add_argument("--label-key", metavar="COLUMN", help="column of obs with kinds of cells")
     command.add_argument("--title", help="heading of the page")
@@ -79,16 +82,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=report)
     command = commands.add_parser("demo", help="integrate a simulated set and show the result")
-    command.add_argument("folder", type=Path, help="where integrated.h5ad and integration.png go")
+    command.add_argument("folder", help="where integrated.h5ad and integration.png go")
     command.set_defaults(run=demo)
     return top
 
 
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
-    from sccvae import SCCVAE, tl
+    from sccvae import SCCVAE, anndata_files, tl
 
     _check_paths(arguments)
+    _check_outputs(arguments)
     adata = _read(arguments.input)
     mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
@@ -104,18 +108,21 @@ def integrate(arguments: argparse.Namespace) -> None:
         **options,
     )
     model.train(getattr(arguments, "max_epochs", None))
-    tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
-    _write(adata, arguments.output)
-    if arguments.save_model:
+    if arguments.save_model:  # first, for the training is what took the time
         model.save(arguments.save_model, overwrite=True)
+    tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
+    anndata_files.write(adata, arguments.output)
     print(f"{model}\nwritten: {arguments.output}")
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Run `sccvae report`."""
-    from sccvae import SCCVAE
+    from sccvae import SCCVAE, files
 
     _check_paths(arguments)
+    target = files.checked(arguments.output)
+    if target.is_file() and (target.samefile(arguments.input) or target.parent.samefile(arguments.model)):
+        raise ValueError(f"The report would take the place of the data or the model: {arguments.output}.")
     model = SCCVAE.load(arguments.model, _read(arguments.input), device=arguments.device)
     options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
     model.report(arguments.output, **options)
@@ -133,15 +140,18 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     """Find out before the training, not after it."""
     if not arguments.input.exists():
         raise FileNotFoundError(f"There is no file {arguments.input}.")
-    if arguments.output.is_dir():
-        raise IsADirectoryError(f"The output is a folder: {arguments.output}.")
-    if getattr(arguments, "save_model", None) and arguments.save_model.exists() and not arguments.save_model.is_dir():
-        raise FileExistsError(f"{arguments.save_model} is a file; the model is saved in a folder.")
-    folder = arguments.output.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The folder of the output does not exist: {folder}.")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"The folder of the output cannot be written to: {folder}.")
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Find out before the training, not after it, whether output and model can be written."""
+    from sccvae import anndata_files, storage
+
+    target = anndata_files.checked(arguments.output)
+    if arguments.save_model is None:
+        return
+    folder = storage.check_place(arguments.save_model, overwrite=True)
+    if folder == target or target in folder.parents:
+        raise ValueError(f"The model and the output cannot have one place: {arguments.save_model}. Choose another.")
 
 
 def _read(path: Path):
@@ -151,27 +161,45 @@ def _read(path: Path):
     return read(path)
 
 
-def _write(adata, path: Path) -> None:
-    """Write beside the target and rename, so that a killed run leaves no half file under the target's name."""
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
-    os.close(handle)
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that nothing half-written is left."""
+
+    def end(*_):
+        raise Terminated
+
     try:
-        adata.write_h5ad(part, compression="gzip")
-        os.umask(mask := os.umask(0))
-        os.chmod(part, 0o666 & ~mask)
-        os.replace(part, path)
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, which alone is told of signals
+        yield
+        return
+    try:
+        yield
     finally:
-        Path(part).unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 1 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    """Run the command line.
+
+    Returns
+    -------
+    The exit status: 0; 1 for bad input, a full disk or too little memory (one sentence on stderr); 130 for Ctrl-C; 143
+    for SIGTERM.
+    """
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with _terminable():
+            arguments.run(arguments)
     except KeyboardInterrupt:
         print("sccvae: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("sccvae: terminated", file=sys.stderr)
+        return 143
+    except MemoryError as error:
+        print("sccvae: error: not enough memory:", " ".join(str(error).split()) or "none is left", file=sys.stderr)
+        return 1
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print("sccvae: error:", " ".join(str(text).split()), file=sys.stderr)
@@ -179,5 +207,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def program() -> None:
+    """Run the command line and end the process."""
+    status = main()
+    if status:  # at once: HDF5 crashes at the end of Python after a write that failed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(0)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

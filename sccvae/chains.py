@@ -62,7 +62,7 @@ class Reconstructor(VAE):
         if scale is not None:
             self.decoder.log_dispersion.requires_grad_(False).fill_(float(np.log(scale)))
         self.register_buffer("code_mean", torch.zeros(architecture.n_latent))
-        self.register_buffer("code_factor", torch.eye(architecture.n_latent))
+        self.register_buffer("code_factor", torch.zeros(architecture.n_latent, architecture.n_latent).fill_diagonal_(1))
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:

@@ -5,12 +5,17 @@ cache (``cache_dir=``, by default pooch's cache folder for sccvae), then at the 
 downloaded into ``CACHE/NAME/``, read, and kept as ``CACHE/NAME.h5ad``. Wherever it comes from, the AnnData has one
 form: raw counts in ``X`` (CSR, float32), ``obs["cell_type"]`` and ``obs["batch"]`` as categoricals where they are
 known, unique names, ``uns["provenance"]`` (strings). No third-party data is part of the package.
+
+The SHA-256 of a downloaded file is compared with the one known for its source. The authors publish none today, so the
+first download is recorded with a warning, in ``CACHE/NAME/SHA256SUMS`` (as ``sha256sum`` writes it), and compared from
+then on; so is ``CACHE/NAME.h5ad``. A file that ``SCCVAE_DATA/SHA256SUMS`` lists is compared, too.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import logging
 import os
 import zlib
 from array import array
@@ -26,7 +31,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sccvae import anndata_files, checksums, files
+
 __all__ = ["cortex", "hematopoiesis", "load", "names", "paul15", "retina"]
+
+logger = logging.getLogger("sccvae")
+SUMS = "SHA256SUMS"  # beside a downloaded file: its checksum, and that of what was made of it
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class _Source:
     note: str
     read: Callable[[Path], ad.AnnData]
     other_names: tuple[str, ...] = ()  # further names of prepared files of the same set
+    sha256: str | None = None  # of the file, where somebody to be trusted has published it
 
 
 def cortex(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
@@ -162,13 +173,18 @@ def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.An
     FileNotFoundError
         If the set is not on this machine and cannot be downloaded.
     ValueError
-        If the name is unknown, the file is not the one expected, or it holds values that are not counts.
+        If the name is unknown, the file is not the one expected or has another checksum, or it holds values that are
+        not counts.
+    TypeError
+        If the name is no text.
 
     Examples
     --------
     >>> from sccvae import datasets
     >>> adata = datasets.load("cortex")  # doctest: +SKIP
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; expected the name of a data set, such as 'cortex'.")
     known = names()
     if name not in known:
         near = [k for k in known if name and (k in name or name in k)]
@@ -179,7 +195,7 @@ def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.An
             "and a file NAME.h5ad in the folder that the environment variable SCCVAE_DATA names is available as NAME; "
             "data/README.md says how to make those that the tutorials use."
         )
-    return _fetch(name, cache_dir) if name in _SOURCES else _read_h5ad(_prepared()[name])
+    return _fetch(name, cache_dir) if name in _SOURCES else _read_prepared(_prepared()[name])
 
 
 def _prepared() -> dict[str, Path]:
@@ -198,17 +214,21 @@ def _fetch(name: str, cache_dir: str | os.PathLike[str] | None) -> ad.AnnData:
     source, prepared = _SOURCES[name], _prepared()
     for stem in (name, *source.other_names):
         if stem in prepared:
-            return _read_h5ad(prepared[stem])
+            return _read_prepared(prepared[stem])
     if cache_dir is None:
         import pooch
 
         cache_dir = pooch.os_cache("sccvae")
-    cache = Path(cache_dir).expanduser()
-    cached = cache / f"{name}.h5ad"
+    cache = files.path_of(cache_dir, "cache_dir").expanduser()
+    cached, sums = cache / f"{name}.h5ad", cache / name / SUMS
     if cached.is_file():
+        if not checksums.agrees(cached, sums):
+            logger.warning("%s is taken as it is: there is no checksum to compare it with.", cached)
         return _read_h5ad(cached)
     adata = _download(name, source, cache)
-    _write_h5ad(adata, cached)
+    with suppress(OSError, ValueError):  # a cache that cannot be written costs time at the next call, no data of this
+        anndata_files.write(adata, cached)
+        checksums.record(cached, sums)
     return adata
 
 
@@ -217,14 +237,18 @@ def _download(name: str, source: _Source, cache: Path) -> ad.AnnData:
 
     raw = cache / name / source.filename
     try:
-        # known_hash=None: the authors publish no checksums. The one found is recorded in the provenance instead.
-        pooch.retrieve(source.url, known_hash=None, fname=raw.name, path=raw.parent)
+        pooch.retrieve(source.url, known_hash=source.sha256, fname=raw.name, path=raw.parent)
+    except ValueError as error:
+        raise ValueError(
+            f"{source.url} is not the file expected: its SHA-256 is not {source.sha256}. It was not kept."
+        ) from error
     except OSError as error:  # requests' errors are OSErrors too
         raise FileNotFoundError(
             f"The data set {name!r} is not on this machine and could not be downloaded ({type(error).__name__}). "
             f"Fetch {source.url} by other means and save it as {raw}, or put a prepared {name}.h5ad into the folder "
             "that the environment variable SCCVAE_DATA names."
         ) from error
+    recorded = checksums.agrees(raw, raw.parent / SUMS)
     try:
         adata = _normalise(source.read(raw))
     except (ValueError, LookupError, OSError, EOFError, csv.Error, zlib.error) as error:
@@ -233,6 +257,12 @@ def _download(name: str, source: _Source, cache: Path) -> ad.AnnData:
             "The download may be cut short, or a web page in place of the file: delete it and try again."
         ) from error
     file = {"source": source.url, "file": source.filename, "sha256": pooch.file_hash(str(raw))}
+    if not recorded:
+        with suppress(OSError):
+            checksums.record(raw, raw.parent / SUMS)
+        if source.sha256 is None:
+            what = "%s: the authors publish no checksum. Its SHA-256, %s, is recorded and compared from now on."
+            logger.warning(what, raw, file["sha256"])
     adata.uns["provenance"] = file | {"paper": source.paper, "licence": "not stated", "note": source.note}
     return adata
 
@@ -249,15 +279,10 @@ def _read_h5ad(path: Path) -> ad.AnnData:
     return adata
 
 
-def _write_h5ad(adata: ad.AnnData, path: Path) -> None:
-    # The process number keeps two processes that fill the cache at once apart; the rename shows whole files only.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with suppress(OSError):  # a cache that cannot be written costs time at the next call, not the data of this one
-        try:
-            adata.write_h5ad(part, compression="gzip")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+def _read_prepared(path: Path) -> ad.AnnData:
+    """A set in the folder ``SCCVAE_DATA``."""
+    checksums.agrees(path, path.parent / SUMS)
+    return _read_h5ad(path)
 
 
 def _normalise(adata: ad.AnnData) -> ad.AnnData:

@@ -1,15 +1,15 @@
 """The demonstration behind `sccvae demo`: three simulated batches integrated, scored and drawn."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 import scanpy as sc
 
-from sccvae import metrics, pl, simulate, tl
+from sccvae import anndata_files, files, metrics, pl, simulate, tl
 from sccvae.seeding import seeded
 
 
-def run(folder: Path, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0) -> str:
+def run(folder: str | os.PathLike, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0) -> str:
     """Integrate a simulated set; write `integrated.h5ad` and `integration.png` to `folder`.
 
     Returns
@@ -17,7 +17,9 @@ def run(folder: Path, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0
     A table of scores before (50 principal components of log-normalised counts) and after, and how well expression was
     recovered, as text.
     """
+    folder = files.path_of(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
+    picture, cells = files.checked(folder / "integration.png"), anndata_files.checked(folder / "integrated.h5ad")
     adata = simulate.simulate(n_cells, n_genes, n_batches=3, n_types=6, seed=seed)
     tl.integrate(adata, batch_key="batch", seed=seed)
 
@@ -29,14 +31,15 @@ def run(folder: Path, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0
         for z in (before.obsm["X_pca"], adata.obsm["X_sccvae"])
     ]
     figure = pl.integration(adata, batch_key="batch", label_key="cell_type")
-    figure.savefig(folder / "integration.png", dpi=150)
+    with files.writing(picture) as part:
+        figure.savefig(part, dpi=150)
 
     log_truth = np.log1p(1e4 * adata.layers["rho_corrected"])
     recovered = {
         "one cell's counts": _correlation(before.X.toarray(), log_truth),
         "sccvae, batch-corrected": _correlation(np.log1p(1e4 * _rows(adata.layers["sccvae_corrected"])), log_truth),
     }
-    adata.write_h5ad(folder / "integrated.h5ad", compression="gzip")
+    anndata_files.write(adata, cells)
     lines = [
         f"{adata.n_obs:,} simulated cells, {adata.n_vars:,} genes, 3 batches, 6 cell types along a branching tree",
         "",

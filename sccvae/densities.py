@@ -40,12 +40,17 @@ def log_standard_normal(z: torch.Tensor) -> torch.Tensor:
 
 
 class MixturePrior(nn.Module):
-    """p(z), a mixture of Gaussians with diagonal covariances; weights, means and variances are learnt."""
+    """p(z), a mixture of Gaussians with diagonal covariances; weights, means and variances are learnt.
 
-    def __init__(self, n_components: int, n_latent: int, generator: torch.Generator):
+    Without a generator means start at 0: for shapes alone, on torch's meta device, where drawing takes seconds.
+    """
+
+    def __init__(self, n_components: int, n_latent: int, generator: torch.Generator | None):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(n_components))
-        self.mean = nn.Parameter(SPREAD * torch.randn(n_components, n_latent, generator=generator))
+        sizes = (n_components, n_latent)
+        start = torch.zeros(sizes) if generator is None else SPREAD * torch.randn(sizes, generator=generator)
+        self.mean = nn.Parameter(start)
         self.log_variance = nn.Parameter(torch.full((n_components, n_latent), math.log(1 - SPREAD**2)))
 
     def log_prob(self, z: torch.Tensor) -> torch.Tensor:

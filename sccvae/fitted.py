@@ -14,7 +14,9 @@ from anndata import AnnData
 
 from sccvae import mixture, posterior, storage
 from sccvae.arguments import check_positive, flag
+from sccvae.descriptions import Description
 from sccvae.held import HeldModel
+from sccvae.likelihoods import LIKELIHOODS
 from sccvae.networks import check_choice
 
 Prior = Literal["normal", "aggregate"]
@@ -258,14 +260,22 @@ class FittedModel(HeldModel):
         return tensors | {_STORED + name: torch.from_numpy(a) for name, a in self._mixture()._asdict().items()}
 
     def _take(self, tensors: dict[str, torch.Tensor]) -> None:
-        stored = {name.removeprefix(_STORED): t.numpy() for name, t in tensors.items() if name.startswith(_STORED)}
+        stored = {name.removeprefix(_STORED): t for name, t in tensors.items() if name.startswith(_STORED)}
         super()._take({name: t for name, t in tensors.items() if not name.startswith(_STORED)})
         if stored:
-            self._aggregate = mixture.Mixture(**stored)
-            k, d = len(self._aggregate.means), self._vae.architecture.n_latent + self.likelihood.has_library
-            shapes = ((len(self._profiles), k), (k, d), (k, d, d))
-            if tuple(a.shape for a in self._aggregate) != shapes:
-                raise ValueError("the mixture of the aggregate posterior does not match the architecture")
+            self._aggregate = mixture.Mixture(**{name: t.clone().numpy() for name, t in stored.items()})
+
+    @classmethod
+    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
+        """What every model has, and the mixture if there is one: as many components as its array of means says."""
+        expected = super()._expected(found, arrays)
+        if any(name.startswith(_STORED) for name in arrays):
+            k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
+            d = found.architecture.n_latent + LIKELIHOODS[found.architecture.gene_likelihood].has_library
+            shapes: dict[str, tuple[int, ...]]
+            shapes = {"weights": (len(found.profiles), k), "means": (k, d), "factors": (k, d, d)}
+            expected |= {_STORED + name: ("F64", shape) for name, shape in shapes.items()}
+        return expected
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -19,8 +18,9 @@ from sccvae import posterior, storage
 from sccvae.arguments import check_positive, flag, real, whole
 from sccvae.cells import numbers_of_cells
 from sccvae.data import Counts, Minibatch, split
+from sccvae.descriptions import Description, understood
 from sccvae.inputs import Schema
-from sccvae.kernels import Kernels, for_device
+from sccvae.kernels import PLAIN, Kernels, for_device
 from sccvae.likelihoods import Likelihood
 from sccvae.networks import Architecture
 from sccvae.signatures import Understanding, missing, with_history
@@ -202,8 +202,10 @@ class HeldModel(metaclass=Understanding):
         ------
         FileExistsError
             There is a model at `path` and `overwrite` is False.
-        TypeError
-            `overwrite` is neither True nor False.
+        TypeError, ValueError
+            `overwrite` is neither True nor False; `path` is no path; a weight is not finite.
+        OSError
+            `path` cannot be written to, or the disk is full. A model that was there stays.
         """
         overwrite = flag("overwrite", overwrite)
         description = {
@@ -217,7 +219,7 @@ class HeldModel(metaclass=Understanding):
             "best_epoch": self._best_epoch,
             "history": self._rows,
         }
-        storage.save(Path(path), self._tensors(), description, overwrite=overwrite)
+        storage.save(path, self._tensors(), description, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -235,20 +237,26 @@ class HeldModel(metaclass=Understanding):
         FileNotFoundError, sccvae.ModelFileError
             There is no model at `path`, or it is damaged, or another class or program made it.
         """
-        device, (tensors, description) = device_of(device), storage.load(Path(path), cls.kind)
-        model = cls.__new__(cls)
-        with storage.readable(Path(path)):
-            schema, architecture = Schema(**description["schema"]), Architecture(**description["architecture"])
-            if len(schema.genes) != architecture.n_genes or tuple(map(len, schema.categories)) != architecture.n_levels:
-                raise ValueError("genes or categories do not match the architecture")
-            options = dict(description.get("options", {}))
-            profiles, frequencies = description["profiles"], description["frequencies"]
-            model._set(schema, architecture, profiles, frequencies, description["seed"], device, options)
-            model._take(tensors)
-            model._rows, model._best_epoch = list(description["history"]), description["best_epoch"]
+        device, model = device_of(device), cls.__new__(cls)
+        with storage.opened(path, cls.kind) as saved:
+            found = understood(saved.description, cls.kind)
+            saved.check(cls._expected(found, saved.arrays))
+            model._set(*found[:2], found.profiles, found.frequencies, found.seed, device, found.options)
+            model._take(saved.tensors())
+            model._rows, model._best_epoch = found.history, found.best_epoch
         if adata is not None:
-            model._remember(adata, schema.read(adata))
+            model._remember(adata, found.schema.read(adata))
         return model
+
+    @classmethod
+    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
+        """What arrays a model has, found out without making them; `arrays` are those of the file."""
+        if found.architecture.n_layers > len(arrays):
+            raise ValueError(f"architecture.n_layers is {found.architecture.n_layers}, more than there are weights")
+        nothing: Any = None  # in place of a generator: no number is drawn
+        with torch.device("meta"):
+            network = cls._network(found.architecture, nothing, PLAIN, found.options)
+        return {name: ("F32", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """What is saved beside the description."""

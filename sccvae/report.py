@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae import metrics, pl
+from sccvae import files, metrics, pl
 from sccvae.pl.embedding import categories, draw_cells, sample, umap
 from sccvae.pl.style import MEDIUM, draw_legend, finished, legend_width, new_figure
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from sccvae.diagnostics import Diagnosis
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of the page: it loads and runs nothing
 STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --good: #0072B2; --bad: #B34A00; }
 * { box-sizing: border-box; }
@@ -105,16 +105,8 @@ EXPLAINED = {
 
 def write(path: str | os.PathLike, text: str) -> None:
     """Write a page under its name in one go, so that a killed run leaves the old page or the new one."""
-    target = checked_path(path)
-    handle, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as sink:
-            sink.write(text)
-        os.umask(mask := os.umask(0))
-        os.chmod(part, 0o666 & ~mask)
-        os.replace(part, target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with files.writing(path, "report") as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def checked_path(path: str | os.PathLike) -> Path:
@@ -122,17 +114,12 @@ def checked_path(path: str | os.PathLike) -> Path:
 
     Raises
     ------
-    IsADirectoryError, FileNotFoundError, PermissionError
-        `path` is a folder, or its folder does not exist or cannot be written to.
+    TypeError, ValueError, OSError
+        `path` is no path or a folder; or its folder does not exist or cannot be written to.
     """
-    target = Path(path).absolute()
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; expected the name of a file, such as 'report.html'.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"The folder of the report does not exist: {target.parent}. Make it first.")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"The folder of the report cannot be written to: {target.parent}.")
-    return target
+    if (given := files.path_of(path)).is_dir():
+        raise IsADirectoryError(f"{str(given)!r} is a folder; expected the name of a file, such as 'report.html'.")
+    return files.checked(given, "report")
 
 
 def page(
@@ -184,6 +171,7 @@ def page(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<header><h1>{escape(title)}</h1><p>{today}, sccvae {escape(str(version))}</p><nav>{links}</nav></header>"
         f"{body}</main></body></html>\n"
