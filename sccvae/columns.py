@@ -80,10 +80,11 @@ def position_of(name: str, known: tuple[str, ...], what: str, key: str | None) -
     if name in known:
         return known.index(name)
     where = f" of {key!r}" if key is not None else " (the model was built without batch_key)"
-    advice = f" Train on data that hold it, or give those cells a known one in adata.obs[{key!r}], as which they are then taken."
+    new = what == "category"  # in the cells that are read
     raise ValueError(
         f"Unknown {what} {name!r}{where}; the model knows {listed_names(known, 20)}."
-        f"{did_you_mean(name, known, listed=True)}{advice if what == 'category' else ''}"
+        f"{did_you_mean(name, known, listed=True)}"
+        + (f" Train on data that hold it, or give those cells a known one in adata.obs[{key!r}]." if new else "")
     )
 
 
