@@ -95,8 +95,13 @@ ARROWS = {
     "distances": set(),
     "seeding": set(),
     "similarity": set(),
+<<<<<<< HEAD
     "pl": {"columns", "distances", "seeding", "similarity"},
     "report": {"files", "metrics", "pl"},
+=======
+    "pl": {"blocks", "columns", "distances", "seeding", "similarity"},
+    "report": {"metrics", "pl"},
+>>>>>>> bf7b63d (Plots read rows wherever they are, and draw rounded counts where the model rounded them)
     "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "cross_validation": {"corruption"},
     "model": {"analysis", "arguments", "cross_validation", "gradients", "inputs", "likelihoods", "networks"},
