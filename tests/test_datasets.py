@@ -237,7 +237,7 @@ def test_a_list_of_checksums_in_the_folder_is_heeded(tmp_path, monkeypatch):
     (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest().upper()} *mine.h5ad\n")
     assert datasets.load("mine").X.max() == 2
     prepared(path, 3)
-    with pytest.raises(ValueError, match="mine.h5ad has changed"):
+    with pytest.raises(ValueError, match=r"mine\.h5ad has changed"):
         datasets.load("mine")
 
 
