@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.columns import categories_of, codes_of, numbers_of, position_of, size_factors_of
+from sccvae.columns import categories_of, codes_of, in_order, numbers_of, position_of, size_factors_of
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.stored import Rows
@@ -99,7 +99,20 @@ class Schema:
             scales=tuple(float(v.std()) or 1.0 for v in numbers),
             log_size_offset=offset,
         )
-        return schema, schema._assemble(adata, rows)
+        return schema, schema.assemble(adata, rows)
+
+    def values_of(self, adata: AnnData) -> Rows:
+        """The values alone of new data, genes in the model's order."""
+        return read_rows(adata, self.layer, self.support, self.genes)
+
+    def codes_of(self, adata: AnnData) -> np.ndarray:
+        """(cells, 1 + categorical covariates) codes of batch and covariates."""
+        keys = [self.batch_key, *self.categorical_covariate_keys]
+        codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
+        for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
+            if key is not None:
+                codes[:, column] = codes_of(adata, key, known)
+        return codes
 
     def read(self, adata: AnnData) -> Counts:
         """Counts of new data, read as the training data were: genes in the model's order, known categories only.
@@ -110,11 +123,11 @@ class Schema:
             What is wrong with the data, where, and how to mend it.
         """
         check_adata(adata)
-        return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes))
+        return self.assemble(adata, self.values_of(adata))
 
-    def code_of_batch(self, batch: str) -> int:
+    def code_of_batch(self, batch: Any) -> int:
         """Number of a batch known by name."""
-        return position_of(str(batch), self.categories[0], "batch", self.batch_key)
+        return position_of(batch, self.categories[0], "batch", self.batch_key)
 
     def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
         """Columns of the genes named, in the order asked."""
@@ -138,12 +151,9 @@ class Schema:
         means = zip(self.continuous_covariate_keys, self.means, strict=True)
         return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
-    def _assemble(self, adata: AnnData, rows: Rows) -> Counts:
-        keys = [self.batch_key, *self.categorical_covariate_keys]
-        codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
-        for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
-            if key is not None:
-                codes[:, column] = codes_of(adata, key, known)
+    def assemble(self, adata: AnnData, rows: Rows) -> Counts:
+        """The values of an AnnData with what its `obs` says of the cells."""
+        codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
         for column, key in enumerate(self.continuous_covariate_keys):
             continuous[:, column] = (numbers_of(adata, key) - self.means[column]) / self.scales[column]
@@ -161,14 +171,16 @@ class Schema:
         )
 
 
-def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray) -> np.ndarray:
-    """(genes,) boolean mask from the name of a column of `var` or from an array."""
+def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:
+    """(genes,) boolean mask from the name of a column of `var`, an array, or a Series with the genes' names."""
     check_adata(adata)
     what = "mask_var"
     if isinstance(mask_var, str):
         if mask_var not in adata.var:
             raise KeyError(Text(f"adata.var has no column {mask_var!r}.{did_you_mean(mask_var, adata.var.columns)}"))
         what, mask_var = f"adata.var[{mask_var!r}]", adata.var[mask_var].to_numpy()
+    elif isinstance(mask_var, pd.Series):
+        mask_var = in_order(mask_var, adata.var_names, what, "genes").to_numpy()
     mask = np.asarray(mask_var)
     if mask.dtype != bool or mask.shape != (adata.n_vars,):
         raise ValueError(

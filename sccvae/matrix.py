@@ -123,9 +123,14 @@ def _wrong_value_message(adata, layer, support, start, block, wrong, genes) -> s
 
 
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
-    if layer is None and adata.X is None:
+    return holds(adata, layer, "counts")
+
+
+def holds(adata: AnnData, layer: str | None, support: Support) -> bool:
+    """Whether the matrix is there and holds nothing but what the likelihood is about."""
+    if layer not in adata.layers if layer is not None else adata.X is None:
         return False
-    return not any(_wrong_values(block.data, "counts") for _, block in _blocks(adata, layer))
+    return not any(_wrong_values(block.data, support) for _, block in _blocks(adata, layer))
 
 
 def _stored(matrix) -> np.ndarray:
