@@ -101,23 +101,25 @@ ARROWS = {
     "integration_scores": {"metrics"},
     "tl": {
         "arguments",
+        "autoencoders",
         "columns",
         "differential",
-        "held",
         "integration_scores",
         "matrix",
         "model",
+        "names",
         "posterior",
         "seeding",
         "similarity",
         "trends",
+        "wording",
     },
     "generation": {"distances"},
     "datasets": set(),
     "simulate": set(),
     "__init__": set(),  # lazy: it imports by name what is asked for
     "demo": {"metrics", "pl", "simulate", "tl"},
-    "__main__": {"__init__", "demo", "tl"},
+    "__main__": {"__init__", "demo", "names", "tl"},
 }
 LEAVES = {"distances", "generation", "metrics", "integration_scores", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
