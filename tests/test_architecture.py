@@ -82,7 +82,8 @@ ARROWS = {
     "distances": set(),
     "seeding": set(),
     "similarity": set(),
-    "pl": {"distances", "seeding", "similarity"},
+    "conventions": {"arguments"},
+    "pl": {"conventions", "distances", "seeding", "similarity", "wording"},
     "report": {"metrics", "pl"},
     "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "corruption": set(),
@@ -96,6 +97,7 @@ ARROWS = {
     "tl": {
         "arguments",
         "columns",
+        "conventions",
         "differential",
         "held",
         "integration_scores",

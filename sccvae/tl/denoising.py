@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.similarity import neighbours
@@ -17,6 +18,7 @@ from sccvae.similarity import neighbours
 NEAREST = 20  # cells, itself among them, whose counts tell a cell's expression
 
 
+@scanpy_like(kinds=("SCCVAE",))
 def denoise(
     adata: AnnData,
     model: SCCVAE,
@@ -26,8 +28,9 @@ def denoise(
     interval: float = 0.9,
     n_samples: int = 100,
     key_added: str = "denoised",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Denoised expression of some genes with a credible interval for each cell, as columns of `obs`.
 
     Normalised expression, decoded from `n_samples` draws from q(z|x) and scaled to the median library size, so in the
@@ -61,13 +64,15 @@ def denoise(
         Posterior draws; memory is 4 bytes x draws x cells x genes.
     key_added
         Ending of the names of the columns.
+    copy
+        Write to a copy and return it.
     seed
         Of the draws and of r.
 
     Returns
     -------
-    None. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the draws;
-    `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
+    None, or the copy. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the
+    draws; `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
 
     Raises
     ------
@@ -115,6 +120,7 @@ def denoise(
     }
     kept = adata.obs.drop(columns=[column for column in columns if column in adata.obs])
     adata.obs = pd.concat([kept, pd.DataFrame(columns, index=kept.index)], axis=1)  # one by one it becomes slow
+    return None
 
 
 def _add_noise_of_counts(

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from sccvae.arguments import flag
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 
 MAX_LAYER_BYTES = 2 * 2**30
 
 
+@scanpy_like()
 def integrate(
     adata: AnnData,
     *,
@@ -72,29 +73,56 @@ def integrate(
     (300, 20)
     """
     check_adata(adata)
-    if (copy := flag("copy", copy)) and adata.isbacked:
-        raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
     options = {"seed": seed, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     model.train(**(train_options or {}))
-    adata = adata.copy() if copy else adata
     _store(adata, None, model, key_added, expression)
-    return adata if copy else None
+    return None
 
 
-def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expression: bool | None = None) -> None:
+@scanpy_like(kinds=("SCCVAE",))
+def store(
+    adata: AnnData,
+    model: SCCVAE,
+    *,
+    key_added: str = "sccvae",
+    copy: bool = False,
+    expression: bool | None = None,
+) -> AnnData | None:
     """Write to `adata` what a trained model says of its cells; keys as in `integrate`.
 
     Parameters
     ----------
     adata
         The data the model was trained on, or new data of the same kind.
+    model
+        A trained model.
+    key_added
+        Prefix of everything written.
+    copy
+        Write to a copy and return it.
     expression
         Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
+
+    Returns
+    -------
+    None, or the copy. Written are the keys of `integrate`.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
+    >>> model.train(max_epochs=1)
+    >>> sccvae.tl.store(adata, model)
+    >>> adata.obsm["X_sccvae"].shape
+    (100, 20)
     """
+    check_adata(adata)
     _store(adata, adata, model, key_added, expression)
+    return None
 
 
 def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
@@ -105,7 +133,7 @@ def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str
         warnings.warn(
             "Expression was left out, since it would take more than 2 GiB; model.get_normalized_expression(out=...) "
             "streams it into a memmap or zarr array, and expression=True stores it all the same.",
-            stacklevel=3,
+            stacklevel=4,  # the caller of the decorated function
         )
     scale = 1.0
     if model.likelihood.has_library:

@@ -7,12 +7,26 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.arguments import flag
 from sccvae.columns import labels_of
+from sccvae.conventions import scanpy_like
 from sccvae.differential import expected_fdr
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 
+COUNTS = "the model was trained on counts, and tells from them; say where they are when it is built"
+INSTEAD = {
+    "layer": COUNTS,
+    "use_raw": COUNTS,
+    "method": "genes are ranked by the model's posterior; de_options has the choices of SCCVAE.differential_expression",
+    "corr_method": "pvals_adj is the expected false discovery rate",
+    "rankby_abs": "genes come by falling score; sort sc.get.rank_genes_groups_df(adata, group) by its absolute value",
+    "tie_correct": "there is no test by ranks, so there are no ties",
+    "mask_var": "all genes of the model are ranked; choose them when it is built",
+}
 
+
+@scanpy_like(kinds=("SCCVAE",), instead=INSTEAD)
 def rank_genes_groups(
     adata: AnnData,
     model: SCCVAE,
@@ -21,10 +35,12 @@ def rank_genes_groups(
     groups: str | Sequence[str] | None = None,
     reference: str = "rest",
     n_genes: int | None = None,
+    pts: bool = True,
     key_added: str = "rank_genes_groups",
+    copy: bool = False,
     de_options: dict[str, Any] | None = None,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Rank the genes of groups of cells by `SCCVAE.differential_expression`, where Scanpy looks for it.
 
     `sc.pl.rank_genes_groups*`, `sc.get.rank_genes_groups_df` and `sc.tl.filter_rank_genes_groups` read the result.
@@ -34,20 +50,28 @@ def rank_genes_groups(
     adata
         The data that `model` was trained on (told by the names of the cells; its counts are then those of that time,
         so `X` may have been normalised since), or new data.
+    model
+        A trained model of counts.
     groupby
         Column of `obs`.
     groups, reference
-        Groups to compare, None for all; with which: "rest", all other cells, or the name of a group.
+        Groups to compare, None or "all" for all; with which: "rest", all other cells, or the name of a group.
     n_genes
         Genes to keep of each group, None for all.
+    pts
+        Whether to store the shares of cells with a count.
     key_added
         Key of `uns`.
+    copy
+        Write to a copy and return it.
     de_options
         Further arguments of `SCCVAE.differential_expression`, such as `delta`.
+    seed
+        Of the draws.
 
     Returns
     -------
-    None. Written to `uns[key_added]`, one field or column for each group:
+    None, or the copy. Written to `uns[key_added]`, one field or column for each group:
 
     - `names`, by falling score: genes surely up first, surely down last;
     - `scores`: -log(1 - proba_de), with the sign of the fold change;
@@ -57,14 +81,32 @@ def rank_genes_groups(
     - `pvals_adj`: expected false discovery rate if this gene and all surer ones are called;
     - `pts`, `pts_rest`: share of the cells with a count of the gene, in the group and in the rest;
     - `params`.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(200, 30, seed=0)
+    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
+    >>> model.train(max_epochs=1)
+    >>> sccvae.tl.rank_genes_groups(adata, model, groupby="cell_type", n_genes=5)
+    >>> sc.get.rank_genes_groups_df(adata, "type_1").shape
+    (5, 7)
     """
     options = {"seed": seed, **(de_options or {})}
     if options.setdefault("mode", "change") != "change":
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
     check_adata(adata)
+    pts, labels = flag("pts", pts), labels_of(groupby, adata.obs, adata.obs_names)
+    if isinstance(groups, str) and groups == "all":  # Scanpy's word for None
+        if (labels.astype(str) == "all").any():
+            raise ValueError(
+                "groups='all' are all groups, and one has that name: pass groups=['all'], or None for all."
+            )
+        groups = None
     frame = model.differential_expression(
         model._source(adata),
-        groupby=labels_of(groupby, adata.obs, adata.obs_names),
+        groupby=labels,
         group1=groups,
         group2=None if reference == "rest" else reference,
         **options,
@@ -85,10 +127,11 @@ def rank_genes_groups(
         values = [table[source].to_numpy()[:n_genes] for table in tables.values()]
         result[column] = np.rec.fromarrays(values, dtype=[(group, dtype) for group in tables])
     shares = {"pts": "non_zeros_proportion1"} | ({"pts_rest": "non_zeros_proportion2"} if reference == "rest" else {})
-    for key, column in shares.items():
+    for key, column in shares.items() if pts else ():
         by_gene = {group: table.set_index("names")[column] for group, table in tables.items()}
         result[key] = pd.DataFrame(by_gene).loc[model.gene_names]
     adata.uns[key_added] = result
+    return None
 
 
 def _without_none(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae.columns import labels_of
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 
 
+@scanpy_like(instead={"copy": "nothing is written to adata, the scores are returned"})
 def score_integration(
     adata: AnnData,
     batch_key: str,

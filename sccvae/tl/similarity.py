@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from sccvae.arguments import flag
 from sccvae.columns import labels_of
+from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.held import HeldModel
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
@@ -20,6 +21,7 @@ from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix,
 MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
 
 
+@scanpy_like(kinds=ANY_MODEL)
 def similarity(
     adata: AnnData,
     model: HeldModel | None = None,
@@ -29,8 +31,9 @@ def similarity(
     dense: bool = False,
     use_rep: str = "X_sccvae",
     key_added: str = "sccvae_similarity",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Compare the cells' posteriors: a graph of nearest neighbours for Scanpy, on request all distances.
 
     Where q(z|x) is wide the counts say little of the cell; `symmetric_kl` and `wasserstein` see that, the Euclidean
@@ -54,12 +57,14 @@ def similarity(
         model is given and the key is not there.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
+    copy
+        Write to a copy and return it.
     seed
         Of Scanpy's neighbours.
 
     Returns
     -------
-    None. Written, as `scanpy.pp.neighbors` does:
+    None, or the copy. Written, as `scanpy.pp.neighbors` does:
 
     - ``uns[key_added]``: keys and parameters;
     - ``obsp[f"{key_added}_distances"]``: CSR, n_neighbors - 1 in each row;
@@ -70,6 +75,14 @@ def similarity(
     ------
     ValueError, KeyError
         The metric needs a model with posteriors; too many cells for a matrix; no embedding.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> sccvae.tl.similarity(adata, metric="euclidean", use_rep="z")
+    >>> adata.obsp["sccvae_similarity_connectivities"].shape
+    (100, 100)
     """
     check_adata(adata)
     if (dense := flag("dense", dense)) and adata.n_obs > MAX_DENSE:
@@ -98,10 +111,13 @@ def similarity(
     adata.uns[key_added] = slim.uns[key_added]
     for key, values in slim.obsp.items():
         adata.obsp[key] = values
+    adata.obsp.pop(f"{key_added}_matrix", None)  # of an earlier call, and so perhaps of other distances
     if dense:
         adata.obsp[f"{key_added}_matrix"] = matrix(mean, variance, metric=metric)
+    return None
 
 
+@scanpy_like(instead={"linkage_method": "its name here is method", "cor_method": "groups are compared by distances"})
 def hierarchy(
     adata: AnnData,
     groupby: str | None = None,
@@ -110,7 +126,8 @@ def hierarchy(
     key: str = "sccvae_similarity",
     use_rep: str | None = None,
     key_added: str | None = None,
-) -> None:
+    copy: bool = False,
+) -> AnnData | None:
     """Hierarchical clusters of groups of cells, or of the cells.
 
     Parameters
@@ -128,10 +145,12 @@ def hierarchy(
         Instead: key of ``adata.obsm``, compared by Euclidean distance.
     key_added
         Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
+    copy
+        Write to a copy and return it.
 
     Returns
     -------
-    None. Written to ``uns[key_added]``:
+    None, or the copy. Written to ``uns[key_added]``:
 
     - of groups, what `scanpy.tl.dendrogram` writes (so `sc.pl.dendrogram` works, and ``dendrogram=True`` of
       `sc.pl.dotplot` and the like), with ``distances``, (groups, groups), in place of ``correlation_matrix``;
@@ -162,7 +181,7 @@ def hierarchy(
     if codes is None or categories is None:
         tree = linkage(distances, method=method, optimal_ordering=False)
         adata.uns[key_added or "hierarchy"] = {"linkage": tree, "order": leaves_list(tree), **about}
-        return
+        return None
     between = group_distances(distances, codes, method=method)
     tree = linkage(between, method=method)
     drawing = dendrogram(tree, labels=list(categories), no_plot=True)
@@ -176,6 +195,7 @@ def hierarchy(
         "dendrogram_info": drawing,
         "distances": between,
     }
+    return None
 
 
 def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
