@@ -17,6 +17,7 @@ from sccvae.pl.style import (
     colours_of,
     draw_legend,
     finished,
+    legend_height,
     legend_width,
     new_figure,
     rows_and_columns,
@@ -171,7 +172,8 @@ def trends(
             draw_legend(ax, "lineage", values)
         return finished(ax.figure.figure, show, own=False)
     n_rows, n_columns = rows_and_columns(len(names), n_columns, 1.75, 1.6)
-    figure = new_figure(1.75 * n_columns + legend + 0.3, 1.6 * n_rows + 0.25)
+    height = max(1.6 * n_rows + 0.25, legend_height(values) + 0.45 if legend else 0)
+    figure = new_figure(1.75 * n_columns + legend + 0.3, height)
     axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
     for number, panel in enumerate(axes.flat):
         if number >= len(names):

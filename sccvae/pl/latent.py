@@ -23,6 +23,7 @@ from sccvae.pl.style import (
     draw_legend,
     finished,
     font_for,
+    legend_height,
     legend_width,
     new_figure,
     rows_and_columns,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from sccvae.held import HeldModel
 
-MOST_LINES = 60  # of an interpolation
+MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; so few have matplotlib's own legend
 _PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
 
 
@@ -321,8 +322,10 @@ def interpolation(
 def _image_lines(decoded: NDArray, shape: tuple[int, int], fine: NDArray, density: NDArray, names: list[str]) -> Figure:
     """Images (lines, points, pixels), a row for each line, above the density on all lines."""
     n_lines, n_points, _ = decoded.shape
-    figure = new_figure(0.42 * n_points + 0.9, 0.42 * n_lines + 1.7)
-    grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * n_lines, 1.5])
+    lines = _lines(names)
+    beside, below = (legend_width(lines), legend_height(lines) + 0.4) if n_lines > FEW_LINES else (0.0, 1.5)
+    figure = new_figure(0.42 * n_points + 0.9 + beside, 0.42 * n_lines + below + 0.2)
+    grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * n_lines, below])
     top = figure.add_subplot(grid[0])
     draw_images(top, decoded, shape, extent=(*_edges(0, 1, n_points), n_lines, 0))
     top.set(xticks=[], yticks=np.arange(n_lines) + 0.5, yticklabels=names, aspect="auto")
@@ -413,17 +416,23 @@ def _edges(first: float, last: float, n: int) -> tuple[float, float]:
 
 
 def _draw_density(ax: Axes, along: NDArray, density: NDArray, names: list[str], *, legend: bool) -> None:
-    lines = pd.Categorical(names, categories=names)
-    for name, values, colour in zip(names, density, colours_of(lines), strict=True):
-        ax.plot(along, values, color=colour, linewidth=1.2, label=name)
+    lines = _lines(names)
+    colours = colours_of(lines)
+    for name, values, code in zip(names, density, lines.codes, strict=True):
+        ax.plot(along, values, color=colours[code], linewidth=1.2, label=name)
     ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel("place on the line", fontsize=SMALL)
     ax.set_ylabel("log density\nagainst cells (nats)", fontsize=SMALL)
     style(ax)
-    if legend and len(names) > 10:
+    if legend and len(names) > FEW_LINES:
         draw_legend(ax, "", lines)
     elif legend:
         ax.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.4)
+
+
+def _lines(names: list[str]) -> pd.Categorical:
+    """The lines as categories in their own order; one that is drawn twice has one colour."""
+    return pd.Categorical(names, categories=list(dict.fromkeys(names)))
 
 
 def _draw_genes(ax: Axes, levels: NDArray, names: pd.Index, along: NDArray) -> Any:
@@ -433,6 +442,6 @@ def _draw_genes(ax: Axes, levels: NDArray, names: pd.Index, along: NDArray) -> A
     )
     ax.set(yticks=np.arange(len(names)) + 0.5, yticklabels=[as_text(name) for name in names])
     style(ax)
-    ax.tick_params(axis="y", length=0, labelsize=font_for(2.3 / len(names)))
+    ax.tick_params(axis="y", length=0, labelsize=font_for(2.7 / len(names)))
     ax.tick_params(axis="x", labelbottom=False)
     return image

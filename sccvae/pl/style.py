@@ -119,7 +119,12 @@ def legend_width(values: pd.Categorical) -> float:
     """About the width of the legend in inches."""
     names = [name for name, _ in _legend(values)]
     columns = [names[i : i + LEGEND_ROWS] for i in range(0, len(names), LEGEND_ROWS)]
-    return sum(0.3 + 0.055 * max(map(len, column)) for column in columns)
+    return sum(0.3 + 0.055 * max(map(len, column)) for column in columns) + 0.13 * (len(columns) - 1)
+
+
+def legend_height(values: pd.Categorical) -> float:
+    """About the height of the legend with its title in inches."""
+    return 0.135 * (min(len(_legend(values)), LEGEND_ROWS) + 1.5)
 
 
 def draw_legend(ax: Axes, key: str, values: pd.Categorical) -> None:

@@ -18,6 +18,7 @@ from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.seeding import seeded
+from sccvae.wording import listed
 
 
 @scanpy_like()
@@ -99,7 +100,7 @@ def gradient(
     candidates = _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
-            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata) makes "
+            f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata) makes "
             "'X_sccvae'."
         )
     graph = f"{key_added}_neighbors" if neighbors_key is None else neighbors_key
@@ -276,7 +277,7 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         cells = np.flatnonzero(labels.astype(str) == str(root[1]))
         if not len(cells):
             raise ValueError(
-                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
+                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {listed(sorted(map(str, set(labels))))}."
             )
         return cells
     if isinstance(root, str):
@@ -314,6 +315,6 @@ def _lineages(
         if unknown:
             raise ValueError(
                 f"Lineage {name!r} names {unknown[0]!r}, which is not in adata.obs[{groupby!r}]; it has "
-                f"{sorted(set(labels))}."
+                f"{listed(sorted(set(labels)))}."
             )
     return {name: labels.isin(list(map(str, groups))).to_numpy() for name, groups in lineages.items()}

@@ -17,6 +17,7 @@ from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.seeding import seeded
 from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours
+from sccvae.wording import listed
 
 MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
 
@@ -202,7 +203,7 @@ def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
     """Distances of all pairs of cells, stored or from an embedding."""
     if use_rep is not None:
         if use_rep not in adata.obsm:
-            raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}.")
+            raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}.")
         if adata.n_obs > MAX_DENSE:
             raise ValueError(
                 f"{adata.n_obs:,} cells: distances of all pairs are made for at most {MAX_DENSE:,}. Take a sample: "
@@ -211,7 +212,7 @@ def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
         return matrix(np.asarray(adata.obsm[use_rep]), None, metric="euclidean")
     if f"{key}_matrix" not in adata.obsp:
         raise KeyError(
-            f"'{key}_matrix' is not in adata.obsp, which has {list(adata.obsp)}. sccvae.tl.similarity(adata, model, "
+            f"'{key}_matrix' is not in adata.obsp, which has {listed(adata.obsp)}. sccvae.tl.similarity(adata, model, "
             "dense=True) makes it; or pass use_rep='X_sccvae' for Euclidean distances of an embedding."
         )
     return adata.obsp[f"{key}_matrix"]
@@ -244,7 +245,7 @@ def _posterior(
         mean, variance = model.get_latent_representation(model._source(adata), return_variance=True)
         return mean, None if metric == "euclidean" else variance
     if use_rep not in adata.obsm:
-        raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}: pass a model or use_rep.")
+        raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}: pass a model or use_rep.")
     return np.asarray(adata.obsm[use_rep]), None
 
 
