@@ -69,7 +69,11 @@ def volcano(
     change = rows["lfc_median"].to_numpy(dtype=float)
     surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)
     called = rows[called_by].to_numpy(dtype=bool)
-    own, (figure, ax) = ax is None, axes_for(ax, 4.6, 3.4)
+    sides = {side: _surest(called & (np.sign(change) == side), surprise, n_names) for side in (-1, 1)}
+    names = {gene: as_text(rows.index[gene], 28 if ax is None else 14) for side in sides.values() for gene in side}
+    # Long names have room in a wider figure, so that they do not cover the scale.
+    more = max(0.0, 0.06 * max(map(len, names.values()), default=0) - 0.6) if ax is None else 0.0
+    own, (figure, ax) = ax is None, axes_for(ax, 4.6 + 2 * more, 3.4)
     for mask, colour, name in (
         (~called, "0.75", "not called"),
         (called & (change > 0), COLOURS[3], "higher"),
@@ -80,17 +84,16 @@ def volcano(
         )
     reach = 1.5 * max(0.5, float(np.abs(change).max(initial=0)))
     top = 1.06 * max(1.0, float(surprise.max(initial=0)))
-    ax.set(xlim=(-reach, reach), ylim=(-0.02 * top, top))
-    for side in (-1, 1):
-        of_side = np.flatnonzero(called & (np.sign(change) == side))
-        named = of_side[np.argsort(-surprise[of_side], kind="stable")][:n_names]
+    edge = reach * (1 + more / 1.95)
+    ax.set(xlim=(-edge, edge), ylim=(-0.02 * top, top))
+    for side, named in sides.items():
         heights = spread(surprise[named], 0.055 * top, 0.02 * top, 0.98 * top)
         for gene, height in zip(named, heights, strict=True):
             ax.plot([change[gene], 0.72 * side * reach], [surprise[gene], height], color="0.6", linewidth=0.4, zorder=0)
             ax.text(
                 0.73 * side * reach,
                 height,
-                as_text(rows.index[gene]),
+                names[gene],
                 fontsize=SMALL,
                 fontstyle="italic",
                 ha="left" if side > 0 else "right",
@@ -106,6 +109,12 @@ def volcano(
         title_fontsize=SMALL,
     )  # fmt: skip
     return finished(figure, show, own=own)
+
+
+def _surest(some: np.ndarray, surprise: np.ndarray, n: int) -> np.ndarray:
+    """Numbers of the n surest of some genes."""
+    genes = np.flatnonzero(some)
+    return genes[np.argsort(-surprise[genes], kind="stable")][:n]
 
 
 @scanpy_like()

@@ -9,7 +9,7 @@ import numpy as np
 
 from sccvae.conventions import scanpy_like
 from sccvae.pl.style import MEDIUM, SMALL, as_text, axes_for, finished
-from sccvae.wording import listed
+from sccvae.wording import listed, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,13 +148,12 @@ def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, di
     if texts:
         raise ValueError(f"The column {texts[0]!r} of the scores holds no numbers: leave it out of columns=.")
     titles = {column: title for of in (_OWN, _SCIB) for group in of.values() for column, title in group.items()}
-    return {"": {column: titles.get(column) or _heading(str(column)) for column in columns}}
+    return {"": {column: titles.get(column, _heading(str(column))) for column in columns}}
 
 
 def _heading(name: str) -> str:
-    """A column's name in at most three lines."""
-    parts = name.split("_") if len(name) <= 36 else wrap(as_text(name, 36).replace("\\$", "$"), 12)
-    return "\n".join(as_text(part, 12 if len(name) > 36 else 36) for part in parts[:3] or [""])
+    """A column's name as the head of a narrow column."""
+    return "\n".join(map(as_text, name.split("_") if len(name) <= 36 else wrap(shortened(name, 36), 12)))
 
 
 def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:

@@ -107,7 +107,7 @@ def similarity(
     image = ax.imshow(shown, cmap="magma", vmin=low, vmax=high, aspect="auto", interpolation="antialiased")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    named = _with_room(centres, [len(m) for m in members], side)
+    named = _with_room([len(m) for m in members], side)
     title = f"{len(order):,} cells by {as_text(groupby)}"
     title += f"; names of the {len(named)} largest of {len(ends)} groups" if len(named) < len(ends) else ""
     ax.set_title(title, fontsize=MEDIUM)
@@ -166,10 +166,11 @@ def _by_likeness(cells: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return cells[leaves_list(linkage(distances[np.ix_(cells, cells)], method="average", optimal_ordering=False))]
 
 
-def _with_room(centres: np.ndarray, sizes: list[int], inches: float) -> np.ndarray:
+def _with_room(sizes: list[int], inches: float) -> np.ndarray:
     """Numbers of the groups whose names have room below axes so wide: all, or the largest."""
     room = int(inches / (SMALL * 1.25 / 72))
-    return np.sort(np.argsort(-np.array(sizes), kind="stable")[:room])
+    scattered = 0.618034 * np.arange(len(sizes)) % 1  # of groups of one size not just the first ones
+    return np.sort(np.lexsort((scattered, -np.array(sizes)))[:room])
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, position: np.ndarray, n_cells: int) -> None:

@@ -69,6 +69,10 @@ def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
     """Show a figure if asked; else take our own from pyplot, lest a notebook draws it twice and memory fills up."""
     import matplotlib.pyplot as plt
 
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
+    crowded = any(len(legend.get_texts()) >= MOST_NAMED for legend in legends)
+    if own and crowded and (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # once more than matplotlib does: panels keep their shape, so a wide legend moves
     if show:
         plt.show()
     elif own:
