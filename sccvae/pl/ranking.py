@@ -226,7 +226,9 @@ def _fit(drawn: Any) -> None:
     # Names of the sides are Scanpy's: those of groups and of genes, which `swap_axes` has exchanged already.
     for side, n in (("HEIGHT", len(drawn.categories)), ("WIDTH", len(drawn.var_names))):
         name = f"DEFAULT_CATEGORY_{side}"
-        setattr(drawn, name, min(getattr(drawn, name), (MOST_INCHES - 6) / max(n, 1)))
+        room = min(getattr(drawn, name), (MOST_INCHES - 6) / max(n, 1))
+        setattr(drawn, name, room)
+        drawn.largest_dot = min(drawn.largest_dot, (72 * 0.73 * room) ** 2)  # margins take a part of the room
     drawn.make_figure()
     figure, ax = drawn.fig, drawn.get_axes()["mainplot_ax"]
     size = figure.get_size_inches()
