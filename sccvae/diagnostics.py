@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from sccvae.wording import shortened
+
 ACTIVE = 0.01  # variance of posterior means above which a latent unit is active (Burda et al. 2016, section 5.2)
 UNEXPLAINED = 4.0  # robust standard deviations
 
@@ -282,11 +284,11 @@ def check_batches(batches: pd.DataFrame, *, known: bool) -> list[Check]:
     worst = batches["mixing"].idxmin()
     if apart.empty:
         text = (
-            f"All {len(batches)} batches are mixed: the least, {worst!r}, has {batches.loc[worst, 'mixing']:.0%} of "
-            "the foreign neighbours that random mixing would give."
+            f"All {len(batches)} batches are mixed: the least, {shortened(worst)!r}, has "
+            f"{batches.loc[worst, 'mixing']:.0%} of the foreign neighbours that random mixing would give."
         )
     else:
-        listed = ", ".join(f"{name!r} ({row['mixing']:.0%})" for name, row in apart.iloc[:5].iterrows())
+        listed = ", ".join(f"{shortened(name)!r} ({row['mixing']:.0%})" for name, row in apart.iloc[:5].iterrows())
         listed += f" and {len(apart) - 5} more" if len(apart) > 5 else ""
         text = (
             f"{len(apart)} of {len(batches)} batches lie apart, with few of the foreign neighbours that random mixing "
@@ -359,7 +361,7 @@ def check_cells(cells: pd.DataFrame) -> list[Check]:
     if worst.empty:
         text = "No cell is explained much worse than others of its library size."
     else:
-        listed = ", ".join(map(repr, map(str, worst.index[:5]))) + (
+        listed = ", ".join(repr(shortened(name)) for name in worst.index[:5]) + (
             f" and {len(worst) - 5:,} more" if len(worst) > 5 else ""
         )
         text = (

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key, why_no_key
@@ -19,6 +20,7 @@ from sccvae.wording import listed_names
 NEAREST = 20  # cells, itself among them, whose counts tell a cell's expression
 
 
+@scanpy_like(kinds=("SCCVAE",))
 def denoise(
     adata: AnnData,
     model: SCCVAE,
@@ -28,8 +30,9 @@ def denoise(
     interval: float = 0.9,
     n_samples: int = 100,
     key_added: str = "denoised",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Denoised expression of some genes with a credible interval for each cell, as columns of `obs`.
 
     Normalised expression, decoded from `n_samples` draws from q(z|x) and scaled to the median library size, so in the
@@ -64,13 +67,15 @@ def denoise(
     key_added
         Ending of the names of the columns. "/" and backslashes in the name of a gene, which files cannot hold in the
         name of a column, become "|" there.
+    copy
+        Write to a copy and return it.
     seed
         Of the draws and of r.
 
     Returns
     -------
-    None. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the draws;
-    `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
+    None, or the copy. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the
+    draws; `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
 
     Raises
     ------
@@ -123,6 +128,7 @@ def denoise(
         for ending, values in endings.items()
     }
     _add_columns(adata, pd.DataFrame(columns, index=adata.obs_names))
+    return None
 
 
 def _stem(gene: str, key_added: str) -> str:

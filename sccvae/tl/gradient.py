@@ -15,12 +15,15 @@ from anndata import AnnData
 from sccvae import posterior
 from sccvae import trends as curves
 from sccvae.columns import labels_of, one_column
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key, distinct_texts, known_as
 from sccvae.seeding import seeded
+from sccvae.wording import listed
 
 
+@scanpy_like()
 def gradient(
     adata: AnnData,
     *,
@@ -31,8 +34,9 @@ def gradient(
     n_dcs: int = 10,
     layout: str | None = "auto",
     key_added: str = "sccvae",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Order the cells by diffusion pseudotime from a root, and lay them out as a graph; both through Scanpy.
 
     Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the
@@ -59,12 +63,14 @@ def gradient(
         installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
+    copy
+        Write to a copy and return it.
     seed
         Of graph, diffusion map and layout.
 
     Returns
     -------
-    None. Written, with ``key_added="sccvae"``:
+    None, or the copy. Written, with ``key_added="sccvae"``:
 
     - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
     - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
@@ -81,6 +87,14 @@ def gradient(
     ------
     KeyError, ValueError
         The root, the embedding or the graph is not there.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(150, 30, seed=0)
+    >>> sccvae.tl.gradient(adata, root=0, use_rep="z", layout=None)
+    >>> float(adata.obs["sccvae_pseudotime"].iloc[0])
+    0.0
     """
     import scanpy as sc
 
@@ -89,7 +103,7 @@ def gradient(
     candidates = _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
-            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata) makes "
+            f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata) makes "
             "'X_sccvae'."
         )
     graph = f"{key_added}_neighbors" if neighbors_key is None else neighbors_key
@@ -123,7 +137,7 @@ def gradient(
         warnings.warn(
             f"No path leads from the root to {apart.sum():,} of {adata.n_obs:,} cells: their pseudotime is NaN. A "
             "larger n_neighbors may connect them, if they belong to the same development.",
-            stacklevel=2,
+            stacklevel=3,  # the caller of the decorated function
         )
     if layout == "auto":
         layout = "fa" if find_spec("fa2_modified") else "fr"
@@ -145,8 +159,10 @@ def gradient(
         "layout": layout or "none",
         "seed": seed,
     }
+    return None
 
 
+@scanpy_like(kinds=("SCCVAE",))
 def trends(
     adata: AnnData,
     model: SCCVAE,
@@ -162,8 +178,9 @@ def trends(
     level: float = 0.9,
     n_samples: int = 200,
     key_added: str = "sccvae_trends",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
 
     Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not
@@ -174,6 +191,8 @@ def trends(
     adata
         The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
         normalised, the names of its cells tell that it is the training data, with a warning.
+    model
+        A trained model of counts.
     genes
         Names.
     pseudotime
@@ -188,16 +207,32 @@ def trends(
         Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
     key_added
         Key of ``uns``.
+    copy
+        Write to a copy and return it.
+    seed
+        Of the draws.
 
     Returns
     -------
-    None. ``uns[key_added]``: DataFrame with ``lineage``, ``gene``, ``pseudotime``, ``mean``, ``lower``, ``upper``, in
-    counts per `library_size`.
+    None, or the copy. ``uns[key_added]``: DataFrame with ``lineage``, ``gene``, ``pseudotime``, ``mean``, ``lower``,
+    ``upper``, in counts per `library_size`.
 
     Raises
     ------
     KeyError, ValueError
         An unknown column, gene, or group; a lineage of fewer than 10 cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(150, 30, seed=0)
+    >>> model = sccvae.SCCVAE(adata)
+    >>> model.train(max_epochs=1)
+    >>> adata.obs["time"] = np.linspace(0, 1, 150)
+    >>> sccvae.tl.trends(adata, model, ["gene_1"], pseudotime="time", n_samples=20)
+    >>> adata.uns["sccvae_trends"].columns.tolist()
+    ['lineage', 'gene', 'pseudotime', 'mean', 'lower', 'upper']
     """
     check_adata(adata)
     check_key("key_added", key_added)
@@ -244,6 +279,7 @@ def trends(
     table = pd.concat(parts, ignore_index=True)
     table.index = table.index.astype(str)
     adata.uns[key_added] = table
+    return None
 
 
 def _roots(adata: AnnData, root: Any) -> np.ndarray:
@@ -254,7 +290,7 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         cells = np.flatnonzero(labels.astype(str) == name)
         if not len(cells):
             raise ValueError(
-                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
+                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {listed(sorted(map(str, set(labels))))}."
             )
         return cells
     if isinstance(root, str):
@@ -303,6 +339,6 @@ def _lineages(
         if unknown:
             raise ValueError(
                 f"Lineage {name!r} names {unknown[0]!r}, which is not in adata.obs[{groupby!r}]; it has "
-                f"{sorted(set(labels))}."
+                f"{listed(sorted(set(labels)))}."
             )
     return {name: labels.isin(groups).to_numpy() for name, groups in passed.items()}
