@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import check_positive, checked_seed, real, whole
+from sccvae.arguments import FLOAT32, checked_seed, finite, positive, real
 from sccvae.chains import Reconstructor
 from sccvae.data import Counts
 from sccvae.held import HeldModel
@@ -42,7 +42,7 @@ class AutoencodingModel(HeldModel):
         options: dict[str, Any],
     ) -> None:
         """Read and check the data, and make the network."""
-        sizes, seed = {name: whole(name, n) for name, n in sizes.items()}, checked_seed(seed)
+        sizes, seed = {name: positive(name, n) for name, n in sizes.items()}, checked_seed(seed)
         schema, counts = Schema.learn(
             adata,
             layer=layer,
@@ -226,7 +226,7 @@ class Autoencoder(AutoencodingModel):
             N(0, I), which an autoencoder was never asked to fill.
         """
         self._check_trained()
-        check_positive(n_codes=n_codes)
+        n_codes, seed = positive("n_codes", n_codes), checked_seed(seed)
         check_choice("codes", codes, get_args(Codes))
         z = np.random.default_rng(seed).standard_normal((n_codes, self._vae.architecture.n_latent))
         if codes == "fitted":
@@ -251,7 +251,7 @@ class Autoencoder(AutoencodingModel):
         `obs["sccvae_library"]`.
         """
         self._check_trained()
-        check_positive(n_cells=n_cells)
+        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
         z, rng = self.sample_codes(n_cells, codes=codes, seed=seed), np.random.default_rng([seed, 1])
         profiles = self._draw_profiles(n_cells, batch, rng)
         matrix, z, library = posterior.generate(self._vae, profiles, rng, z)
@@ -266,6 +266,5 @@ def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
         raise ValueError(
             f"scale is for gene_likelihood='normal'; {gene_likelihood!r} has no standard deviation to hold."
         )
-    if not 0 < scale < np.inf:
-        raise ValueError(f"scale is {scale}; expected a standard deviation above 0, in the units of the data.")
-    return float(scale)
+    what = "a standard deviation above 0, in the units of the data"
+    return finite("scale", scale, what, least=1 / FLOAT32, most=FLOAT32)

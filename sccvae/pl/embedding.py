@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from sccvae.arguments import limit
 from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
 from sccvae.pl.training import draw_curves, history_frame, is_used
 from sccvae.seeding import seeded
@@ -102,7 +103,7 @@ def integration(
 
 def sample(n_cells: int, max_cells: int) -> NDArray:
     """Numbers of the cells to draw, in random order: no batch then hides another that is drawn before it."""
-    return np.random.default_rng(0).permutation(n_cells)[:max_cells]
+    return np.random.default_rng(0).permutation(n_cells)[: limit("max_cells", max_cells)]
 
 
 def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:

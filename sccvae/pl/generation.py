@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from sccvae.arguments import limit
 from sccvae.pl.embedding import pca_of_counts, sample, umap
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
@@ -61,7 +62,7 @@ def generation(
         )
     if layer is not None and layer not in real.layers:
         raise KeyError(f"{layer!r} is not in real.layers, which has {list(real.layers)}.")
-    n = min(real.n_obs, generated.n_obs, max_cells)
+    n = min(real.n_obs, generated.n_obs, limit("max_cells", max_cells, least=2))
     x = csr_matrix((real.X if layer is None else real.layers[layer])[np.sort(sample(real.n_obs, n))])
     order = generated.var_names.get_indexer(real.var_names)
     y = csr_matrix(generated.X[np.sort(sample(generated.n_obs, n))])[:, order]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import limit
 from sccvae.pl.embedding import categories, draw_cells, embedding, sample
 from sccvae.pl.style import (
     MEDIUM,
@@ -130,7 +131,7 @@ def trends(
         raise KeyError(f"There is no trend of {unknown[0]!r}; the table has {known}.")
     lineages = list(dict.fromkeys(table["lineage"]))
     values = pd.Categorical(lineages, categories=lineages)
-    n_columns = min(n_columns, len(names))
+    n_columns = min(limit("n_columns", n_columns), len(names))
     n_rows = -(-len(names) // n_columns)
     several = len(lineages) > 1
     figure = new_figure(1.75 * n_columns + (legend_width(values) if several else 0) + 0.3, 1.6 * n_rows + 0.25)

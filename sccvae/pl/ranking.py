@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import limit
 from sccvae.pl.labels import spread
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
@@ -52,6 +53,7 @@ def volcano(
     KeyError, ValueError
         A column is missing; the table has several groups and none is named.
     """
+    n_names = limit("n_names", n_names, least=0)
     rows, title, called_by = _comparison(table, group)
     change = rows["lfc_median"].to_numpy(dtype=float)
     surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)

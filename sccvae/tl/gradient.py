@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
+from sccvae.arguments import MOST, SEEDS, checked_library_size, checked_seed, whole
 from sccvae.columns import labels_of
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
@@ -83,7 +85,8 @@ def gradient(
     import scanpy as sc
 
     check_adata(adata)
-    candidates = _roots(adata, root)
+    n_neighbors, n_dcs = whole("n_neighbors", n_neighbors, least=2), whole("n_dcs", n_dcs, least=2)
+    seed, candidates = checked_seed(seed, most=SEEDS), _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
             f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata) makes "
@@ -189,6 +192,8 @@ def trends(
         An unknown column, gene, or group; a lineage of fewer than 10 cells.
     """
     check_adata(adata)
+    n_points, library_size = whole("n_points", n_points, most=MOST), checked_library_size(library_size)
+    seed, n_samples = checked_seed(seed), whole("n_samples", n_samples, most=MOST)
     genes = [genes] if isinstance(genes, str) else list(genes)
     if pseudotime not in adata.obs:
         raise KeyError(
@@ -251,10 +256,10 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
                 "a number, or (column of adata.obs, category)."
             )
         return np.array([adata.obs_names.get_loc(root)])
-    if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
-        if not 0 <= root < adata.n_obs:
+    if isinstance(root, Real) and not isinstance(root, bool):
+        if not 0 <= (cell := whole("root", root)) < adata.n_obs:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
-        return np.array([root])
+        return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
 
 

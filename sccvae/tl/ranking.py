@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.arguments import limit, unless_none
 from sccvae.columns import labels_of
 from sccvae.differential import expected_fdr
 from sccvae.matrix import check_adata
@@ -62,6 +63,7 @@ def rank_genes_groups(
     if options.setdefault("mode", "change") != "change":
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
     check_adata(adata)
+    n_genes = unless_none(limit, "n_genes", n_genes)
     frame = model.differential_expression(
         model._source(adata),
         groupby=labels_of(groupby, adata.obs, adata.obs_names),
