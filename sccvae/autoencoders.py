@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import FLOAT32, checked_seed, finite, positive, real
+from sccvae.arguments import FLOAT32, MOST, checked_seed, finite, positive, real, whole
 from sccvae.chains import Reconstructor
 from sccvae.data import Counts
 from sccvae.held import HeldModel
@@ -42,7 +42,7 @@ class AutoencodingModel(HeldModel):
         options: dict[str, Any],
     ) -> None:
         """Read and check the data, and make the network."""
-        sizes, seed = {name: positive(name, n) for name, n in sizes.items()}, checked_seed(seed)
+        sizes, seed = {name: whole(name, n, most=MOST) for name, n in sizes.items()}, checked_seed(seed)
         schema, counts = Schema.learn(
             adata,
             layer=layer,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array, issparse, vstack
 
-from sccvae.arguments import FLOAT32, MOST, checked_seed, finite, unless_none, whole
+from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,9 +106,8 @@ def mmd(
     .. [1] Gretton et al., A kernel two-sample test, Journal of Machine Learning Research 13 (2012).
     """
     x, y = checked_pair(x, y, names=("x", "y"), max_cells=max_cells, seed=seed)
-    if (n_permutations := whole("n_permutations", n_permutations, most=MOST)) < 1:
-        raise ValueError(f"n_permutations={n_permutations}: expected at least 1, such as 200.")
-    what = "a distance above 0, or None for the median distance"
+    n_permutations = positive("n_permutations", n_permutations)
+    what = "a distance > 0, or None for the median distance"
     bandwidth = unless_none(finite, "bandwidth", bandwidth, what, above=0, most=FLOAT32)
     both, n, m = stacked(*_centred(x, y)), x.shape[0], y.shape[0]
     kernel = np.concatenate(list(squared_distances(both, both)))  # squared distances, for now
@@ -271,9 +270,7 @@ def path_log_density(
     ValueError
         `z` is not a matrix of finite numbers, has too few cells, or `n_neighbors` other codes equal to one.
     """
-    n_pairs, n_points = whole("n_pairs", n_pairs, most=MOST), whole("n_points", n_points, most=MOST)
-    if min(n_pairs, n_points) < 1:
-        raise ValueError(f"n_pairs={n_pairs}, n_points={n_points}: expected at least 1 of each.")
+    n_pairs, n_points = positive("n_pairs", n_pairs), positive("n_points", n_points)
     z = _codes(z, max_cells, seed)
     normal = stream(seed, 4).standard_normal(z.shape)
     rng = stream(seed, 5)
@@ -315,9 +312,7 @@ def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors
 
 
 def _codes(z: Any, max_cells: int | None, seed: int) -> NDArray:
-    max_cells = unless_none(whole, "max_cells", max_cells)
-    if max_cells is not None and max_cells < 3:
-        raise ValueError(f"max_cells={max_cells}: expected at least 3, or None for all.")
+    max_cells = unless_none(limit, "max_cells", max_cells, least=3)
     z = checked(z, "z", least=3)
     if issparse(z):
         raise ValueError("z is sparse: expected a dense array of codes, (cells, dimensions), not counts.")
@@ -362,7 +357,9 @@ def _kth_smallest(x: Any, y: Any, k: int, but: NDArray | None = None) -> NDArray
 def _other_neighbour2(x: Any, k: int) -> NDArray:
     """Squared distance of each row to its k-th nearest other row."""
     if not 1 <= (k := whole("n_neighbors", k)) < x.shape[0]:
-        raise ValueError(f"{k} nearest neighbours among {x.shape[0]} real cells: expected 1 to {x.shape[0] - 1}.")
+        raise ValueError(
+            f"n_neighbors={k}, nearest neighbours among {x.shape[0]} real cells: expected 1 to {x.shape[0] - 1}."
+        )
     return _kth_smallest(x, x, k, np.arange(x.shape[0])[:, None])
 
 
@@ -395,6 +392,7 @@ def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) 
     values = x.data if issparse(x) else x
     for bad, what, want in (
         (~np.isfinite(values), "NaN or infinite", "finite numbers"),
+        (np.abs(values) > 1e100, "huge", "numbers of at most 1e100, whose squares are finite"),
         (values < 0 if nonnegative else np.zeros(0, dtype=bool), "negative", "counts, not scaled or centred values"),
     ):
         if bad.any():
@@ -422,9 +420,7 @@ def checked_pair(
             f"{names[0]} has {x.shape[1]} columns but {names[1]} has {y.shape[1]}: expected the same genes or features "
             "in the same order. Keep those that both have, as in adata[:, shared].X."
         )
-    max_cells = unless_none(whole, "max_cells", max_cells)
-    if max_cells is not None and max_cells < max(least, 2):
-        raise ValueError(f"max_cells={max_cells}: expected at least {max(least, 2)}, or None for all.")
+    max_cells = unless_none(limit, "max_cells", max_cells, least=max(least, 2))
     if balanced:
         max_cells = min(x.shape[0], y.shape[0], *([] if max_cells is None else [max_cells]))
     rng = stream(seed, 0)

@@ -347,7 +347,8 @@ def _median_total(counts: csr_array | NDArray) -> float:
 
 def _fitted_pca(x: Any, n_components: int, seed: int) -> PCA:
     spread = x.max(axis=0) - x.min(axis=0)
-    if not (spread.toarray() if issparse(spread) else spread).any():
+    spread, largest = spread.toarray() if issparse(spread) else spread, abs(x).max()
+    if not (spread > 1e-12 * largest).any():
         raise ValueError("All cells, real and generated, are the same: there are no principal components.")
     if min(x.shape) > n_components:
         return PCA(n_components, svd_solver="arpack", random_state=seed).fit(x)
@@ -362,7 +363,7 @@ def _reduced(seen: Any, unseen: Any, n_components: int, seed: int) -> tuple[NDAr
         return pca.transform(seen), pca.transform(unseen)
     seen, unseen = (x.toarray() if issparse(x) else x for x in (seen, unseen))
     mean, sd = seen.mean(0), seen.std(0)
-    sd[sd == 0] = 1
+    sd[sd <= 1e-12 * np.abs(seen).max(0)] = 1  # constant, whatever the rounding
     return (seen - mean) / sd, (unseen - mean) / sd
 
 
@@ -389,5 +390,5 @@ def _agreement(a: NDArray, b: NDArray) -> tuple[float, float]:
     """Pearson correlation and mean absolute difference; nan where there is none."""
     if len(a) == 0:
         return np.nan, np.nan
-    varied = np.ptp(a) > 0 and np.ptp(b) > 0
+    varied = all(np.ptp(x) > 1e-12 * np.abs(x).max() for x in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if varied else np.nan, float(np.abs(a - b).mean())

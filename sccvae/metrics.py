@@ -349,7 +349,9 @@ def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: Arra
             f"z holds NaN or infinite values in {len(bad)} of {len(z)} cells, first in cell {bad[0]}: "
             "expected finite numbers."
         )
-    arrays = [z]
+    largest = np.abs(z).max(initial=0)
+    odd = largest > 0 and not 1e-15 < largest < 1e15  # squares overflow in float32; no score depends on the unit
+    arrays: list[NDArray] = [z / largest if odd else z]
     for name, values in annotations.items():
         codes, _ = pd.factorize(pd.Series(values))
         if len(codes) != len(z):

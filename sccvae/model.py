@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
-from sccvae.arguments import MOST, checked_seed, flag, positive, real, whole
+from sccvae.arguments import MOST, checked_seed, flag, real, whole
 from sccvae.gradients import Precision
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -139,8 +139,8 @@ class SCCVAE(AnalysedModel):
             n_levels=counts.n_levels,
             n_continuous=counts.continuous.shape[1],
             n_hidden=_widths(n_hidden),
-            n_latent=positive("n_latent", n_latent),
-            n_layers=positive("n_layers", n_layers),
+            n_latent=whole("n_latent", n_latent, most=MOST),
+            n_layers=whole("n_layers", n_layers, most=MOST),
             dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else real("dropout_rate", dropout_rate),
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
@@ -276,8 +276,8 @@ class SCCVAE(AnalysedModel):
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
     """What `Architecture` takes, of plain integers."""
     if isinstance(n_hidden, str) or not np.iterable(n_hidden):
-        return positive("n_hidden", n_hidden)
-    return cast(tuple[int, int], tuple(positive("n_hidden", n) for n in n_hidden))
+        return whole("n_hidden", n_hidden, most=MOST)
+    return cast(tuple[int, int], tuple(whole("n_hidden", n, most=MOST) for n in n_hidden))
 
 
 def cross_validate(

@@ -55,7 +55,8 @@ def neighbours(
     n_cells = len(mean)
     if not 1 <= (n_neighbors := whole("n_neighbors", n_neighbors)) < n_cells:
         raise ValueError(
-            f"{n_neighbors} neighbours of each cell among {n_cells} cells: expected at least 1 and fewer than cells."
+            f"n_neighbors={n_neighbors} neighbours of each cell among {n_cells} cells: expected at least 1 and fewer "
+            "than cells."
         )
     if metric == "symmetric_kl":
         nearest, distances = np.empty((n_cells, n_neighbors), dtype=np.int64), np.empty((n_cells, n_neighbors))
