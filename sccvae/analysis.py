@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
-from sccvae.arguments import SEEDS, checked_seed, flag, limit, positive, unless_none, whole
+from sccvae.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
 from sccvae.columns import labels_of
 from sccvae.fitted import FittedModel
 from sccvae.predictive import predictive_check
@@ -79,7 +79,7 @@ class AnalysedModel(FittedModel):
                 f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
             )
         options = differential.Options(mode, delta, pseudocount, fdr_target)
-        n_samples, seed = whole("n_samples", n_samples, least=10), checked_seed(seed)
+        n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
         max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)
         counts, names = self._cells(adata, None)
         obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs

@@ -91,11 +91,12 @@ class AutoencodingModel(HeldModel):
         train_size
             Share of each batch's cells to train on; the others choose the best epoch.
         early_stopping, patience
-            Stop after `patience` epochs without a higher log-likelihood of the held-out cells.
+            Stop after `patience` epochs without a higher log-likelihood of the held-out cells. With
+            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         gradient_clip, weight_decay
-            Highest norm of the gradient; L2 penalty.
+            Highest norm of the gradient, infinity for none; L2 penalty.
         progress_bar
             One line on a terminal; nothing elsewhere.
 

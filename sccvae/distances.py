@@ -392,7 +392,11 @@ def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) 
     values = x.data if issparse(x) else x
     for bad, what, want in (
         (~np.isfinite(values), "NaN or infinite", "finite numbers"),
-        (np.abs(values) > 1e100, "huge", "numbers of at most 1e100, whose squares are finite"),
+        (
+            np.abs(values) > 1e100 if x.dtype.itemsize > 4 else np.zeros(0, dtype=bool),
+            "huge",
+            "numbers of at most 1e100, whose squares are finite",
+        ),
         (values < 0 if nonnegative else np.zeros(0, dtype=bool), "negative", "counts, not scaled or centred values"),
     ):
         if bad.any():

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
-from sccvae.arguments import FLOAT32, SEEDS, checked_seed, finite, limit, unless_none, whole
+from sccvae.arguments import FLOAT32, MOST, SEEDS, checked_seed, finite, limit, unless_none, whole
 from sccvae.distances import (
     MMD,
     PathLogDensity,
@@ -215,7 +215,7 @@ def two_sample_auc(
     ----------
     .. [1] Lopez-Paz & Oquab, Revisiting classifier two-sample tests, ICLR 2017.
     """
-    n_folds, n_components = whole("n_folds", n_folds), whole("n_components", n_components)
+    n_folds, n_components = whole("n_folds", n_folds, most=MOST), whole("n_components", n_components)
     if n_folds < 2 or n_components < 1:
         raise ValueError(f"n_folds={n_folds}, n_components={n_components}: expected at least 2 and 1.")
     real, generated = checked_pair(real, generated, max_cells=max_cells, seed=seed, balanced=True, least=n_folds)

@@ -88,6 +88,8 @@ class HeldModel:
             )
         rng = np.random.default_rng(self._seed)
         cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+        if len(held_out) == 0 and choices["early_stopping"] is not False:
+            logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
         choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
         plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
@@ -163,7 +165,8 @@ class HeldModel:
         self._check_trained()
         a, expected = self._vae.architecture, "finite numbers, (codes, n_latent)"
         try:
-            z = np.asarray(z, dtype=np.float32)
+            with np.errstate(over="ignore"):
+                z = np.asarray(z, dtype=np.float32)
         except (TypeError, ValueError):
             raise TypeError(f"z is of type {type(z).__name__} and holds no numbers; expected {expected}.") from None
         if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():

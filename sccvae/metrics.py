@@ -317,6 +317,8 @@ def embedding_scores(
     if not given:
         raise ValueError("Nothing to score against: pass labels (such as cell types), batches, or both.")
     z, *arrays = _checked(z, max_cells, seed := checked_seed(seed, most=SEEDS), **given)
+    if len(z) <= 50:
+        raise ValueError(f"z holds {len(z)} cells: expected at least 51, as 50 neighbours of each are looked at.")
     codes = dict(zip(given, arrays, strict=True))
     neighbours = _neighbours(z, 50)
     scores: dict[str, float] = {}

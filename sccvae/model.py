@@ -185,14 +185,15 @@ class SCCVAE(AnalysedModel):
         train_size
             Share of each batch's cells to train on; the others choose the best epoch.
         early_stopping, patience
-            Stop after `patience` epochs without a higher held-out ELBO.
+            Stop after `patience` epochs without a higher held-out ELBO. With
+            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
             Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
             (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
         gradient_clip, weight_decay
-            Highest norm of the gradient; L2 penalty.
+            Highest norm of the gradient, infinity for none; L2 penalty.
         n_draws
             Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
         precision

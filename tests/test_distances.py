@@ -336,7 +336,7 @@ def test_errors_of_codes(score):
         score(z[:2])
     with pytest.raises(ValueError, match="z is sparse: expected a dense array of codes"):
         score(sp.csr_array(z))
-    with pytest.raises(ValueError, match="max_cells=2: expected at least 3"):
+    with pytest.raises(ValueError, match="max_cells is 2; expected at least 3"):
         score(z, max_cells=2)
     z[3, 0] = np.nan
     with pytest.raises(ValueError, match="z holds 1 NaN or infinite values, first in cell 3"):

@@ -249,7 +249,10 @@ def interpolation(
         raise ValueError(f"first has {begin.size} cells and second {end.size}; expected as many, a pair for each line.")
     wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
     if wrong:
-        raise ValueError(f"There is no cell number {wrong[0]} among {len(z)} cells.")
+        what = "first" if wrong[0] in begin else "second"
+        raise ValueError(
+            f"{what}: There is no cell number {wrong[0]} among {len(z)} cells; expected 0 to {len(z) - 1}."
+        )
     if shape is not None:
         check_shape(shape, len(model.gene_names))
     along, fine = np.linspace(0, 1, n_points), np.linspace(0, 1, 41)

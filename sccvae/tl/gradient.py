@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
-from sccvae.arguments import MOST, SEEDS, checked_library_size, checked_seed, whole
+from sccvae.arguments import MOST, SEEDS, checked_library_size, checked_seed, limit, whole
 from sccvae.columns import labels_of
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
@@ -85,7 +85,8 @@ def gradient(
     import scanpy as sc
 
     check_adata(adata)
-    n_neighbors, n_dcs = whole("n_neighbors", n_neighbors, least=2), whole("n_dcs", n_dcs, least=2)
+    n_neighbors = limit("n_neighbors", n_neighbors, least=2)
+    n_dcs = whole("n_dcs", n_dcs, least=2, most=max(2, adata.n_obs - 1))
     seed, candidates = checked_seed(seed, most=SEEDS), _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
