@@ -21,7 +21,17 @@ from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
 from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
 from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH
-from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear, noise_of_units
+from sccvae.networks import (
+    BOUNDS_L,
+    BOUNDS_Z,
+    LEAST_L,
+    Block,
+    CovariateOffset,
+    Decoder,
+    Linear,
+    SparseLinear,
+    noise_of_units,
+)
 from sccvae.vae import VAE
 
 NO_NOISE = torch.empty(0, 0, dtype=torch.int16)
@@ -139,9 +149,10 @@ class SparseLayer(Layer):
 class Draw:
     """Means and log variances of a Gaussian, a draw from it, and its KL divergence from a Gaussian prior."""
 
-    def __init__(self, linear: Linear, *bounds: float):
-        """`bounds`: lowest and highest log variance, and what is added to the variance."""
+    def __init__(self, linear: Linear, *bounds: float, least: float | None = None):
+        """`bounds`: lowest and highest log variance, and what is added to the variance. `least`: lowest mean."""
         self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Arrays()
+        self.least = least
 
     def forward(
         self, h: torch.Tensor, noise: torch.Tensor, shift: np.ndarray, prior_mean: np.ndarray, prior_variance
@@ -150,6 +161,9 @@ class Draw:
         self.input, n_cells, n = h, *noise.shape
         self.shape = n_cells, 2 * n
         head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", *self.shape))
+        if self.least is not None:
+            self.below = head.numpy()[:, :n] < self.least
+            head[:, :n].clamp_(min=self.least)
         variance, draw = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n)
         kl = np.empty(n_cells, np.float32)
         self.kept = (head.numpy(), self.bounds, shift, prior_mean, prior_variance, noise.numpy(), variance.numpy())
@@ -174,6 +188,8 @@ class Draw:
         by_head = self.arrays("by_head", *self.shape)
         values = by_head.numpy()
         latent.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
+        if self.least is not None:
+            values[:, : self.below.shape[1]][self.below] = 0
         if by_mean is not None:
             values[:, : by_mean.shape[1]] += by_mean
         values.sum(0, out=place_of(self.linear.bias).numpy())
@@ -355,7 +371,7 @@ class ByHand:
         self.z = Draw(encoder.z, *BOUNDS_Z)
         self.prior = None if vae.prior is None else Prior(vae.prior)
         self.mixing = Mixing(vae.batch_mixing) if vae.batch_mixing else None
-        self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L)
+        self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L, least=LEAST_L)
         self.heads = CountHeads(decoder, vae.architecture.dropout_cost, product)
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 Library = Literal["lognormal", "observed"]
 BOUNDS_Z, BOUNDS_L = (-12.0, 8.0, 1e-6), (-12.0, 4.0, 0.0)  # log variances: lowest, highest; added to the variance
+LEAST_L = -0.2  # lowest mean of log l less the log of the observed library size; see `Encoder`
 LOG_THETA = 0.5  # where dispersions start: a small theta excuses a poor mean
 
 
@@ -179,7 +180,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total."""
+    """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total.
+
+    The median of q(l|x) is at least exp(`LEAST_L`) = 0.82 of the observed library size: zero inflation tells of more
+    molecules than were seen, and nothing of fewer. Without that, the likelihood takes the high counts of a few widely
+    dispersed genes, which weigh little in it, for chance: a deep plasma cell, nine tenths of whose molecules are of
+    immunoglobulins, was given a third of its counts.
+    """
 
     log_target: torch.Tensor  # () log of that total
 
@@ -208,7 +215,7 @@ class Encoder(nn.Module):
         if self.library is None:
             return q_z, None
         residual, log_variance = self.library(h).unbind(1)
-        return q_z, Gaussian(x.log_size + residual, log_variance.clamp(*BOUNDS_L[:2]).exp())
+        return q_z, Gaussian(x.log_size + residual.clamp(min=LEAST_L), log_variance.clamp(*BOUNDS_L[:2]).exp())
 
 
 class Decoder(nn.Module):

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import gammaincinv
 
+from sccvae.arguments import MOST, checked_seed, real, whole
+
 SAMPLES_OF_Z = 10  # decodings; each is weighted at random several times
 
 
@@ -111,6 +113,8 @@ def trends(
     ValueError
         A lineage has fewer than 10 cells with a pseudotime; a number is out of range.
     """
+    n_points, n_samples = whole("n_points", n_points, most=MOST), whole("n_samples", n_samples, most=MOST)
+    span, level, seed = real("span", span), real("level", level), checked_seed(seed)
     for name, value, fits, expected in (
         ("n_points", n_points, n_points >= 2, "at least 2"),
         ("span", span, 0 < span <= 1, "a share in (0, 1]"),

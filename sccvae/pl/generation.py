@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from sccvae.arguments import limit
 from sccvae.blocks import rows_of
 from sccvae.conventions import scanpy_like
 from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
@@ -79,7 +80,7 @@ def generation(
             "same genes, as in real[:, generated.var_names]."
         )
     counts, where = matrix_of(real, layer, "real")
-    n = min(real.n_obs, generated.n_obs, max_cells)
+    n = min(real.n_obs, generated.n_obs, limit("max_cells", max_cells, least=2))
     x = rows_of(counts, where, np.sort(sample(real.n_obs, n, seed)))
     order = generated.var_names.get_indexer(real.var_names)
     y = rows_of(generated.X, "generated.X", np.sort(sample(generated.n_obs, n, seed)))[:, order]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import limit
 from sccvae.columns import one_column
 from sccvae.conventions import scanpy_like
 from sccvae.pl.embedding import categories, draw_cells, embedding, sample
@@ -172,7 +173,7 @@ def trends(
         if legend:
             draw_legend(ax, "lineage", values)
         return finished(ax.figure.figure, show, own=False)
-    n_rows, n_columns = rows_and_columns(len(names), n_columns, 1.75, 1.6)
+    n_rows, n_columns = rows_and_columns(len(names), limit("n_columns", n_columns), 1.75, 1.6)
     height = max(1.6 * n_rows + 0.25, legend_height(values) + 0.45 if legend else 0)
     figure = new_figure(1.75 * n_columns + legend + 0.3, height)
     axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)

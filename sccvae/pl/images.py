@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sccvae.arguments import positive
 from sccvae.conventions import scanpy_like
 from sccvae.pl.style import as_text, axes_for, finished, font_for
 
@@ -93,7 +94,9 @@ def images(
 
 def check_shape(shape: tuple[int, int], n_pixels: int) -> None:
     """Raise unless images of a shape have so many pixels; before there is a figure, which would stay open."""
-    if shape[0] * shape[1] != n_pixels:
+    if np.shape(shape) != (2,) or isinstance(shape, str):
+        raise TypeError(f"shape is {shape!r}; expected two whole numbers, (height, width).")
+    if positive("shape", shape[0]) * positive("shape", shape[1]) != n_pixels:
         raise ValueError(
             f"shape {shape} has {shape[0] * shape[1]} pixels; expected {n_pixels}, one for each column of the data."
         )

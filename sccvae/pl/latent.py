@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import FLOAT32, finite, limit, positive, unless_none, whole
 from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.distances import line_log_density
 from sccvae.pl.embedding import sample
@@ -94,6 +95,7 @@ def latent_scatter(
     >>> figure.axes[0].get_title()
     'epoch 1'
     """
+    max_cells = limit("max_cells", max_cells)
     if not codes:
         raise ValueError(
             "codes is empty: expected {title: codes}, such as {'epoch 1': model.get_latent_representation()}."
@@ -186,10 +188,8 @@ def latent_grid(
         raise ValueError(f"The model has {n_latent} latent dimensions; a grid needs two: make it with n_latent=2.")
     if (shape is None) == (gene_list is None):
         raise ValueError("Pass either shape=(height, width), to draw images, or gene_list, to draw the mean of genes.")
-    n = n_points or (15 if shape is not None else 60)
-    if not isinstance(limits, tuple):
-        limits = (-limits, limits), (-limits, limits)
-    (left, right), (low, high) = limits
+    n = unless_none(positive, "n_points", n_points, most=1000) or (15 if shape is not None else 60)
+    (left, right), (low, high) = _limits(limits)
     across, up = np.linspace(left, right, n), np.linspace(low, high, n)
     z = np.column_stack([np.tile(across, n), np.repeat(up[::-1], n)])  # row by row from the top
     extent = (*_edges(left, right, n), *_edges(low, high, n))
@@ -289,15 +289,19 @@ def interpolation(
     >>> figure.axes[0].get_title()
     '0 to 1'
     """
+    n_points, n_neighbors = whole("n_points", n_points, least=2, most=1000), positive("n_neighbors", n_neighbors)
+    begin, end = _numbers("first", first), _numbers("second", second)
     z, spread = _codes(model, adata, seed)
-    begin, end = np.atleast_1d(first), np.atleast_1d(second)
     if begin.shape != end.shape or begin.ndim != 1:
         raise ValueError(f"first has {begin.size} cells and second {end.size}; expected as many, a pair for each line.")
     if begin.size > MOST_LINES:
         raise ValueError(f"There are {begin.size} lines; expected at most {MOST_LINES} in a figure.")
     wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
     if wrong:
-        raise ValueError(f"There is no cell number {wrong[0]} among {len(z)} cells.")
+        what = "first" if wrong[0] in begin else "second"
+        raise ValueError(
+            f"{what}: There is no cell number {wrong[0]} among {len(z)} cells; expected 0 to {len(z) - 1}."
+        )
     if shape is not None:
         check_shape(shape, len(model.gene_names))
     along, fine = np.linspace(0, 1, n_points), np.linspace(0, 1, 41)
@@ -369,6 +373,23 @@ def _gene_lines(
     return figure
 
 
+def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    """From where to where a grid reaches in each dimension."""
+    expected = "a number above 0, or two pairs of finite numbers: from where to where in each dimension"
+    if not np.iterable(limits) or isinstance(limits, str):
+        reach = finite("limits", limits, expected, above=0, most=FLOAT32)
+        return (-reach, reach), (-reach, reach)
+    pairs: Any = np.asarray(limits, dtype=object)
+    if pairs.shape != (2, 2):
+        raise ValueError(f"limits is {limits!r}; expected {expected}.")
+    (left, right), (low, high) = (
+        [finite("limits", end, expected, least=-FLOAT32, most=FLOAT32) for end in pair] for pair in pairs
+    )
+    if not (left < right and low < high):
+        raise ValueError(f"limits is {limits!r}; expected {expected}, the lower end first.")
+    return (left, right), (low, high)
+
+
 def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
     """Columns of genes by name."""
     columns = model.gene_names.get_indexer(pd.Index(genes))
@@ -378,6 +399,11 @@ def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
         unknown = [str(gene) for gene, column in zip(genes, columns, strict=True) if column < 0]
         raise KeyError(f"{unknown[0]!r} is not among the {len(model.gene_names):,} genes of the model.")
     return columns
+
+
+def _numbers(name: str, cells: Any) -> NDArray:
+    """Numbers of cells, (lines,), of one number or of several."""
+    return np.array([whole(name, cell, least=0) for cell in np.atleast_1d(np.asarray(cells, dtype=object)).ravel()])
 
 
 def _codes(model: Any, adata: AnnData | None, seed: int) -> tuple[NDArray, NDArray]:

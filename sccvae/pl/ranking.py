@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import limit
 from sccvae.columns import one_column
 from sccvae.conventions import scanpy_like
 from sccvae.pl.labels import spread
@@ -66,6 +67,7 @@ def volcano(
     >>> figure.axes[0].get_xlabel()
     'log2 fold change (posterior median)'
     """
+    n_names = limit("n_names", n_names, least=0)
     rows, title, called_by = _comparison(table, group)
     change = rows["lfc_median"].to_numpy(dtype=float)
     surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)

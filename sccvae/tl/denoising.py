@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.arguments import MOST, checked_seed, finite, whole
 from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
@@ -94,8 +95,8 @@ def denoise(
     True
     """
     check_adata(adata)
-    if not 0 < interval < 1:
-        raise ValueError(f"interval is {interval}; expected a probability in (0, 1), such as 0.9.")
+    interval = finite("interval", interval, "a probability in (0, 1), such as 0.9", above=0, below=1)
+    n_samples, seed = whole("n_samples", n_samples, most=MOST), checked_seed(seed)
     if n_samples < 20:
         raise ValueError(f"n_samples is {n_samples}; expected at least 20, as the ends of an interval are taken.")
     names = [genes] if isinstance(genes, str) else list(map(str, genes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from numbers import Real
 from types import EllipsisType
 from typing import Any
 
@@ -14,6 +15,7 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
+from sccvae.arguments import MOST, SEEDS, checked_library_size, checked_seed, limit, whole
 from sccvae.columns import labels_of, one_column
 from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
@@ -100,7 +102,9 @@ def gradient(
 
     check_adata(adata)
     check_key("key_added", key_added)
-    candidates = _roots(adata, root)
+    n_neighbors = limit("n_neighbors", n_neighbors, least=2)
+    n_dcs = whole("n_dcs", n_dcs, least=2, most=max(2, adata.n_obs - 1))
+    seed, candidates = checked_seed(seed, most=SEEDS), _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
             f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata) makes "
@@ -236,6 +240,8 @@ def trends(
     """
     check_adata(adata)
     check_key("key_added", key_added)
+    n_points, library_size = whole("n_points", n_points, most=MOST), checked_library_size(library_size)
+    seed, n_samples = checked_seed(seed), whole("n_samples", n_samples, most=MOST)
     genes = [genes] if isinstance(genes, str) else list(map(str, genes))
     if pseudotime not in adata.obs:
         raise KeyError(
@@ -305,10 +311,10 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
                 f"root={root!r} is the name of {len(cells)} cells: pass the number of one of them, such as {cells[0]}."
             )
         return cells
-    if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
-        if not 0 <= root < adata.n_obs:
+    if isinstance(root, Real) and not isinstance(root, bool):
+        if not 0 <= (cell := whole("root", root)) < adata.n_obs:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
-        return np.array([root])
+        return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
 
 

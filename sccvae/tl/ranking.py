@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.arguments import flag
+from sccvae.arguments import flag, limit, unless_none
 from sccvae.columns import labels_of
 from sccvae.conventions import scanpy_like
 from sccvae.differential import expected_fdr
@@ -107,6 +107,7 @@ def rank_genes_groups(
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
     check_adata(adata)
     check_key("key_added", key_added)
+    n_genes = unless_none(limit, "n_genes", n_genes)
     if not isinstance(groupby, str):
         raise TypeError(f"groupby is a {type(groupby).__name__}; expected the name of a column of adata.obs.")
     pts, labels = flag("pts", pts), labels_of(groupby, adata.obs, adata.obs_names)

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae.arguments import flag
+from sccvae.arguments import SEEDS, checked_seed, flag, whole
 from sccvae.autoencoders import AutoencodingModel
 from sccvae.columns import labels_of
 from sccvae.conventions import ANY_MODEL, scanpy_like
@@ -91,6 +91,9 @@ def similarity(
     check_key("key_added", key_added)
     if use_rep not in adata.obsm:
         check_key("use_rep", use_rep)
+    n_neighbors, seed = whole("n_neighbors", n_neighbors, least=2), checked_seed(seed, most=SEEDS)
+    if n_neighbors > adata.n_obs:
+        raise ValueError(f"n_neighbors is {n_neighbors}; expected at most {adata.n_obs}, the number of cells.")
     if (dense := flag("dense", dense)) and adata.n_obs > MAX_DENSE:
         raise ValueError(
             f"dense=True with {adata.n_obs:,} cells: distances of all pairs are stored for at most {MAX_DENSE:,}. Take "
