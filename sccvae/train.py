@@ -15,6 +15,7 @@ from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.device import chunk_of
 from sccvae.gradients import DROPOUT_WAIT, Precision
+from sccvae.parallel import alone
 from sccvae.steps import steps
 from sccvae.vae import VAE
 
@@ -69,6 +70,7 @@ class Progress:
         self.rows.append(row)
 
 
+@alone()
 def fit(
     vae: VAE,
     counts: Counts,
