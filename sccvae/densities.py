@@ -19,7 +19,12 @@ class Gaussian(NamedTuple):
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
         """A reparameterised draw: mean + sd * noise."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.at(
+            torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        )
+
+    def at(self, noise: torch.Tensor) -> torch.Tensor:
+        """The draw that standard normal noise stands for: mean + sd * noise."""
         return self.mean + self.variance.sqrt() * noise
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from sccvae import posterior, storage
 from sccvae.arguments import check_positive, flag, real, whole
-from sccvae.data import Counts, Minibatch, split
+from sccvae.data import Counts, split
 from sccvae.inputs import Schema
 from sccvae.kernels import Kernels, for_device
 from sccvae.likelihoods import Likelihood
@@ -171,14 +171,8 @@ class HeldModel:
         code = 0 if batch is None else self._schema.code_of_batch(batch)
         in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
         profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
-        mean = np.empty((len(z), a.n_genes), dtype=np.float32)
-        chunk = posterior.chunk_of(a.n_genes, self.device)
-        for start in range(0, len(z), chunk):
-            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
-            x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(self.device)
-            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
-            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
-        return mean
+        mean = posterior.decoded_codes(self._vae, z, profile)
+        return mean * np.float32(library_size) if self.likelihood.has_library else mean
 
     # -------------------------------------------------------------------------------------------------------- storage
 
