@@ -9,7 +9,7 @@ row for all cells, one for each batch, or one for each cell.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -375,7 +375,7 @@ class _Sum:
         """The sum, (rows, genes)."""
         if self.own or self.mode == ADD:
             return self.rows
-        rows = self.gradient if self.mode == LEAVE else self.rows
+        rows: Any = self.gradient if self.mode == LEAVE else self.rows
         total = np.zeros((self.n_rows, rows.shape[1]), f32)
         share(lambda first, last: _add_rows(first, last, rows, self.row, total), rows.shape[1], 16)
         return total

@@ -5,6 +5,7 @@ Each with its gradient, for `backprop`; names of gradients begin with `by_`.
 """
 
 import math
+from functools import partial
 
 import numba
 import numpy as np
@@ -215,6 +216,10 @@ def _pull_all(first, last, z, begin, value, by_square, by_z):
                 _pull(z[d], begin + row, by_square[row], by_z[d])
 
 
+def _call(work, arguments, first, last):
+    work(first, last, *arguments)
+
+
 def own_batch_excess(arguments):
     """`mixing.own_batch_excess`: fill value, (cells,), and return the gradient of its sum, (n, cells).
 
@@ -227,6 +232,6 @@ def own_batch_excess(arguments):
     by_z, by_square = np.zeros_like(z), np.empty((some, n_cells), f32)
     for begin in range(0, n_cells, some):
         kept = begin, value, by_square
-        share(lambda first, last, kept=kept: _own_batch_excess(first, last, *given, *kept), min(some, n_cells - begin))
-        share(lambda first, last, kept=kept: _pull_all(first, last, z, *kept, by_z), n)
+        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin))
+        share(partial(_call, _pull_all, (z, *kept, by_z)), n)
     return by_z

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from sccvae.data import Minibatch
 from sccvae.densities import Gaussian
-from sccvae.kernels import fits, plain_encode
+from sccvae.kernels import plain_encode
 from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
-from sccvae.parallel import blocks_of, multiply
+from sccvae.parallel import affine
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 Library = Literal["lognormal", "observed"]
@@ -99,27 +99,7 @@ class Linear(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """(cells, n_in) -> (cells, n_out)."""
-        if len(blocks_of(self.weight.shape[1])) > 1 and fits(h) and fits(self.weight):
-            return _Affine.apply(h, self.weight, self.bias)
-        return torch.addmm(self.bias, h, self.weight)
-
-
-class _Affine(torch.autograd.Function):
-    """h @ weight + bias by `parallel.multiply`."""
-
-    @staticmethod
-    def forward(ctx, h, weight, bias):
-        ctx.save_for_backward(h, weight)
-        return multiply(h, weight, bias.repeat(len(h), 1), add=True)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, by_out):
-        h, weight = ctx.saved_tensors
-        by_out, by_h = by_out.contiguous(), None
-        if ctx.needs_input_grad[0]:
-            by_h = multiply(by_out, weight.t(), torch.empty_like(h))
-        return by_h, multiply(h.t(), by_out, torch.empty_like(weight)), by_out.sum(0)
+        return affine(h, self.weight, self.bias)
 
 
 class SparseLinear(nn.Module):

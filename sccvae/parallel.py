@@ -148,3 +148,29 @@ def copy(out: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         share(work, len(out), 16)
     return out
+
+
+def affine(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Fill an array with h @ weight + bias, differentiable; on the CPU in the blocks of `multiply`."""
+    on_cpu = h.dtype == torch.float32 and h.device.type == "cpu"
+    if len(blocks_of(weight.shape[1])) > 1 and on_cpu and weight.dtype == h.dtype:
+        return _Affine.apply(h, weight, bias)
+    return torch.addmm(bias, h, weight)
+
+
+class _Affine(torch.autograd.Function):
+    """h @ weight + bias by `multiply`."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias):
+        ctx.save_for_backward(h, weight)
+        return multiply(h, weight, bias.repeat(len(h), 1), add=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out):
+        h, weight = ctx.saved_tensors
+        by_out, by_h = by_out.contiguous(), None
+        if ctx.needs_input_grad[0]:
+            by_h = multiply(by_out, weight.t(), torch.empty_like(h))
+        return by_h, multiply(h.t(), by_out, torch.empty_like(weight)), by_out.sum(0)

@@ -3,7 +3,7 @@
 Every function is deterministic: posterior means, or draws from a generator seeded by the caller.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -46,14 +46,15 @@ def encode(
         yield rows, x, *vae.encoder(x)
 
 
-def noise_of(vae: VAE, seed: int) -> Noise:
-    """What z and log l are drawn with."""
-    return Noise(seed, vae.architecture.n_latent + 1, vae.library_mean)
+def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tensor]]:
+    """Function: rows and number of a sample -> what z is drawn with, (cells, n_latent), and then log l, (cells,)."""
+    noise = Noise(seed, vae.architecture.n_latent + 1, vae.library_mean)
 
+    def of(rows: slice, sample: int) -> Iterator[torch.Tensor]:
+        numbers = noise(rows, sample)
+        return iter((numbers[:, :-1], numbers[:, -1]))
 
-def drawn(q_z: Gaussian, q_l: Gaussian | None, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Draws of z and, where it is inferred, of log l."""
-    return q_z.at(noise[:, :-1]), None if q_l is None else q_l.at(noise[:, -1])
+    return of
 
 
 @alone()
@@ -107,12 +108,11 @@ def codes(
     noise = noise_of(vae, seed)
     for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
         for sample in range(n_samples or 1):
-            if n_samples is None:
-                z, log_l = q_z.mean, None if q_l is None else q_l.mean
-            else:
-                z, log_l = drawn(q_z, q_l, noise(rows, sample))
-            if log_l is None and vae.likelihood.has_library:
-                log_l = x.log_size
+            numbers = iter(()) if n_samples is None else noise(rows, sample)
+            z = q_z.mean if n_samples is None else q_z.sample(numbers)
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.mean if n_samples is None else q_l.sample(numbers)
             for batch in batches:
                 yield rows, x if batch is None else x.with_batch(batch), z, log_l
 
@@ -402,8 +402,10 @@ def draw_log_library(
 def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
     terms, noise = np.zeros((3, len(counts))), noise_of(vae, seed)
-    for rows, x, q_z, q_l in encode(vae, counts):
-        elbo = vae.terms(x, q_z, q_l, *drawn(q_z, q_l, noise(rows, 0)))
+    vae.eval()
+    for rows in chunks(len(counts), chunk_of(counts.n_genes, vae.device)):
+        x = counts.minibatch(rows).to(vae.device)
+        elbo = vae(x, noise(rows, 0))
         terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
     return terms
 
@@ -419,11 +421,12 @@ def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: i
     for rows, x, q_z, q_l in encode(vae, counts):
         log_weights = []
         for sample in range(n_samples):
-            z, log_l = drawn(q_z, q_l, noise(rows, sample))
+            numbers = noise(rows, sample)
+            z = q_z.sample(numbers)
             log_w = vae.log_prior(z) - q_z.log_prob(z).sum(1)
-            if q_l is None:
-                log_l = x.log_size if vae.likelihood.has_library else None
-            else:
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.sample(numbers)
                 log_w = log_w + vae.library_prior(x).log_prob(log_l) - q_l.log_prob(log_l)
             log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
             log_weights.append((log_w + log_p).double())

@@ -114,19 +114,7 @@ class VAE(nn.Module):
         """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
         q_z, q_l = self.encoder(self.thin(x, generator, self.thinning) if self.training else x, generator)
         z = q_z.sample(generator)
-        return self.terms(x, q_z, q_l, z, None if q_l is None else q_l.sample(generator), generator)
-
-    def terms(
-        self,
-        x: Minibatch,
-        q_z: Gaussian,
-        q_l: Gaussian | None,
-        z: torch.Tensor,
-        log_l: torch.Tensor | None,
-        generator: torch.Generator | None = None,
-    ) -> Elbo:
-        """The same at draws z, (cells, n_latent), and log l, (cells,), None where there is no q(log l|x)."""
-        log_l = x.log_size if log_l is None else log_l
+        log_l = x.log_size if q_l is None else q_l.sample(generator)
         decoded = self.decoder(z, x, generator)
         cost = self.architecture.dropout_cost
         value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
