@@ -19,6 +19,8 @@ from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data import Minibatch
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.networks import check_choice, check_choices
+from sccvae.noise import streams
+from sccvae.parallel import alone
 
 Start = Literal["data", "noise"]
 
@@ -162,12 +164,11 @@ class DenoisingAutoencoder(AutoencodingModel):
         check_choice("start", start, get_args(Start))
         n_chains = min(n_chains or n_cells, n_cells)
         taken = np.arange(steps, steps + thin * -(-n_cells // n_chains), thin)
-        rng, chunk = np.random.default_rng(seed), posterior.chunk_of(self._vae.architecture.n_genes, self.device)
+        rng = np.random.default_rng(seed)
         state, along = self._starts(n_chains, start, batch, rng)
-        parts = [
-            self._walk(state[first : first + chunk], along.part(first, min(first + chunk, n_chains)), taken, rng)
-            for first in range(0, n_chains, chunk)
-        ]
+        rng_of, parts = streams(rng), []
+        for part, rows in enumerate(posterior.chunks(n_chains, posterior.SAMPLED)):
+            parts.append(self._walk(state[rows], along.part(rows.start, rows.stop), taken, rng_of(part)))
         chains, steps_taken = np.repeat(np.arange(n_chains), len(taken)), np.tile(taken, n_chains)
         kept = (steps_taken - steps) // thin * n_chains + chains < n_cells  # the first chains give one cell more
         matrix, z = sp.vstack([x for x, _ in parts], format="csr")[kept], np.concatenate([z for _, z in parts])[kept]
@@ -201,6 +202,7 @@ class DenoisingAutoencoder(AutoencodingModel):
             along = along._replace(log_size=log_size.cpu())
         return noise_start(self.likelihood.support, along.log_size.numpy(), along.n_genes, rng), along
 
+    @alone()
     def _walk(
         self, state: sp.csr_matrix, along: Minibatch, taken: np.ndarray, rng: np.random.Generator
     ) -> tuple[sp.csr_matrix, np.ndarray]:

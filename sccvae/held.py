@@ -19,7 +19,7 @@ from sccvae import posterior, storage
 from sccvae.arguments import FLOAT32, MOST, checked_library_size, flag, limit, real, unless_none, whole
 from sccvae.cells import numbers_of_cells
 from sccvae.columns import labels_of
-from sccvae.data import Counts, Minibatch, split
+from sccvae.data import Counts, split
 from sccvae.descriptions import Description, understood
 from sccvae.inputs import Schema
 from sccvae.kernels import PLAIN, Kernels, for_device
@@ -199,14 +199,8 @@ class HeldModel(metaclass=Understanding):
         code = 0 if batch is None else self._schema.code_of_batch(batch)
         in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
         profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
-        mean = np.empty((len(z), a.n_genes), dtype=np.float32)
-        chunk = posterior.chunk_of(a.n_genes, self.device)
-        for start in range(0, len(z), chunk):
-            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
-            x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(self.device)
-            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
-            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
-        return mean
+        mean = posterior.decoded_codes(self._vae, z, profile)
+        return mean * np.float32(library_size) if self.likelihood.has_library else mean
 
     # -------------------------------------------------------------------------------------------------------- storage
 

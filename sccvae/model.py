@@ -82,9 +82,17 @@ class SCCVAE(AnalysedModel):
         that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
         cells seen in part. 0, the default, shows every molecule.
     seed
-        Of the weights, the split and the noise of training. The global random state is not touched.
+        Of the weights, the split and the noise of training. The global random state is not touched. The same seed, data
+        and settings give the same model to the bit, whatever the number of threads; results round otherwise on another
+        device, kind of processor (see `precision` of `train`) or version of torch.
     device
         `auto` takes a GPU when there is one.
+
+    Notes
+    -----
+    Work on the CPU is shared among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Draws
+    depend on `seed` and the place of a cell among those asked for, not on `chunk_size`. A process may be forked after
+    training; one that has used a GPU may not, as CUDA says: start it by `multiprocessing.get_context("spawn")`.
 
     Raises
     ------

@@ -17,6 +17,7 @@ from sccvae.data import Minibatch
 from sccvae.densities import Gaussian
 from sccvae.kernels import plain_encode
 from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
+from sccvae.parallel import affine
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 Library = Literal["lognormal", "observed"]
@@ -99,7 +100,7 @@ class Linear(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """(cells, n_in) -> (cells, n_out)."""
-        return torch.addmm(self.bias, h, self.weight)
+        return affine(h, self.weight, self.bias)
 
 
 class SparseLinear(nn.Module):

@@ -17,7 +17,7 @@ to 96 % of the true trend.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaincinv
@@ -151,11 +151,9 @@ def trends(
 
 def effective_counts(counts: Chunks, cells: Sequence[np.ndarray], smoothers: Sequence[Smoother]) -> list[np.ndarray]:
     """(sum of k E[x])^2 / sum of k^2 Var[x] with the kernel k, (points, genes) for each lineage."""
-    sums: list[list[Any]] = [[0.0, 0.0] for _ in cells]
-    for rows, expected, variance in counts:
-        for some, smoother, total in zip(cells, smoothers, sums, strict=True):
-            first, last = np.searchsorted(some, [rows.start, rows.stop])
-            kernel, here = smoother.moments[0][:, first:last], some[first:last] - rows.start
-            total[0] += kernel @ expected[here]
-            total[1] += kernel**2 @ variance[here]
-    return [expected**2 / np.maximum(variance, 1e-30) for expected, variance in sums]
+    expected, variance = (np.vstack(parts).astype(np.float64) for parts in zip(*(c[1:] for c in counts), strict=True))
+    result = []
+    for some, smoother in zip(cells, smoothers, strict=True):
+        kernel = smoother.moments[0]
+        result.append((kernel @ expected[some]) ** 2 / np.maximum(kernel**2 @ variance[some], 1e-30))
+    return result

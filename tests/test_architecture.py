@@ -28,18 +28,20 @@ ARROWS = {
     "stored": set(),
     "data": {"stored"},
     "elementary": set(),
-    "fused": {"elementary"},
-    "layers": {"elementary", "fused"},
-    "latent": {"elementary", "fused", "layers"},
+    "parallel": set(),
+    "noise": set(),
+    "fused": {"elementary", "parallel"},
+    "layers": {"elementary", "fused", "parallel"},
+    "latent": {"elementary", "layers", "parallel"},
     "molecules": {"elementary"},
     "kernels": {"data", "fused", "layers", "molecules"},
     "likelihoods": {"data", "kernels"},
     "densities": set(),
     "mixing": set(),
-    "networks": {"data", "densities", "kernels", "likelihoods"},
+    "networks": {"data", "densities", "kernels", "likelihoods", "parallel"},
     "vae": {"data", "densities", "kernels", "likelihoods", "mixing", "networks"},
     "device": {"data"},
-    "adam": {"kernels", "layers"},
+    "adam": {"kernels", "layers", "parallel"},
     "backprop": {
         "data",
         "densities",
@@ -50,17 +52,29 @@ ARROWS = {
         "layers",
         "mixing",
         "networks",
+        "parallel",
         "vae",
     },
-    "expressed": {"backprop", "data", "kernels", "layers", "vae"},
+    "expressed": {"backprop", "data", "kernels", "layers", "parallel", "vae"},
     "gradients": {"backprop", "data", "kernels", "vae"},
     "steps": {"adam", "data", "device", "gradients", "vae"},
-    "train": {"adam", "data", "device", "gradients", "steps", "vae"},
+    "train": {"adam", "data", "device", "gradients", "parallel", "steps", "vae"},
     "cells": set(),
     "names": set(),
     "differential": {"arguments", "cells", "names"},
     "predictive": set(),
-    "posterior": {"data", "densities", "device", "differential", "expressed", "likelihoods", "predictive", "vae"},
+    "posterior": {
+        "data",
+        "densities",
+        "device",
+        "differential",
+        "expressed",
+        "likelihoods",
+        "noise",
+        "parallel",
+        "predictive",
+        "vae",
+    },
     "wording": set(),
     "columns": {"names", "wording"},
     "blocks": set(),
@@ -104,7 +118,7 @@ ARROWS = {
     "conventions": {"arguments"},
     "pl": {"arguments", "blocks", "columns", "conventions", "distances", "seeding", "similarity", "wording"},
     "report": {"files", "metrics", "pl", "wording"},
-    "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
+    "analysis": {"arguments", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "cross_validation": {"arguments", "corruption"},
     "model": {"analysis", "arguments", "columns", "cross_validation", "gradients", "inputs", "likelihoods", "networks"},
     "chains": {"corruption", "data", "kernels", "networks", "vae"},
@@ -119,7 +133,18 @@ ARROWS = {
         "posterior",
         "signatures",
     },
-    "denoising": {"arguments", "autoencoders", "chains", "corruption", "data", "likelihoods", "networks", "posterior"},
+    "denoising": {
+        "arguments",
+        "autoencoders",
+        "chains",
+        "corruption",
+        "data",
+        "likelihoods",
+        "networks",
+        "noise",
+        "parallel",
+        "posterior",
+    },
     "trends": {"arguments"},
     "integration_scores": {"__init__", "arguments", "metrics"},
     "tl": {
@@ -374,8 +399,8 @@ def test_words_that_have_no_place_here(name, word):
     """Calls and names of the code; comments and docstrings may speak of them."""
     code = _code(name)
     code = code.replace(".eval(", ".evaluation_mode(")  # nn.Module.eval, which evaluates nothing
-    if name in ("kernels", "fused"):
-        code = code.replace("set_num_threads", "")  # they put back what numba changes: see test_kernels
+    if name == "parallel":
+        code = code.replace("set_num_threads", "")  # it puts back what it changes: see test_parallel
     assert word not in code
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae
+from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae, threads
 
 from sccvae import backprop
 from sccvae.adam import Adam
@@ -15,10 +15,8 @@ from sccvae.networks import LEAST_L
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def n_threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with threads(request.param):
+        yield request.param
 
 
 ROUNDED = 0.04  # of the largest gradient: what bfloat16 costs, 2^-9 of each factor and of each result
