@@ -5,7 +5,7 @@ refused is named with its value and with what is expected: TypeError for what is
 makes no sense, NaN and infinity among them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -104,3 +104,9 @@ def float_dtype(name: str, value: Any) -> np.dtype:
     if value is None or read is None or read.kind != "f":
         raise TypeError(f"{name} is {value!r}; expected 'float32', or another dtype of floating-point numbers.")
     return read
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of those known."""
+    if value not in (known := tuple(known)):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")

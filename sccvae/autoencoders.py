@@ -11,13 +11,13 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import FLOAT32, MOST, checked_seed, finite, positive, real, whole
+from sccvae.arguments import FLOAT32, MOST, check_choice, checked_seed, finite, positive, real, whole
 from sccvae.chains import Reconstructor
 from sccvae.data import Counts
 from sccvae.held import HeldModel
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import Architecture, check_choice, check_choices
+from sccvae.networks import Architecture, check_choices
 from sccvae.signatures import with_history
 
 Codes = Literal["fitted", "prior"]

@@ -12,13 +12,13 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import checked_seed, flag, positive, real, unless_none
+from sccvae.arguments import check_choice, checked_seed, flag, positive, real, unless_none
 from sccvae.autoencoders import AutoencodingModel, checked_scale
 from sccvae.chains import Denoiser, noise_start
 from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data import Minibatch
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import check_choice, check_choices
+from sccvae.networks import check_choices
 from sccvae.noise import streams
 from sccvae.parallel import alone
 

@@ -1,9 +1,4 @@
-"""Scores that compare points by their distances: two samples, or codes and their prior.
-
-Arrays in, numbers out. Two samples are (cells, features) each, dense or SciPy sparse, with the same columns in the same
-units; `generation` makes such features of counts and has these scores among its own. Samples of more than `max_cells`
-cells are scored on random ones of so many, the same for the same `seed`. Everything is computed in float64.
-"""
+"""Scores by distance of two samples, (cells, features) dense or sparse, or of codes and their prior; in float64."""
 
 from __future__ import annotations
 

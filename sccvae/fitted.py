@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from sccvae import mixture, posterior, storage
 from sccvae.arguments import (
+    check_choice,
     checked_library_size,
     checked_seed,
     flag,
@@ -25,7 +26,6 @@ from sccvae.arguments import (
 from sccvae.descriptions import Description
 from sccvae.held import HeldModel
 from sccvae.likelihoods import LIKELIHOODS
-from sccvae.networks import check_choice
 
 Prior = Literal["normal", "aggregate"]
 _STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model

@@ -5,7 +5,7 @@ Weights are drawn from, and dropout uses, a generator handed in: torch's global 
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sccvae.arguments import check_choice
 from sccvae.data import Minibatch
 from sccvae.densities import Gaussian
 from sccvae.kernels import plain_encode
@@ -77,12 +78,6 @@ def check_choices(**choices: str) -> None:
     known = {"gene_likelihood": LIKELIHOODS, "dispersion": get_args(Dispersion), "library": get_args(Library)}
     for name, value in choices.items():
         check_choice(name, value, known[name])
-
-
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of those known."""
-    if value not in (known := tuple(known)):
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
 
 
 class Linear(nn.Module):

@@ -116,19 +116,7 @@ def gradient(
     if neighbors_key is None:
         seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
     else:
-        if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
-            raise KeyError(
-                f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
-                "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
-            )
-        slim.uns[graph] = adata.uns[graph]
-        for what in ("connectivities_key", "distances_key"):
-            if (name := adata.uns[graph].get(what)) not in adata.obsp:
-                raise KeyError(
-                    f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
-                    "cells."
-                )
-            slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
+        _take_graph(adata, slim, graph)
     seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
     values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
     scaled = slim.obsm["X_diffmap"][:, 1:n_dcs] * (values / (1 - np.minimum(values, 0.9994)))
@@ -286,6 +274,23 @@ def trends(
     table.index = table.index.astype(str)
     adata.uns[key_added] = table
     return None
+
+
+def _take_graph(adata: AnnData, slim: AnnData, graph: str) -> None:
+    """Hand a graph of neighbours of `adata` to `slim`."""
+    if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
+        raise KeyError(
+            f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
+            "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
+        )
+    slim.uns[graph] = adata.uns[graph]
+    for what in ("connectivities_key", "distances_key"):
+        if (name := adata.uns[graph].get(what)) not in adata.obsp:
+            raise KeyError(
+                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
+                "cells."
+            )
+        slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
 
 
 def _roots(adata: AnnData, root: Any) -> np.ndarray:
