@@ -1,7 +1,4 @@
-"""The two networks, and the only weights of the model: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads.
-
-Weights are drawn from, and dropout uses, a generator handed in: torch's global random state is never touched.
-"""
+"""The two networks: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads. All noise is of a generator handed in."""
 
 import itertools
 import math
