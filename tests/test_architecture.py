@@ -95,7 +95,7 @@ ARROWS = {
     "distances": set(),
     "seeding": set(),
     "similarity": set(),
-    "pl": {"columns", "distances", "seeding", "similarity"},
+    "pl": {"blocks", "columns", "distances", "seeding", "similarity"},
     "report": {"files", "metrics", "pl"},
     "analysis": {"arguments", "columns", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "cross_validation": {"corruption"},
