@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import zipfile
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -103,7 +104,7 @@ def test_integrate_and_report_read_alike(adata, tmp_path, name, capsys, monkeypa
     assert main(["integrate", str(tmp_path / name), "-o", str(output), *quick]) == 0
     assert ad.read_h5ad(output).obsm["X_sccvae"].shape == (120, 3)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sccvae.SCCVAE, "report", lambda self, path, **_: path.write_text(str(len(self._counts))))
+    monkeypatch.setattr(sccvae.SCCVAE, "report", lambda self, path, **_: Path(path).write_text(str(len(self._counts))))
     assert main(["report", str(model), str(tmp_path / name), "-o", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text() == "120"
 
