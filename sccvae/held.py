@@ -128,7 +128,7 @@ class HeldModel:
         indices
             Cells to use: numbers or a boolean mask; None takes all.
         chunk_size
-            Cells decoded at once; None takes about half a million values.
+            Cells decoded at once, a multiple of 32; None takes about half a million values.
         """
         counts, _ = self._cells(adata, indices)
         check_positive(chunk_size=chunk_size)
