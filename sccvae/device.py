@@ -12,7 +12,7 @@ import torch
 
 from sccvae.data import ALONG_CELLS, Counts, Minibatch
 
-FEWEST = 16  # cells of a chunk: products of fewer rows round otherwise
+TOGETHER = 32  # cells: vector instructions take numbers of them whole, and products of few rows round otherwise
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 
@@ -39,9 +39,12 @@ def chunk_of(n_genes: int, device: torch.device) -> int:
 
 
 def chunks(n_cells: int, size: int) -> Iterator[slice]:
-    """The rows of chunks of `size` cells: of at least `FEWEST`, so that what is computed depends on a cell alone."""
-    ends = [*range(0, n_cells, max(size, FEWEST)), n_cells]
-    if len(ends) > 2 and ends[-1] - ends[-2] < FEWEST:
+    """The rows of chunks of `size` cells, but for what a multiple of `TOGETHER` asks; only the last is another number.
+
+    So what is computed for a cell does not depend on `size`.
+    """
+    ends = [*range(0, n_cells, max(size // TOGETHER, 1) * TOGETHER), n_cells]
+    if len(ends) > 2 and ends[-1] - ends[-2] < TOGETHER:
         del ends[-2]
     return (slice(*some) for some in pairwise(ends) if n_cells)
 

@@ -97,7 +97,7 @@ class FittedModel(HeldModel):
         out
             (cells, genes) array, memmap or zarr array to fill chunk by chunk and return.
         chunk_size
-            Cells decoded at once; None takes about half a million values.
+            Cells decoded at once, a multiple of 32; None takes about half a million values.
 
         Returns
         -------

@@ -152,7 +152,7 @@ class HeldModel(metaclass=Understanding):
         indices
             Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
         chunk_size
-            Cells decoded at once; None takes about half a million values.
+            Cells decoded at once, a multiple of 32; None takes about half a million values.
         """
         counts, _ = self._cells(adata, indices)
         chunk_size = unless_none(limit, "chunk_size", chunk_size)

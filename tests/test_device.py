@@ -105,3 +105,14 @@ def test_a_gpu_computes_the_elbo_of_the_cpu(where):
         q_z, _ = vae.encoder(x)
         there = vae.likelihood.log_prob(x, vae.decoder(q_z.mean, x), x.log_size)[0]
     np.testing.assert_allclose(there.cpu(), here, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 100, 1000])
+@pytest.mark.parametrize("n_cells", [0, 1, 31, 32, 33, 64, 95, 96, 500])
+def test_chunks_begin_at_multiples_and_none_is_small(n_cells, size):
+    rows = [*device.chunks(n_cells, size)]
+    assert np.concatenate([np.arange(n_cells)[some] for some in rows] or [np.zeros(0)]).tolist() == [*range(n_cells)]
+    assert all(some.start % device.TOGETHER == 0 for some in rows)
+    lengths = [some.stop - some.start for some in rows]
+    assert min(lengths, default=n_cells) >= min(n_cells, device.TOGETHER)
+    assert max(lengths, default=0) < max(size, device.TOGETHER) + device.TOGETHER

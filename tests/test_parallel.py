@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import threads
+from threadpoolctl import threadpool_limits
 
+import sccvae
 from sccvae import parallel
 from sccvae.parallel import LEAST_COLUMNS, MOST_COLUMNS, affine, alone, blocks_of, each_alone, multiply, share
 
 
-def in_a_process(script: str, n_threads: int, *arguments: str) -> str:
-    """What a script prints that has so many threads; it must end."""
+def in_a_process(script: str, n_threads: int) -> None:
+    """Run a script that has so many threads; it must end."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
     options = {"capture_output": True, "text": True, "timeout": 900, "cwd": Path(__file__).parent, "env": environment}
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments], **options)
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], **options)
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -122,88 +123,138 @@ def test_an_affine_map_has_the_gradients_of_its_formula():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------------ whole processes
+# ------------------------------------------------------------------------------------------------ models and outputs
 
-HASHES = """
-    import hashlib, sys, numpy as np, torch, sccvae
-    adata = sccvae.simulate.simulate(400, 900, seed=0)
 
-    def of(*arrays):
-        return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:12]
+def weights(model) -> list[np.ndarray]:
+    return [t.numpy().copy() for t in model._vae.state_dict().values()]
 
-    def said(name, *arrays):
-        print(name, of(*arrays))
 
-    def weights(model):
-        return [t.numpy() for t in model._vae.state_dict().values()]
-"""
-TRAINED = """
-    for likelihood, options in (("zinb", {}), ("nb", {"dispersion": "gene-cell", "n_layers": 2}), ("normal", {})):
-        model = sccvae.SCCVAE(adata, batch_key="batch", gene_likelihood=likelihood, **options)
+def on_threads(numbers, work) -> list[dict[str, list[np.ndarray]]]:
+    """What `work` returns on so many threads of torch and of numpy's linear algebra."""
+    found = []
+    for n in numbers:
+        with threads(n), threadpool_limits(n, user_api="blas"):
+            found.append(work())
+            assert torch.get_num_threads() == n
+    return found
+
+
+def assert_same(found) -> None:
+    first, *others = found
+    assert first
+    for other in others:
+        assert first.keys() == other.keys()
+        for name, arrays in first.items():
+            for one, another in zip(arrays, other[name], strict=True):
+                np.testing.assert_array_equal(one, another, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Genes enough that products are cut into blocks."""
+    return sccvae.simulate.simulate(300, 901, seed=0)
+
+
+KINDS = {
+    "default": (sccvae.SCCVAE, {}),
+    "more heads": (sccvae.SCCVAE, {"dispersion": "gene-cell", "n_layers": 2, "n_hidden": 384}),
+    "real values": (sccvae.SCCVAE, {"gene_likelihood": "normal"}),
+    "autoencoder": (sccvae.Autoencoder, {}),
+    "denoiser": (sccvae.DenoisingAutoencoder, {"n_hidden": 64}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fitted_model_does_not_depend_on_the_number_of_threads(cells, kind):
+    of, options = KINDS[kind]
+
+    def train():
+        model = of(cells, batch_key="batch", **options)
         model.train(max_epochs=2, progress_bar=False)
-        said(likelihood, *weights(model))
-    model = sccvae.Autoencoder(adata, batch_key="batch")
+        return {"weights": weights(model)}
+
+    assert_same(on_threads((1, 2, 3), train))
+
+
+@pytest.fixture(scope="module", params=["zinb", "normal"])
+def fitted(request, cells):
+    model = sccvae.SCCVAE(cells, batch_key="batch", gene_likelihood=request.param)
     model.train(max_epochs=2, progress_bar=False)
-    said("autoencoder", *weights(model))
-"""
-SAVED = """
-    model = sccvae.SCCVAE(adata, batch_key="batch", n_hidden=(64, 384))
-    model.train(max_epochs=2, progress_bar=False)
-    model.save(sys.argv[1] + "/vae")
-    model = sccvae.DenoisingAutoencoder(adata, batch_key="batch", n_hidden=64)
-    model.train(max_epochs=1, progress_bar=False)
-    model.save(sys.argv[1] + "/denoiser")
-"""
-ASKED = """
-    model, genes = sccvae.SCCVAE.load(sys.argv[1] + "/vae", adata), ["gene_1", "gene_7"]
-    said("latent", *model.get_latent_representation(return_variance=True))
-    said("expression", model.get_normalized_expression(transform_batch="all", return_numpy=True))
-    said("drawn expression", model.get_normalized_expression(n_samples=3, return_numpy=True))
-    said("parameters", *model.get_likelihood_parameters().values())
-    said("reconstruction", model.get_reconstruction())
-    said("decoded", model.decode(np.random.default_rng(0).standard_normal((99, 20)), batch=model.batches[0]))
-    said("elbo", model.get_elbo(return_mean=False), model.get_reconstruction_error(return_mean=False))
-    said("marginal", model.get_marginal_ll(n_samples=3, return_mean=False))
-    said("predictive", model.posterior_predictive_sample(n_samples=2))
+    return model
+
+
+def outputs(model) -> dict[str, list[np.ndarray]]:
+    """Those of any `SCCVAE`."""
+    said, codes = {}, np.random.default_rng(0).standard_normal((99, 20))
+    said["latent"] = [*model.get_latent_representation(return_variance=True)]
+    said["expression"] = [model.get_normalized_expression(transform_batch="all", return_numpy=True)]
+    said["drawn expression"] = [model.get_normalized_expression(n_samples=3, return_numpy=True)]
+    said["parameters"] = [*model.get_likelihood_parameters().values()]
+    said["reconstruction"] = [model.get_reconstruction()]
+    said["decoded"] = [model.decode(codes, batch=model.batches[0])]
+    said["elbo"] = [model.get_elbo(return_mean=False), model.get_reconstruction_error(return_mean=False)]
+    said["marginal"] = [model.get_marginal_ll(n_samples=3, return_mean=False)]
+    said["predictive"] = [model.posterior_predictive_sample(n_samples=2)]
+    model._aggregate = None
     for prior in ("normal", "aggregate"):
-        cells = model.generate(100, prior=prior)
-        said(prior, cells.X.toarray(), cells.obsm["X_sccvae"])
+        new = model.generate(100, prior=prior)
+        said[prior] = [new.X.toarray(), new.obsm["X_sccvae"]]
+    said["diagnosis"] = [np.array(str(model.diagnose(n_samples=2)))]
+    return said
+
+
+def analyses(model, adata) -> dict[str, list[np.ndarray]]:
+    """What only models of counts are asked."""
+    said, genes, found = {}, ["gene_1", "gene_7"], model.diagnose(n_samples=2)
     table = model.differential_expression(groupby="cell_type", n_samples=20).select_dtypes("number")
-    said("differential expression", table.to_numpy(float))
-    found = model.diagnose(n_samples=2)
-    said("diagnosis", found.genes.to_numpy(float), found.ranks)
-    sccvae.tl.denoise(adata, model, genes, n_samples=20)
-    said("denoised", adata.obs.filter(like="_denoised").to_numpy(float))
+    said["differential expression"] = [table.to_numpy(float)]
+    said["diagnosis of genes"] = [found.genes.to_numpy(float), found.ranks]
+    adata = adata.copy()
     adata.obs["sccvae_pseudotime"] = np.linspace(0, 1, len(adata))
     sccvae.tl.trends(adata, model, genes, n_samples=20, key_added="trends")
-    said("trends", adata.uns["trends"][["mean", "lower", "upper"]].to_numpy())
-    model = sccvae.DenoisingAutoencoder.load(sys.argv[1] + "/denoiser", adata)
-    said("codes", model.get_latent_representation(), model.get_reconstruction())
-    cells = model.generate(99, steps=2)
-    said("chains", cells.X.toarray(), cells.obsm["X_sccvae"])
-    print(torch.get_num_threads())
-"""
+    said["trends"] = [adata.uns["trends"][["mean", "lower", "upper"]].to_numpy()]
+    sccvae.tl.denoise(adata, model, genes, n_samples=20)
+    said["denoised"] = [adata.obs.filter(like="_denoised").to_numpy(float)]
+    return said
 
 
-@pytest.mark.slow
-def test_the_fitted_model_does_not_depend_on_the_number_of_threads():
-    one = in_a_process(HASHES + TRAINED, 1)
-    assert len(one.splitlines()) == 4
-    assert one == in_a_process(HASHES + "    torch.set_num_threads(2)\n" + TRAINED, 2)
-    assert one == in_a_process(HASHES + "    torch.set_num_threads(3)\n" + TRAINED, 2)
+def test_no_output_depends_on_the_number_of_threads(fitted, cells):
+    counts = fitted.likelihood.support == "counts"
+    found = on_threads((1, 2, 4), lambda: outputs(fitted) | (analyses(fitted, cells) if counts else {}))
+    assert len(found[0]) == (16 if counts else 12)
+    assert_same(found)
 
 
-@pytest.mark.slow
-def test_no_output_of_a_model_depends_on_the_number_of_threads(tmp_path):
-    in_a_process(HASHES + SAVED, 1, str(tmp_path))
-    found = []
-    for n_threads in (1, 2, 4):
-        script = HASHES + f"    torch.set_num_threads({n_threads})\n" + ASKED
-        *hashes, after = in_a_process(script, n_threads, str(tmp_path)).splitlines()
-        assert int(after) == n_threads
-        found.append(hashes)
-    assert len(found[0]) == 17
-    assert found[0] == found[1] == found[2]
+def test_no_output_depends_on_chunks(fitted, cells, monkeypatch):
+    """Those that a caller chooses, and those that follow from the number of genes and the device."""
+    counts, found, drawn = fitted.likelihood.support == "counts", [], []
+    for size in (50, 100, 10_000):
+        for module in ("posterior", "device", "train"):
+            monkeypatch.setattr(f"sccvae.{module}.chunk_of", lambda n_genes, device, size=size: size)
+        found.append(outputs(fitted) | (analyses(fitted, cells) if counts else {}))
+    assert_same(found)
+    for size in (1, 17, 100, 299, 999):
+        options = {"n_samples": 3, "seed": 1, "chunk_size": size}
+        draws = fitted.get_normalized_expression(return_mean=False, **options)
+        drawn.append({"draws": [draws, fitted.get_normalized_expression(return_numpy=True, **options)]})
+        if counts:
+            table = fitted.differential_expression(groupby="batch", n_samples=20, chunk_size=size)
+            drawn[-1]["table"] = [table.select_dtypes("number").to_numpy(float)]
+    assert_same(drawn)
+
+
+def test_chains_depend_neither_on_threads_nor_on_chunks(cells, monkeypatch):
+    model = sccvae.DenoisingAutoencoder(cells, n_hidden=16)
+    model.train(max_epochs=1, progress_bar=False)
+
+    def walk():
+        new = model.generate(150, steps=2)
+        return {"chains": [new.X.toarray(), new.obsm["X_sccvae"], model.get_reconstruction()]}
+
+    found = on_threads((1, 2, 4), walk)
+    monkeypatch.setattr("sccvae.posterior.chunk_of", lambda n_genes, device: 40)
+    assert_same([*found, walk()])
 
 
 FORKED = """
