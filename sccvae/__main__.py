@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         help="train on the counts of an .h5ad file and write embedding and expression back",
         description="Train a model on raw counts and write an .h5ad or .zarr with obsm['X_sccvae'] (embedding), "
         "layers['sccvae'] and layers['sccvae_corrected'] (denoised expression, in each cell's batch and averaged over "
-        "all batches), obs['sccvae_library'] and uns['sccvae'].",
+        "all batches; NaN in genes that are not modelled), obs['sccvae_library'] and uns['sccvae'].",
         epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
         formatter_class=_Help,
     )
@@ -90,10 +91,13 @@ def parser() -> argparse.ArgumentParser:
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
     from sccvae import SCCVAE, anndata_files, tl
+    from sccvae.names import check_key
 
     _check_paths(arguments)
+    check_key("--key-added", arguments.key_added)
     _check_outputs(arguments)
     adata = _read(arguments.input)
+    _check_names(adata, arguments)
     mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
     options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
@@ -107,6 +111,7 @@ def integrate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         **options,
     )
+    tl.integration.check_spared(arguments.key_added, model)
     model.train(getattr(arguments, "max_epochs", None))
     if arguments.save_model:  # first, for the training is what took the time
         model.save(arguments.save_model, overwrite=True)
@@ -159,6 +164,34 @@ def _read(path: Path):
     from sccvae.reading import read
 
     return read(path)
+
+
+def _check_names(adata, arguments: argparse.Namespace) -> None:
+    """Find out before the training whether the output can hold the names of the input: one cell is written and read."""
+    import anndata
+
+    from sccvae.names import why_no_key
+
+    if arguments.mask_var == "all" and "all" in adata.var:
+        raise ValueError("--mask-var all means all genes, and var has a column 'all', too: rename the column.")
+    places = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+    suffix, some = Path(arguments.output).suffix.lower().lstrip("."), adata[:1].copy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"names.{suffix}"
+        try:
+            getattr(some, f"write_{suffix}")(path)
+            again = getattr(anndata, f"read_{suffix}")(path)
+            lost = [place for place in places if set(getattr(again, place)) != set(getattr(some, place))]
+            why = f"adata.{lost[0]} comes back with other names" if lost else None
+        except Exception as error:  # noqa: BLE001  whatever the names do to the file
+            why = str(error).partition("\n")[0]
+    if why is not None:
+        keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
+        found = [f"adata.{place}[{key!r}]: {why_no_key(key)}" for place, key in keys if why_no_key(key)]
+        raise ValueError(
+            f"{arguments.output} could not be written or read with the names in {arguments.input} "
+            f"({'; '.join(found[:3]) or why}). Rename them first."
+        )
 
 
 @contextmanager

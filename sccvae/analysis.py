@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
 from sccvae.arguments import check_positive, flag
-from sccvae.columns import labels_of
 from sccvae.fitted import FittedModel
 from sccvae.predictive import predictive_check
 
@@ -84,10 +83,9 @@ class AnalysedModel(FittedModel):
         options = differential.Options(mode, delta, pseudocount, fdr_target)
         check_positive(max_cells=max_cells, chunk_size=chunk_size)
         counts, names = self._cells(adata, None)
-        obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
-        labels = None if groupby is None else labels_of(groupby, obs, names)
+        labels = None if groupby is None else self._labels(groupby, adata, names, "groupby")
         design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
-        batches = self._batch_codes("all" if flag("batch_correction", batch_correction) else None)
+        batches = self._batch_codes(self.batches if flag("batch_correction", batch_correction) else None)
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
         )
@@ -144,7 +142,7 @@ class AnalysedModel(FittedModel):
         if len(counts) < 10:
             raise ValueError(f"There are {len(counts)} cells; expected at least 10 to tell how a model does.")
         if batch_key is not None:
-            batches = labels_of(batch_key, cast(pd.DataFrame, self._obs) if adata is None else adata.obs, names)
+            batches = self._labels(batch_key, adata, names, "batch_key")
         else:
             batches = pd.Series(np.array(self.batches)[counts.codes[:, 0]], index=names)
         known = batch_key is None or batch_key == self._schema.batch_key
@@ -210,9 +208,11 @@ class AnalysedModel(FittedModel):
         report.checked_path(path)
         check_positive(max_cells=max_cells)
         counts, names = self._cells(adata, None)
-        obs = cast(pd.DataFrame, self._obs) if adata is None else adata.obs
+        for what, key in (("batch_key", batch_key), ("label_key", label_key)):
+            if not isinstance(key, str | None):
+                raise TypeError(f"{what} is a {type(key).__name__}; expected the name of a column of adata.obs.")
         batch_key = self._schema.batch_key if batch_key is None else batch_key
-        columns = {key: labels_of(key, obs, names) for key in (batch_key, label_key) if key is not None}
+        columns = {key: self._labels(key, adata, names, "key") for key in (batch_key, label_key) if key is not None}
         text = report.page(
             AnnData(
                 counts.matrix,

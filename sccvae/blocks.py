@@ -35,7 +35,7 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
     start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])))
     while start < shape[0]:
         try:
-            part = next(parts, None)
+            part: Any = next(parts, None)
             if not (sp.issparse(part) or np.ma.isMaskedArray(part)):
                 part = np.asarray(part)
         except MemoryError:
@@ -52,6 +52,14 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
             )
         yield start, _csr(part, where)
         start += part.shape[0]
+
+
+def rows_of(matrix: Any, where: str, cells: np.ndarray) -> sp.csr_matrix:
+    """Some rows, numbered in ascending order."""
+    part = matrix.oindex[cells] if hasattr(matrix, "oindex") else matrix[cells]  # zarr's [] is not by rows
+    if hasattr(part, "compute"):
+        part = part.compute()
+    return _csr(part if sp.issparse(part) else np.asarray(part), where)
 
 
 def _parts(matrix: Any, n_cells: int, rows: int) -> Iterator[Any]:

@@ -7,24 +7,66 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.names import distinct_texts, known_as
 from sccvae.wording import Text, did_you_mean, listed_names
 
 
-def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index) -> pd.Series:
-    """Labels of the cells `names`, none missing: a column of `obs` by its name, or labels in the order of the cells."""
-    if not obs.index.equals(names):
-        raise ValueError("The cells of the AnnData have changed since the model was built: pass adata.")
+def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index, what: str = "groupby") -> pd.Series:
+    """Labels of the cells `names`, none missing, no two the same as text.
+
+    Parameters
+    ----------
+    groupby
+        A column of `obs` by its name; a Series, whose index holds the names of the cells in any order; or labels in the
+        order of the cells.
+    what
+        The argument, for messages.
+    """
     if isinstance(groupby, str):
-        return column_of(obs, groupby)
-    if isinstance(groupby, pd.Series) and not groupby.index.equals(obs.index):
-        raise ValueError("groupby is a Series whose index is not the names of the cells, in their order.")
-    labels = pd.Series(groupby, index=obs.index) if np.shape(groupby) == (len(obs),) else None
-    if labels is None:
-        raise ValueError(
-            f"groupby has shape {np.shape(groupby)}; expected a column of adata.obs or a label for each of "
-            f"{len(obs)} cells."
-        )
-    return column_of(pd.DataFrame({"groupby": labels}), "groupby")
+        if not same_names(obs.index, names):
+            raise ValueError("The cells of the AnnData have changed since the model was built: pass adata.")
+        labels, where = column_of(obs, groupby), f"adata.obs[{groupby!r}]"
+    else:
+        if isinstance(groupby, pd.Series):
+            groupby = in_order(groupby, names, what, "cells")
+        if np.shape(groupby) != (len(names),):
+            raise ValueError(
+                f"{what} has shape {np.shape(groupby)}; expected a column of adata.obs or a label for each of "
+                f"{len(names)} cells."
+            )
+        values = groupby.array if isinstance(groupby, pd.Series) else groupby
+        labels, where = column_of(pd.DataFrame({what: pd.Series(values, index=names)}), what), what
+    if labels.dtype.kind not in "biufM":  # numbers of one kind differ as text, too
+        distinct_texts(pd.unique(labels), where)
+    return labels
+
+
+def same_names(a: pd.Index, b: pd.Index) -> bool:
+    """Whether the names are the same, in the same order, however pandas holds them."""
+    return a.equals(b) or (len(a) == len(b) and bool((np.asarray(a, object) == np.asarray(b, object)).all()))
+
+
+def in_order(values: pd.Series, names: pd.Index, what: str, of: str) -> pd.Series:
+    """A Series in the order of the `names`, by its index and never by position.
+
+    Raises
+    ------
+    ValueError
+        The index does not hold the same names, or some name comes twice and the order differs.
+    """
+    if same_names(values.index, names):
+        return values
+    index, wanted = (pd.Index([str(name) for name in one]) for one in (values.index, names))
+    if index.equals(wanted):
+        return values
+    if len(index) == len(wanted) and index.is_unique and wanted.is_unique:
+        at = index.get_indexer(wanted)
+        if (at >= 0).all():
+            return values.iloc[at]
+    raise ValueError(
+        f"{what} is a Series whose index is not the names of the {of}, by which its values are matched. Pass "
+        f"{what}.to_numpy() if they are in the order of the {of}."
+    )
 
 
 def column_of(obs: pd.DataFrame, key: str) -> pd.Series:
@@ -59,31 +101,31 @@ def one_column(table: pd.DataFrame, key: Any, what: str = "obs") -> pd.Series:
 
 def categories_of(adata: AnnData, key: str) -> tuple[str, ...]:
     """Categories of a column that some cell has, as text."""
-    return tuple(str(c) for c in pd.Categorical(column_of(adata.obs, key)).remove_unused_categories().categories)
+    return distinct_texts(_categorical(adata, key).categories, f"adata.obs[{key!r}]")
 
 
 def codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
     """(cells,) position of each cell's category among the known ones."""
-    categorical = pd.Categorical(column_of(adata.obs, key))
-    present = set(categorical.codes)
-    lookup = np.array(
-        [
-            position_of(str(name), known, "category", key) if code in present else -1
-            for code, name in enumerate(categorical.categories)
-        ]
-    )
-    return lookup[categorical.codes]
+    categorical = _categorical(adata, key)
+    distinct_texts(categorical.categories, f"adata.obs[{key!r}]")
+    return np.array([position_of(name, known, "category", key) for name in categorical.categories])[categorical.codes]
 
 
-def position_of(name: str, known: tuple[str, ...], what: str, key: str | None) -> int:
-    """Place of a name among the known ones."""
-    if name in known:
-        return known.index(name)
+def _categorical(adata: AnnData, key: str) -> pd.Categorical:
+    return pd.Categorical(column_of(adata.obs, key)).remove_unused_categories()
+
+
+def position_of(name: Any, known: tuple[str, ...], what: str, key: str | None) -> int:
+    """Place among the known names of the one that is meant (`known_as`)."""
+    if (found := known_as(name, known)) is not None:
+        return known.index(found)
+    name = str(name)
     where = f" of {key!r}" if key is not None else " (the model was built without batch_key)"
-    advice = f" Train on data that hold it, or give those cells a known one in adata.obs[{key!r}], as which they are then taken."
+    new = what == "category"  # in the cells that are read
     raise ValueError(
         f"Unknown {what} {name!r}{where}; the model knows {listed_names(known, 20)}."
-        f"{did_you_mean(name, known, listed=True)}{advice if what == 'category' else ''}"
+        f"{did_you_mean(name, known, listed=True)}"
+        + (f" Train on data that hold it, or give those cells a known one in adata.obs[{key!r}]." if new else "")
     )
 
 

@@ -28,6 +28,7 @@ import pandas as pd
 from scipy.special import log_ndtr, ndtr
 
 from sccvae.cells import numbers_of_cells
+from sccvae.names import distinct_texts, known_as
 
 Mode = Literal["change", "vanilla"]
 TRUST = 10.0  # counts' worth of trust in the decoder: a gene with fewer keeps the decoder's mean
@@ -95,12 +96,12 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
         Label to compare them with; None, or "Rest" where that is no label, compares each with all other cells.
     """
     categorical = pd.Categorical(labels).remove_unused_categories()
-    names = tuple(map(str, categorical.categories))
+    names = distinct_texts(categorical.categories, "groupby")
     if len(names) < 2:
         raise ValueError(f"All cells are in one group, {names[0]!r}; at least two groups are needed.")
     asked: Any = names if group1 is None else (group1,) if np.isscalar(group1) else group1
-    chosen = [str(name) for name in asked]
-    second = None if group2 is None else str(group2)
+    chosen = [known_as(name, names) or str(name) for name in asked]
+    second = None if group2 is None else known_as(group2, names) or str(group2)
     every = tuple(map(str, pd.Categorical(labels).categories))
     if second not in every and second in {others := all_others(names), others.lower()}:
         second = None

@@ -17,15 +17,19 @@ from anndata import AnnData
 from sccvae import posterior, storage
 from sccvae.arguments import check_positive, flag, real, whole
 from sccvae.cells import numbers_of_cells
+from sccvae.columns import labels_of
 from sccvae.data import Counts, Minibatch, split
 from sccvae.descriptions import Description, understood
 from sccvae.inputs import Schema
 from sccvae.kernels import PLAIN, Kernels, for_device
 from sccvae.likelihoods import Likelihood
+from sccvae.matrix import check_adata
 from sccvae.networks import Architecture
+from sccvae.origin import Annotation, is_training_data
 from sccvae.signatures import Understanding, missing, with_history
 from sccvae.train import Plan, Progress, fit
 from sccvae.vae import VAE
+from sccvae.wording import Text, warn
 
 logger = logging.getLogger("sccvae")
 _READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
@@ -60,7 +64,7 @@ class HeldModel(metaclass=Understanding):
         self._vae = self._network(architecture, generator, for_device(device), self._options).to(device).eval()
         self._counts: Counts | None = None
         self._cell_names: pd.Index | None = None
-        self._obs: pd.DataFrame | None = None
+        self._annotation: Annotation | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
 
@@ -75,6 +79,11 @@ class HeldModel(metaclass=Understanding):
         options: dict[str, Any] | None = None,
     ) -> None:
         """Make the model of data that were read, and start it from them."""
+        if schema.batch_key is not None and "all" in schema.categories[0] and len(schema.categories[0]) > 1:
+            warn(
+                "A batch is called 'all': transform_batch='all' and batch='all' mean that one, and "
+                "list(model.batches) means all of them."
+            )
         profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
         self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
         self._vae.start_from(counts)
@@ -330,15 +339,33 @@ class HeldModel(metaclass=Understanding):
         return counts[at], names[at]
 
     def _source(self, adata: AnnData) -> AnnData | None:
-        """None, which stands for the training data, if these are its cells, told by name; else `adata`."""
-        known = self._cell_names is not None and adata.obs_names.equals(self._cell_names)
+        """None, which stands for the training data, if these are its cells (`is_training_data`); else `adata`."""
+        check_adata(adata)
+        if self._counts is None:
+            return adata
+        known = is_training_data(adata, self._schema, self._counts, cast(pd.Index, self._cell_names))
         return None if known else adata
 
+    @property
+    def _obs(self) -> pd.DataFrame:
+        """What `obs` says now of the cells that the model was built on."""
+        return cast(Annotation, self._annotation).now()
+
+    def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
+        """Labels of the cells `names` of `adata`, None for the training data: see `labels_of`."""
+        if adata is not None:
+            return labels_of(key, adata.obs, names, what)
+        try:
+            return labels_of(key, self._obs, names, what)
+        except KeyError as error:
+            more = " That is the AnnData that the model was built on; if a copy of it has the column, pass that: adata."
+            raise KeyError(Text(error.args[0] + more)) from None
+
     def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
-        """Codes of the batches named; `[None]` for each cell's own."""
+        """Codes of the batches named, "all" for all if none is called so; `[None]` for each cell's own."""
         if batches is None:
             return [None]
-        if isinstance(batches, str) and batches == "all":
+        if isinstance(batches, str) and batches == "all" and "all" not in self.batches:
             return list(range(len(self.batches)))
         names: Iterable[Any] = [batches] if np.isscalar(batches) else batches
         codes: list[int | None] = [self._schema.code_of_batch(name) for name in names]
@@ -366,9 +393,8 @@ class HeldModel(metaclass=Understanding):
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
     def _remember(self, adata: AnnData, counts: Counts) -> None:
-        """Keep what outputs take where they are given no data; columns added to `adata.obs` later are seen."""
-        self._counts, self._cell_names = counts, adata.obs_names.copy()
-        self._obs = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
+        """Keep what outputs take where they are given no data; what is done to `adata.obs` later is seen."""
+        self._counts, self._cell_names, self._annotation = counts, adata.obs_names.copy(), Annotation(adata)
 
     def _check_trained(self) -> None:
         if not self._rows:

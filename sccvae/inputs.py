@@ -13,7 +13,15 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae.arguments import flag
-from sccvae.columns import categories_of, codes_of, numbers_of, one_column, position_of, size_factors_of
+from sccvae.columns import (
+    categories_of,
+    codes_of,
+    in_order,
+    numbers_of,
+    one_column,
+    position_of,
+    size_factors_of,
+)
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.stored import Rows
@@ -111,7 +119,21 @@ class Schema:
             log_size_offset=offset,
             round_counts=bool(round_counts),
         )
-        return schema, schema._assemble(adata, rows)
+        return schema, schema.assemble(adata, rows)
+
+    def values_of(self, adata: AnnData) -> Rows:
+        """The values alone of new data, genes in the model's order."""
+        options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
+        return read_rows(adata, self.layer, self.support, self.genes, **options)
+
+    def codes_of(self, adata: AnnData) -> np.ndarray:
+        """(cells, 1 + categorical covariates) codes of batch and covariates."""
+        keys = [self.batch_key, *self.categorical_covariate_keys]
+        codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
+        for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
+            if key is not None:
+                codes[:, column] = codes_of(adata, key, known)
+        return codes
 
     def read(self, adata: AnnData) -> Counts:
         """Counts of new data, read as the training data were: genes in the model's order, known categories only.
@@ -122,12 +144,11 @@ class Schema:
             What is wrong with the data, where, and how to mend it.
         """
         check_adata(adata)
-        options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
-        return self._assemble(adata, read_rows(adata, self.layer, self.support, self.genes, **options))
+        return self.assemble(adata, self.values_of(adata))
 
-    def code_of_batch(self, batch: str) -> int:
+    def code_of_batch(self, batch: Any) -> int:
         """Number of a batch known by name."""
-        return position_of(str(batch), self.categories[0], "batch", self.batch_key)
+        return position_of(batch, self.categories[0], "batch", self.batch_key)
 
     def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
         """Columns of the genes named, in the order asked."""
@@ -151,12 +172,9 @@ class Schema:
         means = zip(self.continuous_covariate_keys, self.means, strict=True)
         return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
-    def _assemble(self, adata: AnnData, rows: Rows) -> Counts:
-        keys = [self.batch_key, *self.categorical_covariate_keys]
-        codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
-        for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
-            if key is not None:
-                codes[:, column] = codes_of(adata, key, known)
+    def assemble(self, adata: AnnData, rows: Rows) -> Counts:
+        """The values of an AnnData with what its `obs` says of the cells."""
+        codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
         for column, key in enumerate(self.continuous_covariate_keys):
             continuous[:, column] = (numbers_of(adata, key) - self.means[column]) / self.scales[column]
@@ -175,13 +193,13 @@ class Schema:
 
 
 def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:
-    """(genes,) boolean mask from the name of a column of `var` (0 and 1 will do there) or from an array."""
+    """(genes,) boolean mask from a column of `var` (0 and 1 will do there), an array, or a Series with genes' names."""
     check_adata(adata)
     what, column = "mask_var", isinstance(mask_var, str)
     if isinstance(mask_var, str):
         what, mask_var = f"adata.var[{mask_var!r}]", one_column(adata.var, mask_var, "var")
     elif isinstance(mask_var, pd.Series):
-        mask_var = _in_order_of_genes(mask_var, adata.var_names)
+        mask_var = in_order(mask_var, adata.var_names, what, "genes")
     mask = np.asarray(mask_var)
     if (missing := np.asarray(pd.isna(mask))).any():
         raise ValueError(
@@ -199,21 +217,6 @@ def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.
     if not mask.any():
         raise ValueError(f"{what} selects none of {adata.n_vars} genes; at least one is needed.")
     return mask
-
-
-def _in_order_of_genes(mask: pd.Series, names: pd.Index) -> pd.Series:
-    """A mask that carries names of genes, in the order of the AnnData."""
-    own, known = mask.index.astype(str), names.astype(str)
-    if own.equals(known) or len(own) != len(known):
-        return mask
-    by_name = own.is_unique and mask.index.dtype.kind not in "iufb"  # numbers in another order may be places
-    at = own.get_indexer(known) if by_name else np.array([-1])
-    if (at < 0).any():
-        raise ValueError(
-            f"mask_var is a Series whose index does not hold the names of the genes: it has {own[0]!r}, and the first "
-            f"gene is {known[0]!r}. If its order is that of the genes, pass mask_var.to_numpy()."
-        )
-    return mask.iloc[at]
 
 
 def _is_yes_or_no(values: np.ndarray, *, numbers: bool) -> bool:

@@ -175,7 +175,7 @@ class _Source:
         if candidates:
             cure = f"pass layer={candidates[0]!r}" if self.learning else f"{where} = {where_of(candidates[0])}"
             return True, f"{where_of(candidates[0])} holds counts: {cure}."
-        if adata.raw is not None and _are_counts(adata.raw.X, adata.raw.shape):
+        if adata.raw is not None and _holds(adata.raw.X, adata.raw.shape, "counts"):
             return True, "adata.raw holds counts: use adata.raw.to_adata() (with adata.obs)."
         cure = "go back to the raw matrix, before sc.pp.normalize_total and log1p"
         return False, f"No other layer of adata holds counts: {cure}."
@@ -237,13 +237,18 @@ def _stored(adata: AnnData, layer: str | None) -> Any:
 
 
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
-    matrix = _stored(adata, layer)
-    return matrix is not None and _are_counts(matrix, adata.shape)
+    return holds(adata, layer, "counts")
 
 
-def _are_counts(matrix: Any, shape: tuple[int, int]) -> bool:
+def holds(adata: AnnData, layer: str | None, support: Support) -> bool:
+    """Whether the matrix is there and holds nothing but what the likelihood is about."""
+    matrix = None if layer is not None and layer not in adata.layers else _stored(adata, layer)
+    return matrix is not None and _holds(matrix, adata.shape, support)
+
+
+def _holds(matrix: Any, shape: tuple[int, int], support: Support) -> bool:
     try:
-        return not any(_wrong_values(block.data, "counts") for _, block in blocks_of(matrix, "", shape, BLOCK_BYTES))
+        return not any(_wrong_values(block.data, support) for _, block in blocks_of(matrix, "", shape, BLOCK_BYTES))
     except (TypeError, ValueError):
         return False
 

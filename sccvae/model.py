@@ -11,6 +11,7 @@ from anndata import AnnData
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
 from sccvae.arguments import checked_seed, flag, real, whole
+from sccvae.columns import same_names
 from sccvae.gradients import Precision
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
@@ -264,7 +265,11 @@ class SCCVAE(AnalysedModel):
         own = {name: getattr(self._vae.architecture, name) for name in (*_NETWORK, *_LIKELIHOOD)}
         own |= {name: getattr(self._schema, name) for name in _KEYS} | {"device": self.device} | dict(options or {})
         every = {OWN: own} | {name: own | dict(changes) for name, changes in (settings or {}).items()}
-        obs, genes = cast(pd.DataFrame, self._obs), self.gene_names
+        obs, genes = self._obs, self.gene_names
+        if not same_names(obs.index, cast(pd.Index, self._cell_names)):
+            raise ValueError(
+                "The cells of the AnnData have changed since the model was built: call sccvae.cross_validate(adata)."
+            )
         return cross_validation.compare(
             SCCVAE,
             self._counts.matrix,

@@ -63,6 +63,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    def same_as(self, other: Self) -> bool:
+        """Whether the other rows hold the same values, however narrow."""
+        if self.n_genes != other.n_genes or not np.array_equal(self.indptr, other.indptr):
+            return False
+        if not np.array_equal(self.genes, other.genes):
+            return False
+        starts = range(0, len(self.values), BLOCK)
+        ends = [(start, min(start + BLOCK, len(self.values))) for start in starts]
+        return all(np.array_equal(self._wide_values(*at), other._wide_values(*at)) for at in ends)
+
     def take(self, cells: np.ndarray | slice) -> Self:
         """The cells numbered `cells`, in that order, as narrow as here."""
         return self._take(cells, self.genes.dtype, self.values.dtype)

@@ -1,5 +1,7 @@
 """Wording that error messages share: names in quotes, not too many of them, and the nearest known one."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -24,3 +26,11 @@ def did_you_mean(name: str, known: Iterable[str], *, listed: bool = False) -> st
     if close:
         return f" Did you mean {close[0]!r}?"
     return "" if listed else f" There is {listed_names(known, 20) or 'none'}."
+
+
+def warn(message: str) -> None:
+    """Warn of the line outside the package that led here, however deep."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sccvae":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level + 1)

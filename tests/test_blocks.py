@@ -14,7 +14,7 @@ from lazy import Chunked, in_h5, in_zarr, with_matrix
 
 import sccvae
 from sccvae import matrix
-from sccvae.blocks import blocks_of
+from sccvae.blocks import blocks_of, rows_of
 from sccvae.inputs import Schema
 
 FORMS = {"dense": lambda m: m.toarray(), "csr": sp.csr_matrix, "csc": sp.csc_matrix, "csr_array": sp.csr_array}
@@ -75,6 +75,14 @@ def test_dask_agrees_with_its_stand_in(adata):
             adata.X = adata.layers["counts"] = lazy
             np.testing.assert_array_equal(read(adata), counts)
             np.testing.assert_array_equal(read(adata, layer="counts"), counts)
+
+
+@pytest.mark.parametrize("form", ["dense", "csr", "csc"])
+@pytest.mark.parametrize("stored", [in_h5, in_zarr, lambda _, m: Chunked(m, (7, 60))], ids=["h5", "zarr", "dask"])
+def test_some_rows_wherever_they_are(adata, tmp_path, stored, form):
+    cells = np.array([2, 3, 50, 119])
+    found = rows_of(stored(tmp_path, FORMS[form](adata.X)), "adata.X", cells)
+    np.testing.assert_array_equal(found.toarray(), adata.X.toarray()[cells])
 
 
 def test_blocks_may_have_dtypes_of_their_own(adata):

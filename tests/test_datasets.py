@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import hashlib
 import os
 from pathlib import Path
 
@@ -194,6 +196,80 @@ def test_a_set_read_once_stays_in_the_cache(tmp_path):
     assert dict(first.uns["provenance"]) == dict(second.uns["provenance"])
     assert len(second.uns["provenance"]["sha256"]) == 64
     assert [path.name for path in tmp_path.glob("hematopoiesis.h5ad*")] == ["hematopoiesis.h5ad"]
+
+
+def test_a_first_download_is_recorded_with_a_warning_and_compared_from_then_on(tmp_path, caplog):
+    write_hematopoiesis(tmp_path)
+    first = datasets.load("hematopoiesis", cache_dir=tmp_path)
+    folder, file = tmp_path / "hematopoiesis", datasets._SOURCES["hematopoiesis"].filename
+    digest = first.uns["provenance"]["sha256"]
+    assert f"the authors publish no checksum. Its SHA-256, {digest}, is recorded" in caplog.text
+    lines = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert lines[file] == digest
+    assert set(lines) == {file, "../hematopoiesis.h5ad"}
+    caplog.clear()
+    datasets.load("hematopoiesis", cache_dir=tmp_path)
+    (tmp_path / "hematopoiesis.h5ad").unlink()
+    datasets.load("hematopoiesis", cache_dir=tmp_path)  # from the file, which is as it was
+    assert caplog.text == ""
+    (tmp_path / "hematopoiesis.h5ad").unlink()
+    with gzip.open(folder / file, "at") as handle:
+        handle.write("bBM_9,ACGT,basal_bm1,seq_run1,1,1,1,1\n")
+    with pytest.raises(ValueError, match=rf"{file} has changed: its SHA-256 is .*, recorded is {digest}\. Delete it"):
+        datasets.load("hematopoiesis", cache_dir=tmp_path)
+
+
+def test_a_prepared_file_in_the_cache_is_compared_with_its_record(tmp_path, caplog):
+    write_hematopoiesis(tmp_path)
+    datasets.load("hematopoiesis", cache_dir=tmp_path)
+    prepared(tmp_path / "hematopoiesis.h5ad", 9)
+    with pytest.raises(ValueError, match=r"hematopoiesis\.h5ad has changed: .* delete its line in .*SHA256SUMS"):
+        datasets.load("hematopoiesis", cache_dir=tmp_path)
+    (tmp_path / "hematopoiesis" / "SHA256SUMS").unlink()
+    caplog.clear()
+    assert datasets.load("hematopoiesis", cache_dir=tmp_path).X.max() == 9
+    assert "is taken as it is: there is no checksum to compare it with" in caplog.text
+
+
+def test_a_list_of_checksums_in_the_folder_is_heeded(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCCVAE_DATA", str(tmp_path))
+    path = prepared(tmp_path / "mine.h5ad", 2)
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest().upper()} *mine.h5ad\n")
+    assert datasets.load("mine").X.max() == 2
+    prepared(path, 3)
+    with pytest.raises(ValueError, match=r"mine\.h5ad has changed"):
+        datasets.load("mine")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_download_is_compared_with_the_checksum_that_is_known(tmp_path, monkeypatch, caplog, known):
+    import pooch
+
+    write_hematopoiesis(tmp_path / "there")
+    (file,) = (tmp_path / "there" / "hematopoiesis").iterdir()
+
+    def download(self, url, output_file, pooch_, check_only=False):
+        Path(output_file).write_bytes(file.read_bytes())
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if known else "0" * 64
+    source = dataclasses.replace(datasets._SOURCES["hematopoiesis"], sha256=digest)
+    monkeypatch.setitem(datasets._SOURCES, "hematopoiesis", source)
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
+    if known:
+        assert datasets.load("hematopoiesis", cache_dir=tmp_path / "cache").n_obs == 3
+        assert "publish no checksum" not in caplog.text
+    else:
+        with pytest.raises(ValueError, match=f"is not the file expected: its SHA-256 is not {digest}. It was not kept"):
+            datasets.load("hematopoiesis", cache_dir=tmp_path / "cache")
+        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", [None, 3, ["cortex"], b"cortex"])
+def test_a_name_that_is_no_text_is_told(name):
+    with pytest.raises(TypeError, match=r"^name is .*; expected the name of a data set, such as 'cortex'\.$"):
+        datasets.load(name)
+    with pytest.raises(ValueError, match="cache_dir is ''; expected the path"):
+        datasets.load("cortex", cache_dir="")
 
 
 def test_a_cache_that_cannot_be_written_still_gives_the_data(tmp_path, monkeypatch):

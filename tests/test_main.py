@@ -6,10 +6,13 @@ import functools
 import os
 import re
 import shutil
+import signal
 import site
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -17,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import sccvae
 from sccvae import demo
@@ -297,6 +301,124 @@ def test_an_interrupted_write_leaves_no_half_file(counts, output, tmp_path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["-o", "o.txt"], "The output is o.txt; expected a name that ends in .h5ad or .zarr."),
+        (["-o", "o"], "The output is o; expected a name that ends in .h5ad or .zarr."),
+        (["-o", ""], "output is ''; expected the path of a file or folder"),
+        (["-o", "pipe.h5ad"], "The output is a pipe: pipe.h5ad; expected the name of a file."),
+        (["-o", "dev.h5ad"], "The output is a device: dev.h5ad; expected the name of a file."),
+        (["-o", "folder.h5ad"], "The output is a folder: folder.h5ad; expected the name of a file."),
+        (["-o", "folder.zarr"], "The output is a folder with other things than zarr: folder.zarr."),
+        (["-o", "counts.h5ad/o.h5ad"], "The folder of the output does not exist: "),
+        (["-o", "o.h5ad", "--save-model", ""], "path is ''; expected the path of a file or folder"),
+        (["-o", "o.h5ad", "--save-model", "counts.h5ad"], "counts.h5ad is a file; save() writes a folder."),
+        (["-o", "o.h5ad", "--save-model", "counts.h5ad/m"], "is a file; there can be no folder counts.h5ad/m."),
+        (["-o", "o.h5ad", "--save-model", "counts.h5ad/a/m"], "is a file; there can be no folder counts.h5ad/a/m."),
+        (["-o", "o.h5ad", "--save-model", "odd"], "The model is a folder: odd/weights.safetensors;"),
+        (["-o", "o.zarr", "--save-model", "o.zarr"], "The model and the output cannot have one place: o.zarr."),
+        (["-o", "o.zarr", "--save-model", "o.zarr/m"], "The model and the output cannot have one place: o.zarr/m."),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+@pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+def test_every_path_is_checked_before_the_training(counts, tmp_path, capsys, monkeypatch, options, text):
+    monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.h5ad")
+    os.symlink("/dev/null", "dev.h5ad")
+    for folder in ("folder.h5ad", "folder.zarr/more", "odd/weights.safetensors"):
+        os.makedirs(folder)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    assert text in refused(capsys, "integrate", "counts.h5ad", *options)
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+def test_an_output_that_is_a_link_stays_one_and_keeps_the_mode_of_its_target(counts, tmp_path):
+    (tmp_path / "disk.h5ad").write_text("old")
+    (tmp_path / "disk.h5ad").chmod(0o600)
+    (tmp_path / "link.h5ad").symlink_to("disk.h5ad")
+    assert main(["integrate", str(counts), "-o", str(tmp_path / "link.h5ad"), *QUICK]) == 0
+    assert (tmp_path / "link.h5ad").is_symlink()
+    assert ad.read_h5ad(tmp_path / "disk.h5ad").obsm["X_sccvae"].shape == (120, 4)
+    assert stat.S_IMODE((tmp_path / "disk.h5ad").stat().st_mode) == 0o600
+
+
+def test_a_suffix_of_zarr_writes_zarr(counts, tmp_path):
+    path = tmp_path / "o.zarr"
+    for n_latent in ("3", "4"):
+        assert main(["integrate", str(counts), "-o", str(path), "--max-epochs", "1", "--n-latent", n_latent]) == 0
+        assert ad.read_zarr(path).obsm["X_sccvae"].shape == (120, int(n_latent))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["counts.h5ad", "o.zarr"]
+
+
+def test_the_model_is_saved_before_the_output_is_written(counts, output, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", full)
+    said = refused(capsys, "integrate", counts, "-o", output, "--save-model", tmp_path / "m", *QUICK)
+    assert said == f"[Errno 28] No space left on device: '{output}'"
+    assert sccvae.SCCVAE.load(tmp_path / "m", ad.read_h5ad(counts)).get_latent_representation().shape == (120, 4)
+
+
+def test_a_model_that_cannot_be_saved_is_answered_in_one_line(counts, output, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sccvae.storage.save_file", full)
+    said = refused(capsys, "integrate", counts, "-o", output, "--save-model", tmp_path / "m", *QUICK)
+    assert said == f"[Errno 28] No space left on device: '{tmp_path / 'm'}'"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
+
+
+@pytest.mark.parametrize("said", ["Unable to allocate 40.0 GiB for an array", ""])
+def test_too_little_memory_is_answered_in_one_line(counts, output, capsys, monkeypatch, said):
+    def greedy(*_, **__):
+        raise MemoryError(said)
+
+    monkeypatch.setattr(sccvae.SCCVAE, "train", greedy)
+    assert refused(capsys, "integrate", counts, "-o", output) == f"not enough memory: {said or 'none is left'}"
+
+
+def test_a_report_does_not_take_the_place_of_the_data_or_the_model(counts, output, tmp_path, capsys):
+    model = tmp_path / "m"
+    assert main(["integrate", str(counts), "-o", str(output), "--save-model", str(model), *QUICK]) == 0
+    capsys.readouterr()
+    for path in (counts, model / "weights.safetensors", model / "model.json"):
+        before = path.read_bytes()
+        assert "would take the place of the data or the model" in refused(capsys, "report", model, counts, "-o", path)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("during", ["train", "write_h5ad"])
+def test_sigterm_ends_the_run_and_leaves_nothing(counts, output, tmp_path, capsys, monkeypatch, during):
+    def ended(self, part=None, **_):
+        if during == "write_h5ad":
+            part.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sccvae.SCCVAE if during == "train" else ad.AnnData, during, ended)
+    assert main(["integrate", str(counts), "-o", str(output), *QUICK]) == 143
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "sccvae: terminated\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_main_runs_in_a_thread_that_hears_no_signals(counts, output):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(main(["integrate", str(counts), "-o", str(output), *QUICK])))
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
 def _never(*_, **__):
     raise AssertionError("the training must not have begun")
 
@@ -323,6 +445,15 @@ def test_the_example_of_the_help_runs(adata, tmp_path, monkeypatch):
     example = ["integrate", "counts.h5ad", "-o", "integrated.h5ad", "--batch-key", "batch"]
     assert main([*example, "--max-epochs", "1"]) == 0
     assert (tmp_path / "integrated.h5ad").is_file()
+
+
+def test_a_demonstration_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo.simulate, "simulate", _never)
+    (tmp_path / "demo" / "integration.png").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    assert "is a folder" in refused(capsys, "demo", tmp_path / "demo")
+    assert "file" in refused(capsys, "demo", tmp_path / "file")
+    assert "folder is ''" in refused(capsys, "demo", "")
 
 
 @pytest.mark.slow

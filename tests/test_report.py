@@ -117,6 +117,12 @@ def test_nothing_comes_from_elsewhere_and_nothing_runs(text, page):
     assert {tag for tag, a in page.tags if "href" in a} == {"a"}
 
 
+def test_a_browser_is_told_to_load_and_run_nothing(page):
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert [tag for tag, _ in page.tags].index("style") > [a.get("content") for _, a in page.tags].index(policy)
+
+
 def test_every_figure_is_a_picture_of_something(page):
     figures = page.figures()
     assert set(figures) == {"UMAP of the cells", "Loss curves of the training", "Diagnostics of the model"}

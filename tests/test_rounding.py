@@ -99,6 +99,19 @@ def test_integrate_rounds_and_leaves_the_matrix_alone(fractional):
     np.testing.assert_array_equal(fractional.obsm["X_sccvae"], expected)
 
 
+def test_the_picture_before_integration_is_of_the_rounded_counts(fractional, monkeypatch):
+    monkeypatch.setattr(sccvae.pl.embedding, "umap", lambda representation: representation[:, :2])
+    options = {"model_options": {"n_hidden": 8}, "train_options": {"max_epochs": 1, "progress_bar": False}}
+    sccvae.tl.integrate(fractional, batch_key="batch", mask_var=None, round_counts=True, **options)
+    whole = fractional.copy()
+    whole.X = fractional.layers["whole"]
+    drawn = []
+    for adata in (fractional, whole):
+        points = sccvae.pl.integration(adata, show=False).axes[0].collections[0].get_offsets()
+        drawn.append(np.asarray(points))
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)
+
+
 def test_cross_validation_rounds(fractional):
     settings, options = {"a": {"n_hidden": 8}}, {"max_epochs": 1}
     table = sccvae.cross_validate(fractional, settings, options=options, n_splits=1, round_counts=True)

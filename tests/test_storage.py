@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import struct
 import warnings
+from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import sccvae
@@ -98,7 +101,8 @@ def test_a_loaded_model_has_no_data_unless_given(adata, model, saved):
 
 
 def test_a_model_saved_without_its_aggregate_posterior_needs_data_for_it(adata, saved):
-    """As models were before it was stored."""
+    """As models were before it was stored, and before there were checksums."""
+    rewrite(saved, lambda description: [description.pop(name) for name in ("sha256", "replaces")])
     tensors = load_file(saved / WEIGHTS)
     with safe_open(saved / WEIGHTS, "pt") as handle:
         metadata = handle.metadata()
@@ -139,7 +143,7 @@ def test_an_aggregate_posterior_of_another_model_is_refused(saved):
     save_file(
         tensors | {"aggregate.means": tensors["aggregate.means"][:, 1:].clone()}, saved / WEIGHTS, metadata=metadata
     )
-    with pytest.raises(ModelFileError, match="the mixture of the aggregate posterior does not match"):
+    with pytest.raises(ModelFileError, match=r"'aggregate.means' has shape \(1, 4\); the description makes"):
         SCCVAE.load(saved)
 
 
@@ -192,6 +196,20 @@ def test_loading_leaves_the_global_random_state(saved):
     before = torch.get_rng_state()
     SCCVAE.load(saved)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+CELLS = json.loads((Path(__file__).parent / "models" / "0.1.0" / "cells.json").read_text())
+
+
+@pytest.mark.parametrize("kind", CELLS["codes"])
+def test_models_of_sccvae_0_1_0_are_read(kind):
+    """Saved by that version, without checksums; the codes of the cells beside them are its own, too."""
+    counts = np.array(CELLS["counts"], dtype=np.float32)
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(20)])
+    adata = ad.AnnData(counts, obs=pd.DataFrame(CELLS["obs"], index=[f"cell{i}" for i in range(40)]), var=var)
+    model = getattr(sccvae, kind).load(Path(__file__).parent / "models" / "0.1.0" / kind, adata)
+    np.testing.assert_allclose(model.get_latent_representation(), CELLS["codes"][kind], rtol=1e-4, atol=1e-5)
+    assert model.history["epoch"].max() == 2
 
 
 # ------------------------------------------------------------------------------------------------------ what is on disk
@@ -254,6 +272,58 @@ def test_parents_are_made_and_strangers_in_the_folder_are_left_alone(model, tmp_
     model.save(tmp_path / "c" / "d" / "e")
     assert (folder / "notes.txt").read_text() == "mine"
     assert SCCVAE.load(tmp_path / "c" / "d" / "e").gene_names[0] == "gene0"
+
+
+@pytest.mark.parametrize("path", ["", None, 3, "a\0b"])
+def test_what_is_no_path_is_told(model, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for call in (model.save, SCCVAE.load):
+        with pytest.raises((ValueError, TypeError), match=r"^path is .*; expected the path of a file or folder"):
+            call(path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+def test_modes_and_links_of_a_model_stay(model, saved, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (saved / WEIGHTS).rename(tmp_path / "disk" / "w")
+    (saved / WEIGHTS).symlink_to("../disk/w")
+    (saved / DESCRIPTION).chmod(0o600)
+    before = (tmp_path / "disk" / "w").stat().st_ino
+    (tmp_path / "link").symlink_to("model")
+    model.save(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (saved / WEIGHTS).is_symlink()
+    assert (tmp_path / "disk" / "w").stat().st_ino != before
+    assert stat.S_IMODE((saved / DESCRIPTION).stat().st_mode) == 0o600
+    assert os.listdir(tmp_path / "disk") == ["w"]
+    assert SCCVAE.load(saved).gene_names[0] == "gene0"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+def test_a_new_model_follows_the_umask(saved, tmp_path):
+    (tmp_path / "plain").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "plain", *saved.iterdir()]}
+    assert len(modes) == 1
+
+
+def test_a_save_removes_what_killed_saves_of_0_1_0_left(model, saved):
+    for name in (WEIGHTS, DESCRIPTION):
+        (saved / f"{name}.part").write_text("half")
+    model.save(saved, overwrite=True)
+    assert sorted(os.listdir(saved)) == [DESCRIPTION, WEIGHTS]
+
+
+def test_what_safetensors_says_of_a_disk_is_an_error_of_the_system(model, saved, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sccvae.storage.save_file", full)
+    for folder in (saved, tmp_path / "a" / "b"):
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}'"):
+            model.save(folder, overwrite=True)
+    assert sorted(os.listdir(saved)) == [DESCRIPTION, WEIGHTS]
+    assert not (tmp_path / "a").exists()
 
 
 # ------------------------------------------------------------------------------------------------ a save that is killed

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
+from sccvae.blocks import rows_of
 from sccvae.columns import one_column
 from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
 from sccvae.pl.training import draw_curves, history_frame, is_used
@@ -81,7 +81,7 @@ def integration(
     cells = sample(adata.n_obs, max_cells)
     groups = {key: categories(adata, key, cells) for key in dict.fromkeys(keys)}
     after = umap(embedding(adata, use_rep)[cells])
-    before = umap(pca_of_counts(adata, layer, cells))
+    before = umap(pca_of_counts(adata, layer, cells, rounded=bool(parameters.get("round_counts"))))
 
     frame = None if history is None else history_frame(history)
     n_columns = 2 if frame is None else 3
@@ -139,15 +139,17 @@ def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[A
     return adata.layers[layer], f"{name}.layers[{layer!r}]"
 
 
-def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray) -> NDArray:
-    """Principal components of normalised log counts: (cells, at most 50)."""
+def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray, *, rounded: bool = False) -> NDArray:
+    """Principal components of normalised log counts, `rounded` as the model took them: (cells, at most 50)."""
     import scanpy as sc
     from anndata import AnnData
 
     source, where = matrix_of(adata, layer)
     # Rows are fetched in ascending order: files on disk ask for that.
     ascending = np.sort(cells)
-    counts = csr_matrix(source[ascending], dtype=np.float32)[np.searchsorted(ascending, cells)]
+    counts = rows_of(source, where, ascending).astype(np.float32)[np.searchsorted(ascending, cells)]
+    if rounded:
+        counts.data = np.rint(counts.data)
     wrong = counts.data[(counts.data < 0) | (counts.data != np.rint(counts.data))]
     if len(wrong):
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from sccvae.blocks import rows_of
 from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
@@ -59,11 +60,11 @@ def generation(
             f"generated lacks {len(missing)} of the {real.n_vars} genes of real, such as {missing[0]!r}: expected the "
             "same genes, as in real[:, generated.var_names]."
         )
-    counts, _ = matrix_of(real, layer, "real")
+    counts, where = matrix_of(real, layer, "real")
     n = min(real.n_obs, generated.n_obs, max_cells)
-    x = csr_matrix(counts[np.sort(sample(real.n_obs, n))])
+    x = rows_of(counts, where, np.sort(sample(real.n_obs, n)))
     order = generated.var_names.get_indexer(real.var_names)
-    y = csr_matrix(generated.X[np.sort(sample(generated.n_obs, n))])[:, order]
+    y = rows_of(generated.X, "generated.X", np.sort(sample(generated.n_obs, n)))[:, order]
     both = vstack([x, y], format="csr")
     layout = umap(pca_of_counts(AnnData(both), None, np.arange(2 * n)))
 

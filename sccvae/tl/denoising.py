@@ -12,7 +12,9 @@ from anndata import AnnData
 from sccvae import posterior
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
+from sccvae.names import check_key, why_no_key
 from sccvae.similarity import neighbours
+from sccvae.wording import listed_names
 
 NEAREST = 20  # cells, itself among them, whose counts tell a cell's expression
 
@@ -46,8 +48,8 @@ def denoise(
     Parameters
     ----------
     adata
-        The data that `model` was trained on (told by the names of the cells; its counts are then those of that time,
-        so `X` may have been normalised since), or new data.
+        The data that `model` was trained on, or new data. Where its counts are gone, since `X` was normalised, the
+        names of its cells tell that it is the training data, with a warning, and the counts are those of that time.
     model
         A trained model of counts.
     genes
@@ -60,7 +62,8 @@ def denoise(
     n_samples
         Posterior draws; memory is 4 bytes x draws x cells x genes.
     key_added
-        Ending of the names of the columns.
+        Ending of the names of the columns. "/" and backslashes in the name of a gene, which files cannot hold in the
+        name of a column, become "|" there.
     seed
         Of the draws and of r.
 
@@ -71,8 +74,9 @@ def denoise(
 
     Raises
     ------
-    ValueError, KeyError, RuntimeError
-        A gene or batch is unknown, a number is out of its range, or the model is not trained.
+    ValueError, KeyError, RuntimeError, TypeError
+        A gene or batch is unknown, files cannot hold the name of a column, a number is out of its range, or the model
+        is not trained.
 
     Examples
     --------
@@ -89,9 +93,14 @@ def denoise(
         raise ValueError(f"interval is {interval}; expected a probability in (0, 1), such as 0.9.")
     if n_samples < 20:
         raise ValueError(f"n_samples is {n_samples}; expected at least 20, as the ends of an interval are taken.")
-    names = [genes] if isinstance(genes, str) else list(genes)
+    names = [genes] if isinstance(genes, str) else list(map(str, genes))
     if not names:
         raise ValueError("genes is empty: expected the name of at least one gene.")
+    check_key("key_added", key_added)
+    stems = {name: _stem(name, key_added) for name in names}
+    if twice := {stem for stem in stems.values() if list(stems.values()).count(stem) > 1}:
+        same = [name for name, stem in stems.items() if stem in twice]
+        raise ValueError(f"genes holds {listed_names(same)}, whose columns would have the same name: take one of them.")
     source = model._source(adata)
     scale = float(np.median(model.get_latent_library_size(source))) if model.likelihood.has_library else 1.0
     draws = model.get_normalized_expression(
@@ -109,12 +118,29 @@ def denoise(
     lower, upper = np.quantile(draws, [(1 - interval) / 2, (1 + interval) / 2], axis=0).astype(np.float32)
     endings = {"": mean, "_lower": lower, "_upper": upper}
     columns = {
-        f"{name}_{key_added}{ending}": values[:, column]
+        f"{stems[name]}{ending}": values[:, column]
         for column, name in enumerate(names)
         for ending, values in endings.items()
     }
-    kept = adata.obs.drop(columns=[column for column in columns if column in adata.obs])
-    adata.obs = pd.concat([kept, pd.DataFrame(columns, index=kept.index)], axis=1)  # one by one it becomes slow
+    _add_columns(adata, pd.DataFrame(columns, index=adata.obs_names))
+
+
+def _stem(gene: str, key_added: str) -> str:
+    """How the names of a gene's columns begin."""
+    stem = gene.replace("/", "|").replace("\\", "|") + f"_{key_added}"
+    if (why := why_no_key(stem + "_lower")) is not None:
+        raise ValueError(f"The column of gene {gene[:50]!r} could not be stored in a file: {why}. Rename the gene.")
+    return stem
+
+
+def _add_columns(adata: AnnData, columns: pd.DataFrame) -> None:
+    """Add the columns to `adata.obs`, which stays the same table: others may hold it."""
+    if adata.is_view:  # the first column makes it an AnnData of its own, as in all that is written to a view
+        adata.obs[columns.columns[0]] = columns.iloc[:, 0]
+    obs = adata.obs
+    kept = obs.drop(columns=[column for column in columns if column in obs])
+    # Filled anew, since columns that are inserted one by one make a table slow.
+    pd.DataFrame.__init__(obs, pd.concat([kept, columns], axis=1))
 
 
 def _add_noise_of_counts(

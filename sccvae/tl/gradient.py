@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sccvae import trends as curves
 from sccvae.columns import labels_of, one_column
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
+from sccvae.names import check_key, distinct_texts, known_as
 from sccvae.seeding import seeded
 
 
@@ -83,6 +85,7 @@ def gradient(
     import scanpy as sc
 
     check_adata(adata)
+    check_key("key_added", key_added)
     candidates = _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
@@ -90,7 +93,8 @@ def gradient(
             "'X_sccvae'."
         )
     graph = f"{key_added}_neighbors" if neighbors_key is None else neighbors_key
-    slim = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={use_rep: np.asarray(adata.obsm[use_rep])})
+    rep = np.asarray(adata.obsm[use_rep])
+    slim = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={use_rep: rep})
     if neighbors_key is None:
         seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
     else:
@@ -101,6 +105,11 @@ def gradient(
             )
         slim.uns[graph] = adata.uns[graph]
         for what in ("connectivities_key", "distances_key"):
+            if (name := adata.uns[graph].get(what)) not in adata.obsp:
+                raise KeyError(
+                    f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
+                    "cells."
+                )
             slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
     seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
     values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
@@ -119,7 +128,7 @@ def gradient(
     if layout == "auto":
         layout = "fa" if find_spec("fa2_modified") else "fr"
     if layout is not None:
-        slim.obsm["start"] = _start(slim.obsm[use_rep])
+        slim.obsm["start"] = _start(rep)
         options = {"layout": layout, "init_pos": "start", "neighbors_key": graph, "key_added_ext": key_added}
         seeded(sc.tl.draw_graph, slim, seed=seed, **options)
         adata.obsm[f"X_draw_graph_{key_added}"] = slim.obsm[f"X_draw_graph_{key_added}"]
@@ -146,7 +155,7 @@ def trends(
     pseudotime: str = "sccvae_pseudotime",
     groupby: str | None = None,
     lineages: Mapping[str, Sequence[str]] | None = None,
-    transform_batch: str | Sequence[str] | None = "all",
+    transform_batch: str | Sequence[str] | EllipsisType | None = ...,
     library_size: float = 1e4,
     n_points: int = 50,
     span: float = 0.3,
@@ -163,7 +172,8 @@ def trends(
     Parameters
     ----------
     adata
-        The data that `model` was trained on (told by the names of the cells), or new data with raw counts.
+        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
+        normalised, the names of its cells tell that it is the training data, with a warning.
     genes
         Names.
     pseudotime
@@ -172,7 +182,8 @@ def trends(
         Column of `obs` with groups, and for each lineage the groups it passes, its beginning included: ``{"erythroid":
         ["MEP", "Ery"], "myeloid": ["MEP", "GMP", "Mo"]}``. Without, all cells are one lineage.
     transform_batch, library_size
-        As in `SCCVAE.get_normalized_expression`: batches to decode in, and the total counts of a cell.
+        As in `SCCVAE.get_normalized_expression`: batches to decode in (by default the mean over all), and the total
+        counts of a cell.
     n_points, span, level, n_samples
         Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
     key_added
@@ -189,7 +200,8 @@ def trends(
         An unknown column, gene, or group; a lineage of fewer than 10 cells.
     """
     check_adata(adata)
-    genes = [genes] if isinstance(genes, str) else list(genes)
+    check_key("key_added", key_added)
+    genes = [genes] if isinstance(genes, str) else list(map(str, genes))
     if pseudotime not in adata.obs:
         raise KeyError(
             f"adata.obs has no column {pseudotime!r}: sccvae.tl.gradient(adata, root=...) makes 'sccvae_pseudotime'."
@@ -207,7 +219,7 @@ def trends(
         return model.get_normalized_expression(
             source,
             gene_list=genes,
-            transform_batch=transform_batch,
+            transform_batch=model.batches if transform_batch is ... else transform_batch,
             library_size=library_size,
             n_samples=1,
             return_numpy=True,
@@ -238,7 +250,8 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
     """Numbers of the cells that may be the root."""
     if isinstance(root, tuple) and len(root) == 2:
         labels = labels_of(root[0], adata.obs, adata.obs_names)
-        cells = np.flatnonzero(labels.astype(str) == str(root[1]))
+        name = known_as(root[1], tuple(labels.astype(str).unique()))
+        cells = np.flatnonzero(labels.astype(str) == name)
         if not len(cells):
             raise ValueError(
                 f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
@@ -279,11 +292,17 @@ def _lineages(
     if groupby is None:
         raise ValueError("lineages names groups: pass groupby, the column of adata.obs that holds them.")
     labels = labels_of(groupby, adata.obs, adata.obs_names).astype(str)
-    for name, groups in lineages.items():
-        unknown = sorted(set(map(str, groups)) - set(labels))
+    known = tuple(labels.unique())
+    texts = distinct_texts(lineages, "lineages")
+    passed = {
+        text: [known_as(group, known) or str(group) for group in groups]
+        for text, groups in zip(texts, lineages.values(), strict=True)
+    }
+    for name, groups in passed.items():
+        unknown = sorted(set(groups) - set(known))
         if unknown:
             raise ValueError(
                 f"Lineage {name!r} names {unknown[0]!r}, which is not in adata.obs[{groupby!r}]; it has "
                 f"{sorted(set(labels))}."
             )
-    return {name: labels.isin(list(map(str, groups))).to_numpy() for name, groups in lineages.items()}
+    return {name: labels.isin(groups).to_numpy() for name, groups in passed.items()}

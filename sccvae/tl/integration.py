@@ -1,6 +1,5 @@
 """A model's outputs written into an AnnData."""
 
-import warnings
 from types import EllipsisType
 from typing import Any
 
@@ -10,6 +9,8 @@ from anndata import AnnData
 from sccvae.arguments import flag
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
+from sccvae.names import check_key
+from sccvae.wording import warn
 
 MAX_LAYER_BYTES = 2 * 2**30
 
@@ -48,7 +49,7 @@ def integrate(
     copy
         Write to a copy and return it.
     expression
-        Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
+        Whether to store the two expression matrices in `layers`; None stores them when they stay under 2 GiB together.
     model_options, train_options
         Further arguments of `SCCVAE` and of `SCCVAE.train`.
     seed
@@ -64,7 +65,14 @@ def integrate(
     - `obs["sccvae_library"]`: inferred library size;
     - `uns["sccvae"]`: parameters, history, versions.
 
-    With a mask the two matrices go to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, as DataFrames with gene names.
+    With a mask also `var["sccvae_modelled"]`, the genes that the model knows; all others are NaN in the two layers.
+    Where the layers would take more than 2 GiB, the two matrices go to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`,
+    (cells, genes modelled), with a warning. What an earlier run left under the same keys is replaced or removed.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        What is wrong with the data, where, and how to mend it; or files cannot hold `key_added` as a key.
 
     Examples
     --------
@@ -75,12 +83,14 @@ def integrate(
     (300, 20)
     """
     check_adata(adata)
+    check_key("key_added", key_added)
     if (copy := flag("copy", copy)) and (adata.isbacked or not all(map(_can_be_copied, _matrices(adata)))):
         raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
+    check_spared(key_added, model)
     model.train(**(train_options or {}))
     adata = adata.copy() if copy else adata
     _store(adata, None, model, key_added, expression)
@@ -104,21 +114,39 @@ def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expressio
     adata
         The data the model was trained on, or new data of the same kind.
     expression
-        Whether to store the two expression matrices; None stores them when they stay under 2 GiB together.
+        As in `integrate`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        As in `integrate`.
     """
-    _store(adata, adata, model, key_added, expression)
+    check_key("key_added", key_added)
+    check_spared(key_added, model)
+    _store(adata, model._source(adata), model, key_added, expression)
+
+
+def check_spared(key_added: str, model: SCCVAE) -> None:
+    """Raise unless what the model reads is spared by what is written."""
+    schema = model._schema
+    columns = (*schema.categorical_covariate_keys, *schema.continuous_covariate_keys, schema.size_factor_key)
+    read = {
+        f"adata.layers[{schema.layer!r}]": schema.layer in (key_added, f"{key_added}_corrected"),
+        f"adata.obs['{key_added}_library']": f"{key_added}_library" in (schema.batch_key, *columns),
+    }
+    for what, replaced in read.items():
+        if replaced:
+            raise ValueError(f"key_added is {key_added!r}, so {what}, which the model reads, would go. Choose another.")
 
 
 def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
     """Write to `adata` the outputs for the cells of `source`; None stands for the training data."""
     embedding = model.get_latent_representation(source)
-    if expression is None and 2 * 4 * adata.n_obs * len(model.gene_names) > MAX_LAYER_BYTES:
-        expression = False
-        warnings.warn(
-            "Expression was left out, since it would take more than 2 GiB; model.get_normalized_expression(out=...) "
-            "streams it into a memmap or zarr array, and expression=True stores it all the same.",
-            stacklevel=3,
-        )
+    _remove_earlier(adata, key_added)
+    modelled = adata.var_names.isin(model.gene_names)
+    where = "layers" if expression else None
+    if expression is None:
+        where = _place(adata.n_obs, adata.n_vars, int(modelled.sum()), key_added)
     scale = 1.0
     if model.likelihood.has_library:
         library = model.get_latent_library_size(source)
@@ -126,11 +154,48 @@ def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str
         adata.obs[f"{key_added}_library"] = library
     adata.obsm[f"X_{key_added}"] = embedding
     adata.uns[key_added] = {**model.describe(), "expression_library_size": scale}
-    if expression is False:
+    if not modelled.all():
+        adata.var[f"{key_added}_modelled"] = modelled
+    if where is None:
         return
-    whole = len(model.gene_names) == adata.n_vars
-    options = {"library_size": scale, "gene_list": adata.var_names if whole else None, "return_numpy": whole}
-    for key, batch in ((key_added, None), (f"{key_added}_corrected", "all")):
-        (adata.layers if whole else adata.obsm)[key] = model.get_normalized_expression(
-            source, transform_batch=batch, **options
+    genes = adata.var_names[modelled]
+    for key, batches in ((key_added, None), (f"{key_added}_corrected", model.batches)):
+        values = model.get_normalized_expression(
+            source, transform_batch=batches, library_size=scale, gene_list=genes, return_numpy=True
         )
+        if where == "layers" and not modelled.all():
+            known, values = values, np.full(adata.shape, np.nan, dtype=np.float32)
+            values[:, modelled] = known
+        getattr(adata, where)[key] = values
+
+
+def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:
+    """Where two matrices of float32 have room: `layers`, `obsm` for the genes modelled, or nowhere."""
+    if 2 * 4 * n_cells * n_genes <= MAX_LAYER_BYTES:
+        return "layers"
+    if n_modelled < n_genes and 2 * 4 * n_cells * n_modelled <= MAX_LAYER_BYTES:
+        warn(
+            f"Expression went to adata.obsm[{key!r}] and [{key + '_corrected'!r}], for the genes modelled alone, since "
+            f"layers would take more than 2 GiB. To draw it, take adata[:, adata.var['{key}_modelled']].copy() and "
+            "make it a layer of that."
+        )
+        return "obsm"
+    warn(
+        "Expression was left out, since it would take more than 2 GiB; model.get_normalized_expression(out=...) "
+        "streams it into a memmap or zarr array, and expression=True stores it all the same."
+    )
+    return None
+
+
+def _remove_earlier(adata: AnnData, key_added: str) -> None:
+    """Remove what an earlier run wrote, so that no matrix of another model stays under the same key."""
+    earlier = adata.uns.get(key_added)
+    if not hasattr(earlier, "keys") or not {"parameters", "versions", "expression_library_size"} <= set(earlier.keys()):
+        return
+    for key in (key_added, f"{key_added}_corrected"):
+        for place in (adata.layers, adata.obsm):
+            if key in place:
+                del place[key]
+    for table, column in ((adata.obs, f"{key_added}_library"), (adata.var, f"{key_added}_modelled")):
+        if column in table:
+            del table[column]

@@ -11,6 +11,8 @@ from sccvae.columns import labels_of
 from sccvae.differential import expected_fdr
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
+from sccvae.names import check_key, why_no_key
+from sccvae.wording import listed_names, warn
 
 
 def rank_genes_groups(
@@ -19,7 +21,7 @@ def rank_genes_groups(
     *,
     groupby: str,
     groups: str | Sequence[str] | None = None,
-    reference: str = "rest",
+    reference: str | Sequence[str] = "rest",
     n_genes: int | None = None,
     key_added: str = "rank_genes_groups",
     de_options: dict[str, Any] | None = None,
@@ -32,12 +34,13 @@ def rank_genes_groups(
     Parameters
     ----------
     adata
-        The data that `model` was trained on (told by the names of the cells; its counts are then those of that time,
-        so `X` may have been normalised since), or new data.
+        The data that `model` was trained on, or new data. Where its counts are gone, since `X` was normalised, the
+        names of its cells tell that it is the training data, with a warning, and the counts are those of that time.
     groupby
         Column of `obs`.
     groups, reference
-        Groups to compare, None for all; with which: "rest", all other cells, or the name of a group.
+        Groups to compare, None for all; with which: "rest", all other cells, or the name of a group. A group that is
+        itself called rest is `["rest"]`.
     n_genes
         Genes to keep of each group, None for all.
     key_added
@@ -55,18 +58,34 @@ def rank_genes_groups(
     - `pvals`: 1 - proba_de, the posterior probability that the gene does not change by more than `delta`. It stands
       where Scanpy has p-values, and is none: it is no tail probability under a null hypothesis;
     - `pvals_adj`: expected false discovery rate if this gene and all surer ones are called;
-    - `pts`, `pts_rest`: share of the cells with a count of the gene, in the group and in the rest;
+    - `pts`, `pts_rest`: share of the cells with a count of the gene, in the group and in the rest; left out, with a
+      warning, where files cannot hold the name of a group as that of a column, for instance if it holds "/";
     - `params`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        A group is unknown or has no name; or as in `SCCVAE.differential_expression`.
     """
     options = {"seed": seed, **(de_options or {})}
     if options.setdefault("mode", "change") != "change":
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
     check_adata(adata)
+    check_key("key_added", key_added)
+    if not isinstance(groupby, str):
+        raise TypeError(f"groupby is a {type(groupby).__name__}; expected the name of a column of adata.obs.")
+    labels = labels_of(groupby, adata.obs, adata.obs_names)
+    _check_groups(labels, groupby, reference)
+    against_all = isinstance(reference, str) and reference == "rest"
+    if not np.isscalar(reference):
+        if len(reference) != 1:
+            raise ValueError(f"reference names {len(reference)} groups; expected one, or 'rest'.")
+        reference = reference[0]
     frame = model.differential_expression(
         model._source(adata),
-        groupby=labels_of(groupby, adata.obs, adata.obs_names),
+        groupby=labels,
         group1=groups,
-        group2=None if reference == "rest" else reference,
+        group2=None if against_all else reference,
         **options,
     )
     error = np.exp(-np.logaddexp(0, frame["bayes_factor"]))
@@ -84,11 +103,31 @@ def rank_genes_groups(
         source = "lfc_median" if column == "logfoldchanges" else column
         values = [table[source].to_numpy()[:n_genes] for table in tables.values()]
         result[column] = np.rec.fromarrays(values, dtype=[(group, dtype) for group in tables])
-    shares = {"pts": "non_zeros_proportion1"} | ({"pts_rest": "non_zeros_proportion2"} if reference == "rest" else {})
+    shares = {"pts": "non_zeros_proportion1"} | ({"pts_rest": "non_zeros_proportion2"} if against_all else {})
+    if no_column := [group for group in tables if why_no_key(group) is not None]:
+        warn(
+            f"The shares of cells, pts, were left out, since files cannot hold columns called "
+            f"{listed_names(no_column)}; rename the groups to have them."
+        )
+        shares = {}
     for key, column in shares.items():
         by_gene = {group: table.set_index("names")[column] for group, table in tables.items()}
-        result[key] = pd.DataFrame(by_gene).loc[model.gene_names]
+        result[key] = pd.DataFrame(by_gene).loc[model.gene_names].rename_axis(index=None)
     adata.uns[key_added] = result
+
+
+def _check_groups(labels: pd.Series, groupby: str, reference: Any) -> None:
+    """Raise unless every group can have a field of a record array; say what the reference means if it may mean two."""
+    groups = [str(label) for label in pd.unique(labels)]
+    for group in groups:
+        if group == "" or "\0" in group:
+            what = "has no name" if group == "" else f"is called {group!r}, with a null character"
+            raise ValueError(f"A group of adata.obs[{groupby!r}] {what}: rename it, Scanpy's result has a field of it.")
+    if isinstance(reference, str) and reference == "rest" and "rest" in groups:
+        warn(
+            f"adata.obs[{groupby!r}] has a group called 'rest'; reference='rest' means all other cells, and "
+            "reference=['rest'] that group."
+        )
 
 
 def _without_none(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,19 +10,21 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.arguments import flag
+from sccvae.autoencoders import AutoencodingModel
 from sccvae.columns import labels_of
-from sccvae.held import HeldModel
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
+from sccvae.names import check_key, why_no_key
 from sccvae.seeding import seeded
 from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours
+from sccvae.wording import warn
 
 MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
 
 
 def similarity(
     adata: AnnData,
-    model: HeldModel | None = None,
+    model: SCCVAE | AutoencodingModel | None = None,
     *,
     metric: Metric = "symmetric_kl",
     n_neighbors: int = 15,
@@ -40,9 +42,10 @@ def similarity(
     Parameters
     ----------
     adata
-        The data that `model` was trained on (told by the names of the cells), or new data with raw counts.
+        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
+        normalised, the names of its cells tell that it is the training data, with a warning.
     model
-        A trained `SCCVAE`. None, or an autoencoder, which have no posterior, will do for ``metric="euclidean"``.
+        A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which takes `use_rep`.
     metric
         Distance between two cells; `sccvae.similarity` has the formulas.
     n_neighbors
@@ -51,7 +54,7 @@ def similarity(
         Whether to store the distances of all pairs, too; for at most 20,000 cells.
     use_rep
         Key of ``adata.obsm`` with the embedding, which Scanpy's functions look up beside the graph; written if the
-        model is given and the key is not there.
+        model is given and the key is not there. One that is there and is not the model's own stays, with a warning.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
     seed
@@ -72,6 +75,9 @@ def similarity(
         The metric needs a model with posteriors; too many cells for a matrix; no embedding.
     """
     check_adata(adata)
+    check_key("key_added", key_added)
+    if use_rep not in adata.obsm:
+        check_key("use_rep", use_rep)
     if (dense := flag("dense", dense)) and adata.n_obs > MAX_DENSE:
         raise ValueError(
             f"dense=True with {adata.n_obs:,} cells: distances of all pairs are stored for at most {MAX_DENSE:,}. Take "
@@ -95,6 +101,11 @@ def similarity(
     slim.uns[key_added]["params"]["posterior_distance"] = metric
     if use_rep not in adata.obsm:
         adata.obsm[use_rep] = mean
+    elif not _alike(adata.obsm[use_rep], mean):
+        warn(
+            f"adata.obsm[{use_rep!r}] is not what the model says of these cells, and was left as it is; pass use_rep= "
+            "another key to have the embedding beside the graph."
+        )
     adata.uns[key_added] = slim.uns[key_added]
     for key, values in slim.obsp.items():
         adata.obsp[key] = values
@@ -140,8 +151,9 @@ def hierarchy(
 
     Raises
     ------
-    KeyError, ValueError
-        No distances; too many cells; a column that is not categorical, or has categories without cells.
+    KeyError, ValueError, TypeError
+        No distances; too many cells; a column that is not categorical, or has categories without cells; files cannot
+        hold the key.
 
     Examples
     --------
@@ -154,6 +166,11 @@ def hierarchy(
     from scipy.cluster.hierarchy import dendrogram, leaves_list
 
     check_adata(adata)
+    if key_added is None:
+        key_added = "hierarchy" if groupby is None else f"dendrogram_{groupby}"
+        if (why := why_no_key(key_added)) is not None:
+            raise ValueError(f"adata.uns[{key_added!r}] could not be stored in a file: {why}. Pass key_added.")
+    check_key("key_added", key_added)
     codes = categories = None
     if groupby is not None:
         codes, categories = _groups(adata, groupby)
@@ -161,12 +178,12 @@ def hierarchy(
     about: dict[str, Any] = {"linkage_method": method, "use_rep": key if use_rep is None else use_rep}
     if codes is None or categories is None:
         tree = linkage(distances, method=method, optimal_ordering=False)
-        adata.uns[key_added or "hierarchy"] = {"linkage": tree, "order": leaves_list(tree), **about}
+        adata.uns[key_added] = {"linkage": tree, "order": leaves_list(tree), **about}
         return
     between = group_distances(distances, codes, method=method)
     tree = linkage(between, method=method)
     drawing = dendrogram(tree, labels=list(categories), no_plot=True)
-    adata.uns[key_added or f"dendrogram_{groupby}"] = {
+    adata.uns[key_added] = {
         "linkage": tree,
         "groupby": [groupby],
         **about,
@@ -212,7 +229,7 @@ class _Found:
 
 
 def _posterior(
-    adata: AnnData, model: HeldModel | None, metric: Metric, use_rep: str
+    adata: AnnData, model: SCCVAE | AutoencodingModel | None, metric: Metric, use_rep: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean and, where the metric asks for it, variance of each cell's posterior."""
     if metric != "euclidean" and not isinstance(model, SCCVAE):
@@ -223,9 +240,17 @@ def _posterior(
     if isinstance(model, SCCVAE):
         mean, variance = model.get_latent_representation(model._source(adata), return_variance=True)
         return mean, None if metric == "euclidean" else variance
+    if model is not None:
+        return model.get_latent_representation(model._source(adata)), None
     if use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}: pass a model or use_rep.")
     return np.asarray(adata.obsm[use_rep]), None
+
+
+def _alike(given: Any, mean: np.ndarray) -> bool:
+    """Whether an embedding is the model's, but for the rounding of chunks and devices."""
+    given = np.asarray(given)
+    return given.shape == mean.shape and np.allclose(given, mean, rtol=1e-3, atol=1e-3)
 
 
 def _groups(adata: AnnData, groupby: str) -> tuple[np.ndarray, pd.Index]:
