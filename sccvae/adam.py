@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from sccvae.kernels import fits, threads
+from sccvae.kernels import fits
+from sccvae.parallel import alone
 
 BETAS = (0.9, 0.999)
 ALIGNED = 16  # entries, 64 bytes: where every weight begins
@@ -92,12 +93,12 @@ class Adam:
             return
         from sccvae import layers
 
-        norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
+        with alone():  # the order of a sum is that of one thread
+            norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
         numbers = (rate, correction, *(1 - beta for beta in BETAS), share)
-        with threads() as n_threads:
-            arrays = [t.numpy() for t in self.arrays]
-            layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale), n_threads)
+        arrays = [t.numpy() for t in self.arrays]
+        layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale))
 
     @torch.no_grad()
     def _move(self, rate: Number, correction: Number, share: Number) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae import diagnostics, differential, posterior
-from sccvae.arguments import check_positive, flag
+from sccvae.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
 from sccvae.fitted import FittedModel
 from sccvae.predictive import predictive_check
 
@@ -81,7 +81,8 @@ class AnalysedModel(FittedModel):
                 f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
             )
         options = differential.Options(mode, delta, pseudocount, fdr_target)
-        check_positive(max_cells=max_cells, chunk_size=chunk_size)
+        n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
+        max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)
         counts, names = self._cells(adata, None)
         labels = None if groupby is None else self._labels(groupby, adata, names, "groupby")
         design = differential.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
@@ -137,7 +138,8 @@ class AnalysedModel(FittedModel):
         >>> "train longer" in model.diagnose().warnings[0]
         True
         """
-        check_positive(n_samples=n_samples, n_neighbors=n_neighbors, max_cells=max_cells)
+        n_samples, n_neighbors = positive("n_samples", n_samples), limit("n_neighbors", n_neighbors)
+        max_cells, seed = unless_none(limit, "max_cells", max_cells), checked_seed(seed)
         counts, names = self._cells(adata, None)
         if len(counts) < 10:
             raise ValueError(f"There are {len(counts)} cells; expected at least 10 to tell how a model does.")
@@ -206,7 +208,7 @@ class AnalysedModel(FittedModel):
         from sccvae import report  # draws and scores, which takes matplotlib and scikit-learn
 
         report.checked_path(path)
-        check_positive(max_cells=max_cells)
+        max_cells, seed = limit("max_cells", max_cells), checked_seed(seed, most=SEEDS)
         counts, names = self._cells(adata, None)
         for what, key in (("batch_key", batch_key), ("label_key", label_key)):
             if not isinstance(key, str | None):

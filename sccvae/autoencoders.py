@@ -11,13 +11,13 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import check_positive, checked_seed, real, whole
+from sccvae.arguments import FLOAT32, MOST, check_choice, checked_seed, finite, positive, real, whole
 from sccvae.chains import Reconstructor
 from sccvae.data import Counts
 from sccvae.held import HeldModel
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import Architecture, check_choice, check_choices
+from sccvae.networks import Architecture, check_choices
 from sccvae.signatures import with_history
 
 Codes = Literal["fitted", "prior"]
@@ -44,7 +44,7 @@ class AutoencodingModel(HeldModel):
         options: dict[str, Any],
     ) -> None:
         """Read and check the data, and make the network."""
-        sizes, seed = {name: whole(name, n) for name, n in sizes.items()}, checked_seed(seed)
+        sizes, seed = {name: whole(name, n, most=MOST) for name, n in sizes.items()}, checked_seed(seed)
         schema, counts = Schema.learn(
             adata,
             layer=layer,
@@ -94,11 +94,12 @@ class AutoencodingModel(HeldModel):
         train_size
             Share of each batch's cells to train on; the others choose the best epoch.
         early_stopping, patience
-            Stop after `patience` epochs without a higher log-likelihood of the held-out cells.
+            Stop after `patience` epochs without a higher log-likelihood of the held-out cells. With
+            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         gradient_clip, weight_decay
-            Highest norm of the gradient; L2 penalty.
+            Highest norm of the gradient, infinity for none; L2 penalty.
         progress_bar
             One line on a terminal; nothing elsewhere.
 
@@ -234,7 +235,7 @@ class Autoencoder(AutoencodingModel):
             N(0, I), which an autoencoder was never asked to fill.
         """
         self._check_trained()
-        check_positive(n_codes=n_codes)
+        n_codes, seed = positive("n_codes", n_codes), checked_seed(seed)
         check_choice("codes", codes, get_args(Codes))
         z = np.random.default_rng(seed).standard_normal((n_codes, self._vae.architecture.n_latent))
         if codes == "fitted":
@@ -259,7 +260,7 @@ class Autoencoder(AutoencodingModel):
         `obs["sccvae_library"]`.
         """
         self._check_trained()
-        check_positive(n_cells=n_cells)
+        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
         z, rng = self.sample_codes(n_cells, codes=codes, seed=seed), np.random.default_rng([seed, 1])
         profiles = self._draw_profiles(n_cells, batch, rng)
         matrix, z, library = posterior.generate(self._vae, profiles, rng, z)
@@ -274,6 +275,5 @@ def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
         raise ValueError(
             f"scale is for gene_likelihood='normal'; {gene_likelihood!r} has no standard deviation to hold."
         )
-    if not 0 < scale < np.inf:
-        raise ValueError(f"scale is {scale}; expected a standard deviation above 0, in the units of the data.")
-    return float(scale)
+    what = "a standard deviation above 0, in the units of the data"
+    return finite("scale", scale, what, least=1 / FLOAT32, most=FLOAT32)

@@ -19,9 +19,20 @@ from sccvae import fused, latent, layers
 from sccvae.data import Minibatch
 from sccvae.densities import FLOOR, MixturePrior
 from sccvae.elementary import BFLOAT16
-from sccvae.kernels import encode_gradient_into, encode_into, stored, threads
+from sccvae.kernels import encode_gradient_into, encode_into, stored
 from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH
-from sccvae.networks import BOUNDS_L, BOUNDS_Z, Block, CovariateOffset, Decoder, Linear, SparseLinear, noise_of_units
+from sccvae.networks import (
+    BOUNDS_L,
+    BOUNDS_Z,
+    LEAST_L,
+    Block,
+    CovariateOffset,
+    Decoder,
+    Linear,
+    SparseLinear,
+    noise_of_units,
+)
+from sccvae.parallel import copy, multiply
 from sccvae.vae import VAE
 
 NO_NOISE = torch.empty(0, 0, dtype=torch.int16)
@@ -115,7 +126,7 @@ class Layer:
 
     def product(self, out: torch.Tensor) -> None:
         """Fill out with the input times the weight."""
-        torch.mm(self.input, self.linear.weight, out=out)
+        multiply(self.input, self.linear.weight, out)
 
     def product_backward(self, by_product: torch.Tensor) -> torch.Tensor:
         """From the gradient by the product to that by the input."""
@@ -139,9 +150,10 @@ class SparseLayer(Layer):
 class Draw:
     """Means and log variances of a Gaussian, a draw from it, and its KL divergence from a Gaussian prior."""
 
-    def __init__(self, linear: Linear, *bounds: float):
-        """`bounds`: lowest and highest log variance, and what is added to the variance."""
+    def __init__(self, linear: Linear, *bounds: float, least: float | None = None):
+        """`bounds`: lowest and highest log variance, and what is added to the variance. `least`: lowest mean."""
         self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Arrays()
+        self.least = least
 
     def forward(
         self, h: torch.Tensor, noise: torch.Tensor, shift: np.ndarray, prior_mean: np.ndarray, prior_variance
@@ -150,6 +162,9 @@ class Draw:
         self.input, n_cells, n = h, *noise.shape
         self.shape = n_cells, 2 * n
         head = torch.addmm(self.linear.bias, h, self.linear.weight, out=self.arrays("head", *self.shape))
+        if self.least is not None:
+            self.below = head.numpy()[:, :n] < self.least
+            head[:, :n].clamp_(min=self.least)
         variance, draw = self.arrays("variance", n_cells, n), self.arrays("draw", n_cells, n)
         kl = np.empty(n_cells, np.float32)
         self.kept = (head.numpy(), self.bounds, shift, prior_mean, prior_variance, noise.numpy(), variance.numpy())
@@ -174,6 +189,8 @@ class Draw:
         by_head = self.arrays("by_head", *self.shape)
         values = by_head.numpy()
         latent.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
+        if self.least is not None:
+            values[:, : self.below.shape[1]][self.below] = 0
         if by_mean is not None:
             values[:, : by_mean.shape[1]] += by_mean
         values.sum(0, out=place_of(self.linear.bias).numpy())
@@ -198,7 +215,7 @@ class Product:
     def forward(self, h: torch.Tensor) -> None:
         """Multiply; the result is `out`."""
         self.input = h
-        self.out = torch.mm(h, self.weight, out=self.place(h))
+        self.out = multiply(h, self.weight, self.place(h))
 
     def forward_of_zero(self, h: torch.Tensor) -> None:
         """The same where the weight is 0, without multiplying; nothing goes back through it."""
@@ -226,9 +243,9 @@ class Halved(Product):
 
     def forward(self, h: torch.Tensor) -> None:
         """Multiply; the result is `out`."""
-        self.input = self.halves("input", h).copy_(h)
-        self.halved = self.halves("weight", self.weight).copy_(self.weight)
-        self.out = torch.mm(self.input, self.halved, out=self.place(h))
+        self.input = copy(self.halves("input", h), h)
+        self.halved = copy(self.halves("weight", self.weight), self.weight)
+        self.out = multiply(self.input, self.halved, self.place(h))
 
     def halves(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """An array of bfloat16 that is kept."""
@@ -242,8 +259,8 @@ class Halved(Product):
     def backward(self, by_input: torch.Tensor, *, add: bool) -> None:
         """Put the gradient by the input into by_input, or add it there, and that by the weight into its place."""
         by_weight, by_halved = self.halves("by_weight", self.weight), self.halves("by_input", by_input)
-        place_of(self.weight).copy_(torch.mm(self.input.t(), self.out, out=by_weight))
-        torch.mm(self.out, self.halved.t(), out=by_halved)
+        copy(place_of(self.weight), multiply(self.input.t(), self.out, by_weight))
+        multiply(self.out, self.halved.t(), by_halved)
         by_input.add_(by_halved) if add else by_input.copy_(by_halved)
 
 
@@ -280,8 +297,7 @@ class Mixing:
         if n < 3 * copies:
             return value, np.zeros_like(mean)
         numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n - copies)
-        with threads() as n_threads:
-            by_z = latent.own_batch_excess((np.ascontiguousarray(mean.T), _codes(x, 0), *numbers, value), n_threads)
+        by_z = latent.own_batch_excess((np.ascontiguousarray(mean.T), _codes(x, 0), *numbers, value))
         return self.weight * value, self.weight / np.float32(n) * by_z.T
 
 
@@ -308,9 +324,11 @@ class CountHeads:
             pi, pi_bias = self.pi[0].bits, _array(self.pi[1])
         heads = fused.Heads(self.logits.bits, self.shared.table(x), log_library, self._log_theta(), pi, pi_bias)
         weight = np.full(x.n_cells, -1 / x.n_cells, np.float32)
-        with threads() as n_threads:
-            self.by = fused.count_log_likelihood(stored(x), heads, self.cost, weight, n_threads, in_place=True)
+        self.by = fused.count_log_likelihood(stored(x), heads, self.cost, weight, in_place=True, kept=self._kept)
         return self.by
+
+    def _kept(self, name: str, *shape: int) -> np.ndarray:
+        return self.arrays(name, *shape).numpy()
 
     def _log_theta(self) -> fused.Table | None:
         match self.decoder.dispersion:
@@ -355,7 +373,7 @@ class ByHand:
         self.z = Draw(encoder.z, *BOUNDS_Z)
         self.prior = None if vae.prior is None else Prior(vae.prior)
         self.mixing = Mixing(vae.batch_mixing) if vae.batch_mixing else None
-        self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L)
+        self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L, least=LEAST_L)
         self.heads = CountHeads(decoder, vae.architecture.dropout_cost, product)
 
     @torch.no_grad()
@@ -406,8 +424,8 @@ class ByHand:
 
 def _product_backward(h, weight, by_product, by_input, *, add=False) -> torch.Tensor:
     """Back through by_product's h @ weight: into by_input, or added to it; the weight's gradient into its place."""
-    torch.mm(h.t(), by_product, out=place_of(weight))
-    return torch.addmm(by_input, by_product, weight.t(), beta=float(add), out=by_input)
+    multiply(h.t(), by_product, place_of(weight))
+    return multiply(by_product, weight.t(), by_input, add=add)
 
 
 def _array(t: torch.Tensor) -> np.ndarray:

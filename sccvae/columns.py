@@ -10,6 +10,9 @@ from anndata import AnnData
 from sccvae.names import distinct_texts, known_as
 from sccvae.wording import Text, did_you_mean, listed_names
 
+MOST_STANDARD = 1e6  # standard deviations: float32 overflows in the networks far beyond, and nothing there is learnt
+MOST_LOG_SIZE = 30.0  # of library sizes, up or down: more than 1e13 counts, or less than one in 1e13 cells
+
 
 def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index, what: str = "groupby") -> pd.Series:
     """Labels of the cells `names`, none missing, no two the same as text.
@@ -153,6 +156,47 @@ def numbers_of(adata: AnnData, key: str) -> np.ndarray:
             f"adata.obs[{key!r}] is infinite for {bad.sum()} cells, such as {listed_names(adata.obs_names[bad])}."
         )
     return values
+
+
+def moments_of(values: np.ndarray, dtype: Any) -> tuple[float, float]:
+    """Mean and standard deviation of numbers of any magnitude; 1 in place of one that is nothing but rounding.
+
+    `dtype` is what the numbers were stored as: 0.1 in every cell has a standard deviation of 1e-17.
+    """
+    largest = float(np.abs(values).max(initial=0))
+    unit = 1.0 if largest == 0 or 1e-100 < largest < 1e100 else largest  # squares of others are 0 or infinite
+    mean, spread = float((values / unit).mean()) * unit, float((values / unit).std()) * unit
+    kind = np.dtype(getattr(dtype, "numpy_dtype", dtype) if pd.api.types.is_numeric_dtype(dtype) else "f8")
+    rounding = max(1e-12, 8 * float(np.finfo(kind).eps)) if kind.kind == "f" else 1e-12
+    return mean, spread if spread > rounding * largest else 1.0
+
+
+def standardised(values: np.ndarray, mean: float, scale: float, key: str, names: pd.Index) -> np.ndarray:
+    """(cells,) numbers in standard deviations from the mean, both of the training data."""
+    with np.errstate(over="ignore"):
+        far = (values - mean) / scale
+    bad = ~(np.abs(far) <= MOST_STANDARD)
+    if bad.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] is {values[bad][0]:g} at cell {names[bad][0]!r}, more than {MOST_STANDARD:g} times "
+            f"{scale:g} from {mean:g}, the mean of the training data ({bad.sum()} such cells); expected numbers of the "
+            "same kind and unit as those that the model was trained on."
+        )
+    return far
+
+
+def log_sizes(adata: AnnData, key: str, offset: float) -> np.ndarray:
+    """(cells,) log library sizes: log size factors and what makes their mean the mean total count."""
+    factors = size_factors_of(adata, key)
+    log_size = np.log(factors) + offset
+    bad = np.abs(log_size) > MOST_LOG_SIZE
+    if bad.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] holds the size factor {factors[bad][0]:g} at cell {adata.obs_names[bad][0]!r}, beside "
+            f"others so different that it would stand for {np.exp(log_size[bad][0]):.3g} counts ({bad.sum()} such "
+            "cells); expected size factors in proportion to the depth of the cells: compute them again."
+        )
+    return log_size
 
 
 def size_factors_of(adata: AnnData, key: str) -> np.ndarray:

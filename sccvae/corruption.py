@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from sccvae.arguments import FLOAT32, finite
+
 Support = Literal["counts", "real", "binary"]
 
 
@@ -48,7 +50,7 @@ class Thinning(Corruption):
     kept: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_probability("Thinning", "kept", self.kept)
+        _set(self, kept=_probability("Thinning", "kept", self.kept))
 
     def __call__(self, x, rng):  # noqa: D102
         return _with_data(x, rng.binomial(x.data.astype(np.int64), self.kept))
@@ -68,7 +70,7 @@ class GeneDropout(Corruption):
     lost: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_probability("GeneDropout", "lost", self.lost)
+        _set(self, lost=_probability("GeneDropout", "lost", self.lost))
 
     def __call__(self, x, rng):  # noqa: D102
         return _with_data(x, np.where(rng.random(len(x.data)) < self.lost, 0, x.data))
@@ -88,8 +90,7 @@ class GaussianNoise(Corruption):
     sd: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.sd < np.inf:
-            raise ValueError(f"GaussianNoise: sd is {self.sd}; expected a standard deviation above 0.")
+        _set(self, sd=finite("GaussianNoise: sd", self.sd, "a standard deviation above 0", above=0, most=FLOAT32))
 
     def __call__(self, x, rng):  # noqa: D102
         noise = rng.standard_normal(x.shape, dtype=np.float32)
@@ -110,7 +111,7 @@ class SaltAndPepper(Corruption):
     rate: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_probability("SaltAndPepper", "rate", self.rate)
+        _set(self, rate=_probability("SaltAndPepper", "rate", self.rate))
 
     def __call__(self, x, rng):  # noqa: D102
         flips = rng.random(x.shape, dtype=np.float32) < self.rate / 2
@@ -163,6 +164,11 @@ def _with_data(x: sp.csr_matrix, data: np.ndarray) -> sp.csr_matrix:
     return changed
 
 
-def _check_probability(process: str, name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{process}: {name} is {value}; expected a probability above 0 and below 1.")
+def _probability(process: str, name: str, value: float) -> float:
+    return finite(f"{process}: {name}", value, "a probability above 0 and below 1", above=0, below=1)
+
+
+def _set(process: Corruption, **values: float) -> None:
+    """Put what was read of the arguments, plain floats that JSON can hold, into a process that is being made."""
+    for name, value in values.items():
+        object.__setattr__(process, name, value)

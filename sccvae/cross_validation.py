@@ -21,6 +21,7 @@ from anndata import AnnData
 from scipy.special import gammaln
 from tqdm import tqdm
 
+from sccvae.arguments import MOST, checked_seed, finite, flag, whole
 from sccvae.corruption import Thinning
 
 BASELINE = "mean profile"
@@ -91,7 +92,8 @@ def compare(
     settings
         Name -> arguments of the class and of its `train`.
     """
-    _check(n_splits, kept, settings)
+    n_splits, kept, seed = _checked(n_splits, kept, seed, settings)
+    progress_bar = flag("progress_bar", progress_bar)
     split_options = {name: _sorted_out(model_class, name, options) for name, options in settings.items()}
     counts, var = counts.astype(np.float32, copy=False), pd.DataFrame(index=pd.Index(genes))
     for name, (options, _) in split_options.items():  # a typing error in the last setting is found before hours of work
@@ -156,14 +158,17 @@ def _sorted_out(model_class: type[Any], name: str, options: Mapping[str, Any]) -
     return {k: v for k, v in options.items() if k in own}, {k: v for k, v in options.items() if k in training}
 
 
-def _check(n_splits: int, kept: float, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    if n_splits < 1:
+def _checked(
+    n_splits: int, kept: float, seed: int, settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[int, float, int]:
+    """The three numbers, if they and the names of the settings make sense."""
+    if (n_splits := whole("n_splits", n_splits, most=MOST)) < 1:
         raise ValueError(f"n_splits is {n_splits}; expected at least 1, and at least 2 for standard errors.")
-    if not 0 < kept < 1:
-        raise ValueError(f"kept is {kept}; expected a share of the molecules in (0, 1), such as 0.8.")
+    kept = finite("kept", kept, "a share of the molecules in (0, 1), such as 0.8", above=0, below=1)
     if not settings:
         raise ValueError("settings is empty: expected at least one, name -> options, such as {'default': {}}.")
     if BASELINE in settings:
         raise ValueError(
             f"A setting is called {BASELINE!r}, the name of the row that all are compared with: rename it."
         )
+    return n_splits, kept, checked_seed(seed)

@@ -12,13 +12,15 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior
-from sccvae.arguments import check_positive, flag
+from sccvae.arguments import check_choice, checked_seed, flag, positive, real, unless_none
 from sccvae.autoencoders import AutoencodingModel, checked_scale
 from sccvae.chains import Denoiser, noise_start
 from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data import Minibatch
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import check_choice, check_choices
+from sccvae.networks import check_choices
+from sccvae.noise import streams
+from sccvae.parallel import alone
 
 Start = Literal["data", "noise"]
 
@@ -84,7 +86,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         device: str | torch.device = "auto",
     ):
         check_choices(gene_likelihood=gene_likelihood)
-        if not 0 < continuation < 1:
+        if not 0 < (continuation := real("continuation", continuation)) < 1:
             raise ValueError(
                 f"continuation is {continuation}; expected a probability above 0 and below 1, such as 0.5. "
                 "walkback=False corrupts each cell once."
@@ -93,7 +95,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         options = {
             "scale": checked_scale(scale, gene_likelihood),
             "corruption": described(processes_for(LIKELIHOODS[gene_likelihood].support, corruption)),
-            "continuation": float(continuation) if flag("walkback", walkback) else 0.0,
+            "continuation": continuation if flag("walkback", walkback) else 0.0,
         }
         data = (adata, batch_key, layer, mask_var, round_counts)
         self._build(*data, sizes, dropout_rate, gene_likelihood, seed, device, options)
@@ -110,6 +112,7 @@ class DenoisingAutoencoder(AutoencodingModel):
 
     def corrupt(self, adata: AnnData | None = None, indices: Any = None, *, seed: int = 0) -> sp.csr_matrix:
         """A draw from the corruption process for each cell, (cells, genes) CSR float32."""
+        seed = checked_seed(seed)
         return self._vae.corrupt(self._cells(adata, indices)[0].matrix, np.random.default_rng(seed))
 
     def generate(
@@ -156,16 +159,16 @@ class DenoisingAutoencoder(AutoencodingModel):
             A number is below 1, or the model was loaded without the data to start from.
         """
         self._check_trained()
-        check_positive(n_cells=n_cells, steps=steps, thin=thin, n_chains=n_chains)
+        n_cells, steps, thin = (positive(k, v) for k, v in {"n_cells": n_cells, "steps": steps, "thin": thin}.items())
+        n_chains, seed = unless_none(positive, "n_chains", n_chains), checked_seed(seed)
         check_choice("start", start, get_args(Start))
         n_chains = min(n_chains or n_cells, n_cells)
         taken = np.arange(steps, steps + thin * -(-n_cells // n_chains), thin)
-        rng, chunk = np.random.default_rng(seed), posterior.chunk_of(self._vae.architecture.n_genes, self.device)
+        rng = np.random.default_rng(seed)
         state, along = self._starts(n_chains, start, batch, rng)
-        parts = [
-            self._walk(state[first : first + chunk], along.part(first, min(first + chunk, n_chains)), taken, rng)
-            for first in range(0, n_chains, chunk)
-        ]
+        rng_of, parts = streams(rng), []
+        for part, rows in enumerate(posterior.chunks(n_chains, posterior.SAMPLED)):
+            parts.append(self._walk(state[rows], along.part(rows.start, rows.stop), taken, rng_of(part)))
         chains, steps_taken = np.repeat(np.arange(n_chains), len(taken)), np.tile(taken, n_chains)
         kept = (steps_taken - steps) // thin * n_chains + chains < n_cells  # the first chains give one cell more
         matrix, z = sp.vstack([x for x, _ in parts], format="csr")[kept], np.concatenate([z for _, z in parts])[kept]
@@ -199,6 +202,7 @@ class DenoisingAutoencoder(AutoencodingModel):
             along = along._replace(log_size=log_size.cpu())
         return noise_start(self.likelihood.support, along.log_size.numpy(), along.n_genes, rng), along
 
+    @alone()
     def _walk(
         self, state: sp.csr_matrix, along: Minibatch, taken: np.ndarray, rng: np.random.Generator
     ) -> tuple[sp.csr_matrix, np.ndarray]:

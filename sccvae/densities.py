@@ -1,7 +1,8 @@
 """The densities of latent variables: `Gaussian`, and `MixturePrior`, whose weights are learnt."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ class Gaussian(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
 
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """A reparameterised draw: mean + sd * noise."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+    def sample(self, generator: torch.Generator | Iterator[torch.Tensor]) -> torch.Tensor:
+        """A reparameterised draw: mean + sd * noise, which the generator draws, or which is the iterator's next."""
+        if isinstance(generator, torch.Generator):
+            options: Any = {"device": self.mean.device, "dtype": self.mean.dtype}
+            noise = torch.randn(self.mean.shape, generator=generator, **options)
+        else:
+            noise = next(generator)
         return self.mean + self.variance.sqrt() * noise
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,14 @@ nothing here does. What must be known beforehand, such as the number of stored v
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from sccvae.data import ALONG_CELLS, Counts, Minibatch
+
+FEWEST = 16  # cells of a chunk: products of fewer rows round otherwise
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 
@@ -33,6 +36,14 @@ def chunk_of(n_genes: int, device: torch.device) -> int:
     Four times as many on a GPU, which is done with few before Python asks for the next.
     """
     return max(16, 2 ** (19 if device.type == "cpu" else 21) // n_genes)
+
+
+def chunks(n_cells: int, size: int) -> Iterator[slice]:
+    """The rows of chunks of `size` cells: of at least `FEWEST`, so that what is computed depends on a cell alone."""
+    ends = [*range(0, n_cells, max(size, FEWEST)), n_cells]
+    if len(ends) > 2 and ends[-1] - ends[-2] < FEWEST:
+        del ends[-2]
+    return (slice(*some) for some in pairwise(ends) if n_cells)
 
 
 class Resident:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from sccvae.wording import shortened
+
 ACTIVE = 0.01  # variance of posterior means above which a latent unit is active (Burda et al. 2016, section 5.2)
 UNEXPLAINED = 4.0  # robust standard deviations
 
@@ -185,7 +187,7 @@ def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Chec
     last, n_epochs = float(judged.iloc[-1]), len(judged)
     # The quarter before the end; in a single epoch, from its mean over the steps to its end.
     before = float(judged.iloc[-1 - max(1, n_epochs // 4)] if n_epochs > 1 else curves["training"].iloc[0])
-    gain = (last - before) / abs(last)
+    gain = (last - before) / max(abs(last), 1e-9)
     stopped = gain > EXPECTED["late_gain"][1]
     span = f"the last {n_epochs // 4} of {n_epochs} epochs" if n_epochs >= 8 else "the last epoch"
     moved = f"{'rose' if gain > 0 else 'fell'} by {abs(gain):.2%} to {last:.1f} nats per cell"
@@ -200,7 +202,7 @@ def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Chec
     if "validation" in curves and not thinned:
         best = judged.idxmax()
         gap = float(curves["training"][best] - judged[best])
-        share = gap / abs(float(judged[best]))
+        share = gap / max(abs(float(judged[best])), 1e-9)
         text = (
             f"In the best epoch, {best}, the ELBO of training cells is {gap:.1f} nats above that of held-out cells "
             f"({share:.1%}): "
@@ -235,12 +237,13 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
         )
     checks = [Check("zeros_inside", inside, text.removesuffix(".") + ".")]
     told = genes[(genes["mean"] >= min(0.05, genes["mean"].median())) & (genes["variance"] > 0)]
-    ratio = float((told["model_variance"] / told["variance"]).median())
-    low, high = EXPECTED["variance_ratio"]
-    text = f"In the median gene the model's variance over cells is {ratio:.2f} times that of the data"
-    text += ": it varies too little, as a Poisson model of overdispersed counts does" if ratio < low else ""
-    text += ": it varies too much" if ratio > high else ""
-    checks.append(Check("variance_ratio", ratio, text + "."))
+    if not told.empty:  # else no gene varies
+        ratio = float((told["model_variance"] / told["variance"]).median())
+        low, high = EXPECTED["variance_ratio"]
+        text = f"In the median gene the model's variance over cells is {ratio:.2f} times that of the data"
+        text += ": it varies too little, as a Poisson model of overdispersed counts does" if ratio < low else ""
+        text += ": it varies too much" if ratio > high else ""
+        checks.append(Check("variance_ratio", ratio, text + "."))
     coverage = float(ranks[1:-1].sum())  # without the lowest and the highest twentieth
     low, high = EXPECTED["coverage_90"]
     text = f"90% prediction intervals hold {coverage:.0%} of the counts"
@@ -282,11 +285,11 @@ def check_batches(batches: pd.DataFrame, *, known: bool) -> list[Check]:
     worst = batches["mixing"].idxmin()
     if apart.empty:
         text = (
-            f"All {len(batches)} batches are mixed: the least, {worst!r}, has {batches.loc[worst, 'mixing']:.0%} of "
-            "the foreign neighbours that random mixing would give."
+            f"All {len(batches)} batches are mixed: the least, {shortened(worst)!r}, has "
+            f"{batches.loc[worst, 'mixing']:.0%} of the foreign neighbours that random mixing would give."
         )
     else:
-        listed = ", ".join(f"{name!r} ({row['mixing']:.0%})" for name, row in apart.iloc[:5].iterrows())
+        listed = ", ".join(f"{shortened(name)!r} ({row['mixing']:.0%})" for name, row in apart.iloc[:5].iterrows())
         listed += f" and {len(apart) - 5} more" if len(apart) > 5 else ""
         text = (
             f"{len(apart)} of {len(batches)} batches lie apart, with few of the foreign neighbours that random mixing "
@@ -359,7 +362,7 @@ def check_cells(cells: pd.DataFrame) -> list[Check]:
     if worst.empty:
         text = "No cell is explained much worse than others of its library size."
     else:
-        listed = ", ".join(map(repr, map(str, worst.index[:5]))) + (
+        listed = ", ".join(repr(shortened(name)) for name in worst.index[:5]) + (
             f" and {len(worst) - 5:,} more" if len(worst) > 5 else ""
         )
         text = (

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_ndtr, ndtr
 
+from sccvae.arguments import finite, unless_none
 from sccvae.cells import numbers_of_cells
 from sccvae.names import distinct_texts, known_as
 
@@ -52,11 +53,9 @@ class Options:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode is {self.mode!r}; expected one of {', '.join(map(repr, get_args(Mode)))}.")
         for name, unit in (("delta", "a log2 fold change"), ("pseudocount", "an expression")):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise ValueError(f"{name} is {value}; expected {unit} of 0 or more, or None to take it from the data.")
-        if not 0 < self.fdr_target < 1:
-            raise ValueError(f"fdr_target is {self.fdr_target}; expected a share in (0, 1), such as 0.05.")
+            expected = f"{unit} of 0 or more, or None to take it from the data"
+            unless_none(finite, name, getattr(self, name), expected, least=0)
+        finite("fdr_target", self.fdr_target, "a share in (0, 1), such as 0.05", above=0, below=1)
 
 
 class Design(NamedTuple):

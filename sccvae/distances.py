@@ -1,9 +1,4 @@
-"""Scores that compare points by their distances: two samples, or codes and their prior.
-
-Arrays in, numbers out. Two samples are (cells, features) each, dense or SciPy sparse, with the same columns in the same
-units; `generation` makes such features of counts and has these scores among its own. Samples of more than `max_cells`
-cells are scored on random ones of so many, the same for the same `seed`. Everything is computed in float64.
-"""
+"""Scores by distance of two samples, (cells, features) dense or sparse, or of codes and their prior; in float64."""
 
 from __future__ import annotations
 
@@ -11,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, issparse, vstack
+
+from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,16 +101,15 @@ def mmd(
     .. [1] Gretton et al., A kernel two-sample test, Journal of Machine Learning Research 13 (2012).
     """
     x, y = checked_pair(x, y, names=("x", "y"), max_cells=max_cells, seed=seed)
-    if n_permutations < 1:
-        raise ValueError(f"n_permutations={n_permutations}: expected at least 1, such as 200.")
+    n_permutations = positive("n_permutations", n_permutations)
+    what = "a distance > 0, or None for the median distance"
+    bandwidth = unless_none(finite, "bandwidth", bandwidth, what, above=0, most=FLOAT32)
     both, n, m = stacked(*_centred(x, y)), x.shape[0], y.shape[0]
     kernel = np.concatenate(list(squared_distances(both, both)))  # squared distances, for now
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(kernel[~np.eye(n + m, dtype=bool)], overwrite_input=True)))
         if bandwidth == 0:
             raise ValueError("More than half of the pairs of cells have distance 0: pass bandwidth, such as 1.0.")
-    if not 0 < bandwidth < np.inf:
-        raise ValueError(f"bandwidth={bandwidth!r}: expected a distance > 0, or None for the median distance.")
     kernel /= -2 * bandwidth**2
     np.exp(kernel, out=kernel)
     np.fill_diagonal(kernel, 0)
@@ -198,8 +194,7 @@ def spurious(
     ValueError
         The arrays do not match or are not finite; there are fewer than two real cells; `quantile` is out of range.
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile={quantile!r}: expected a share between 0 and 1, such as 0.99.")
+    quantile = finite("quantile", quantile, "a share between 0 and 1, such as 0.99", above=0, below=1)
     real, generated = _centred(*checked_pair(real, generated, max_cells=max_cells, seed=seed, least=1))
     limit = np.quantile(np.sqrt(_other_neighbour2(real, 1)), quantile) * (1 + 1e-9)
     nearest2 = np.concatenate([distance2.min(1) for distance2 in squared_distances(generated, real)])
@@ -270,8 +265,7 @@ def path_log_density(
     ValueError
         `z` is not a matrix of finite numbers, has too few cells, or `n_neighbors` other codes equal to one.
     """
-    if min(n_pairs, n_points) < 1:
-        raise ValueError(f"n_pairs={n_pairs}, n_points={n_points}: expected at least 1 of each.")
+    n_pairs, n_points = positive("n_pairs", n_pairs), positive("n_points", n_points)
     z = _codes(z, max_cells, seed)
     normal = stream(seed, 4).standard_normal(z.shape)
     rng = stream(seed, 5)
@@ -301,7 +295,7 @@ def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors
     """
     along, first, second = np.asarray(along), np.asarray(first), np.asarray(second)
     n_cells = len(z := _codes(z, None, 0))
-    if not 1 <= n_neighbors <= n_cells - 2:
+    if not 1 <= (n_neighbors := whole("n_neighbors", n_neighbors)) <= n_cells - 2:
         raise ValueError(f"n_neighbors={n_neighbors} of {n_cells} cells: expected 1 to {n_cells - 2}.")
     z -= z.mean(0)
     points = (z[first][:, None] + along[:, None] * (z[second] - z[first])[:, None]).reshape(-1, z.shape[1])
@@ -313,8 +307,7 @@ def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors
 
 
 def _codes(z: Any, max_cells: int | None, seed: int) -> NDArray:
-    if max_cells is not None and max_cells < 3:
-        raise ValueError(f"max_cells={max_cells}: expected at least 3, or None for all.")
+    max_cells = unless_none(limit, "max_cells", max_cells, least=3)
     z = checked(z, "z", least=3)
     if issparse(z):
         raise ValueError("z is sparse: expected a dense array of codes, (cells, dimensions), not counts.")
@@ -358,8 +351,10 @@ def _kth_smallest(x: Any, y: Any, k: int, but: NDArray | None = None) -> NDArray
 
 def _other_neighbour2(x: Any, k: int) -> NDArray:
     """Squared distance of each row to its k-th nearest other row."""
-    if not 1 <= k < x.shape[0]:
-        raise ValueError(f"{k} nearest neighbours among {x.shape[0]} real cells: expected 1 to {x.shape[0] - 1}.")
+    if not 1 <= (k := whole("n_neighbors", k)) < x.shape[0]:
+        raise ValueError(
+            f"n_neighbors={k}, nearest neighbours among {x.shape[0]} real cells: expected 1 to {x.shape[0] - 1}."
+        )
     return _kth_smallest(x, x, k, np.arange(x.shape[0])[:, None])
 
 
@@ -376,7 +371,7 @@ def _centred(x: Any, y: Any) -> tuple[Any, Any]:
 
 def stream(seed: int, use: int) -> np.random.Generator:
     """A stream for each use, none of them that of `default_rng(seed)`, from which z itself may be drawn."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7, use)))
+    return np.random.default_rng(np.random.SeedSequence(checked_seed(seed), spawn_key=(7, use)))
 
 
 def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) -> Any:
@@ -392,6 +387,11 @@ def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) 
     values = x.data if issparse(x) else x
     for bad, what, want in (
         (~np.isfinite(values), "NaN or infinite", "finite numbers"),
+        (
+            np.abs(values) > 1e100 if x.dtype.itemsize > 4 else np.zeros(0, dtype=bool),
+            "huge",
+            "numbers of at most 1e100, whose squares are finite",
+        ),
         (values < 0 if nonnegative else np.zeros(0, dtype=bool), "negative", "counts, not scaled or centred values"),
     ):
         if bad.any():
@@ -419,8 +419,7 @@ def checked_pair(
             f"{names[0]} has {x.shape[1]} columns but {names[1]} has {y.shape[1]}: expected the same genes or features "
             "in the same order. Keep those that both have, as in adata[:, shared].X."
         )
-    if max_cells is not None and max_cells < max(least, 2):
-        raise ValueError(f"max_cells={max_cells}: expected at least {max(least, 2)}, or None for all.")
+    max_cells = unless_none(limit, "max_cells", max_cells, least=max(least, 2))
     if balanced:
         max_cells = min(x.shape[0], y.shape[0], *([] if max_cells is None else [max_cells]))
     rng = stream(seed, 0)

@@ -34,8 +34,6 @@ _COMMON = {"forceinline": True, "error_model": "numpy", "nogil": True, "cache": 
 EXACT = {"fastmath": {"contract"}, **_COMMON}
 LOOP = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, **_COMMON}
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # sooner compiled, but Python crashes if it calls them
-# A parallel call wakes all of numba's threads, so one part alone is never run as one.
-PARALLEL = {"fastmath": False, "error_model": "numpy", "nogil": True, "cache": _CACHE, "parallel": True}
 
 
 # In 32 bits throughout: numba's own integer arithmetic widens to 64, which halves the vectors.

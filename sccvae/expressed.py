@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from sccvae.data import Minibatch
-from sccvae.kernels import FUSED, fits, threads
+from sccvae.kernels import FUSED, fits
+from sccvae.parallel import alone, multiply
 from sccvae.vae import VAE
 
 PRODUCT = 2**19  # values of a product at once: what is kept
@@ -43,10 +44,10 @@ class Expressed:
             self.kept = torch.empty(min(size, n_cells), n_genes)
         for first in range(0, n_cells, size):
             rows = slice(first, min(first + size, n_cells))
-            product = torch.mm(hidden[rows], decoder.logits.weight, out=self.kept[: rows.stop - first])
+            product = multiply(hidden[rows], decoder.logits.weight, self.kept[: rows.stop - first])
             table = shared.table(x.part(first, rows.stop))
             arguments = (product.numpy(), table.values, table.row, factors[rows], add, out[rows].numpy())
-            with threads() as n_threads:
+            with alone() as n_threads:
                 if n_threads > 1 and not add:
                     out[rows, ::PAGE] = 0  # memory that two threads touch first costs several times as much
-                layers.expression(arguments, n_threads)
+                layers.expression(arguments)

@@ -13,11 +13,19 @@ import torch
 from anndata import AnnData
 
 from sccvae import mixture, posterior, storage
-from sccvae.arguments import check_positive, flag
+from sccvae.arguments import (
+    check_choice,
+    checked_library_size,
+    checked_seed,
+    flag,
+    float_dtype,
+    limit,
+    positive,
+    unless_none,
+)
 from sccvae.descriptions import Description
 from sccvae.held import HeldModel
 from sccvae.likelihoods import LIKELIHOODS
-from sccvae.networks import check_choice
 
 Prior = Literal["normal", "aggregate"]
 _STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
@@ -97,6 +105,8 @@ class FittedModel(HeldModel):
         `normal` and `bernoulli`, the mean of x.
         """
         return_mean, return_numpy = flag("return_mean", return_mean), flag("return_numpy", return_numpy)
+        n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
+        chunk_size, taken_dtype = unless_none(limit, "chunk_size", chunk_size), float_dtype("dtype", dtype)
         counts, names = self._cells(adata, indices)
         genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
         shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
@@ -106,8 +116,8 @@ class FittedModel(HeldModel):
             shape = (n_samples, *shape)
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
-        check_positive(n_samples=n_samples, chunk_size=chunk_size)
-        filled = np.empty(shape, dtype=dtype) if out is None else out
+        library_size = library_size if isinstance(library_size, str) else checked_library_size(library_size)
+        filled = np.empty(shape, dtype=taken_dtype) if out is None else out
         if tuple(filled.shape) != shape:
             axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
@@ -156,6 +166,7 @@ class FittedModel(HeldModel):
         -------
         One draw as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
         """
+        n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
         counts, _ = self._cells(adata, indices)
         draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
         return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
@@ -187,7 +198,7 @@ class FittedModel(HeldModel):
             `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
         """
         self._check_trained()
-        check_positive(n_cells=n_cells)
+        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
         check_choice("prior", prior, get_args(Prior))
         rng = np.random.default_rng(seed)
         codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
@@ -202,7 +213,7 @@ class FittedModel(HeldModel):
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
-        return_mean = flag("return_mean", return_mean)
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
 
@@ -210,7 +221,7 @@ class FittedModel(HeldModel):
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
         """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
-        return_mean = flag("return_mean", return_mean)
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(-terms[0], return_mean)
 
@@ -227,7 +238,8 @@ class FittedModel(HeldModel):
 
         By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
         """
-        return_mean = flag("return_mean", return_mean)
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
+        n_samples = positive("n_samples", n_samples)
         counts, _ = self._cells(adata, indices)
         log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)

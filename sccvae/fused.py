@@ -8,17 +8,21 @@ row for all cells, one for each batch, or one for each cell.
 """
 
 import math
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, INNER, LOOP, PARALLEL, exp, f32, log, log1p_and_share, narrow, stirling, widen
+from sccvae.elementary import EXACT, INNER, LOOP, exp, f32, log, log1p_and_share, narrow, stirling, widen
+from sccvae.parallel import alone, share
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
 LOG_MAX = f32(40.0)
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
+# What becomes of a cell's gradient by what cells share: it is added to a sum, it has a row of its own, or neither,
+# where it is read from the gradient by logits or pi.
+ADD, PUT, LEAVE = 0, 1, 2
 
 
 @numba.njit(**LOOP, **INNER)
@@ -130,23 +134,40 @@ def _sum_of_logs(value):
 
 
 @numba.njit(**LOOP, **INNER)
-def _finish_row(share, weight, e, by_mean, to_logits, to_bias):
+def _finish_row(share, weight, e, by_mean, to_logits, to_bias, mode):
     """From gradients by log m to those by the logits; returns the sum of the former over genes."""
     slope = f32(0.0)
     for g in range(e.size):
         slope += by_mean[g]
-    for g in range(e.size):
-        by_logit = weight * (by_mean[g] - slope * share * e[g])
-        to_bias[g] += by_logit
-        to_logits[g] = narrow(by_logit, to_logits[g])
+    if mode == LEAVE:
+        for g in range(e.size):
+            by_logit = weight * (by_mean[g] - slope * share * e[g])
+            to_logits[g] = narrow(by_logit, to_logits[g])
+    elif mode == PUT:
+        for g in range(e.size):
+            by_logit = weight * (by_mean[g] - slope * share * e[g])
+            to_bias[g] = by_logit
+            to_logits[g] = narrow(by_logit, to_logits[g])
+    else:
+        for g in range(e.size):
+            by_logit = weight * (by_mean[g] - slope * share * e[g])
+            to_bias[g] += by_logit
+            to_logits[g] = narrow(by_logit, to_logits[g])
     return weight * slope
 
 
 @numba.njit(**LOOP, **INNER)
-def _weigh(weight, terms, sums):
-    for g in range(terms.size):
-        terms[g] *= weight
-        sums[g] += terms[g]
+def _weigh(weight, terms, sums, mode):
+    if mode == ADD:
+        for g in range(terms.size):
+            terms[g] *= weight
+            sums[g] += terms[g]
+    else:
+        for g in range(terms.size):
+            terms[g] *= weight
+        if mode == PUT:
+            for g in range(terms.size):
+                sums[g] = terms[g]
 
 
 @numba.njit(**LOOP, **INNER)
@@ -160,9 +181,19 @@ def _empty(size):
     return np.empty(size, f32)
 
 
+@numba.njit(**EXACT, **INNER)
+def _place(mode, row, cell):
+    return row if mode == ADD else cell if mode == PUT else 0
+
+
+@numba.njit(**EXACT, **INNER)
+def _add(terms, sums):
+    for g in range(terms.size):
+        sums[g] += terms[g]
+
+
 @numba.njit(**EXACT)
 def _cells(
-    part,
     first,
     last,
     indptr,
@@ -185,12 +216,13 @@ def _cells(
     to_theta,
     to_pi,
     to_pi_bias,
+    modes,
 ):
     """The cells first..last. theta and pi without columns stand for none.
 
     Fills out (cells, 3): value, sum over genes of the gradient by log m, expected drop-outs; the gradients are those of
-    the sum of weight * value. to_logits and to_pi may be logits and pi themselves. Gradients by what cells share are
-    added to a sum for each part, (parts, rows, genes), or (1, cells, genes) where they share nothing.
+    the sum of weight * value. to_logits and to_pi may be logits and pi themselves. What becomes of gradients by what
+    cells share `modes` says, of to_bias, to_theta and to_pi_bias: (rows, genes) for sums, else (cells, genes).
     Returns whether all of it is finite and every |pi| within LOG_MAX.
     """
     n_genes, fine = logits.shape[1], True
@@ -226,36 +258,22 @@ def _cells(
             if has_pi:
                 value[g], by_pi[g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
         out[i, 0] = sum_of_stored + (_sum_of_logs(value) if has_pi else _sum(value)) - cost * out[i, 2]
-        row = e, by_mean, to_logits[i], to_bias[part % to_bias.shape[0], b]
+        row = e, by_mean, to_logits[i], to_bias[_place(modes[0], b, i)], modes[0]
         out[i, 1] = _finish_row(f32(1.0) / total, weight[i], *row)
         if has_theta:
-            _weigh(weight[i], by_theta, to_theta[part % to_theta.shape[0], t])
+            _weigh(weight[i], by_theta, to_theta[_place(modes[1], t, i)], modes[1])
         if has_pi:
-            _weigh(weight[i], by_pi, to_pi_bias[part])
+            _weigh(weight[i], by_pi, to_pi_bias[_place(modes[2], 0, i)], modes[2])
             _put(by_pi, to_pi[i])
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 
 
-@numba.njit(**PARALLEL)
-def _cells_in_parallel(n_parts, n_cells, *arguments):
-    """`_cells` on all of them, in `n_parts` pieces at a time; `arguments` are those after `last`."""
-    fine = np.ones(n_parts, np.bool_)
-    for part in numba.prange(n_parts):
-        fine[part] = _cells(np.int64(part), part * n_cells // n_parts, (part + 1) * n_cells // n_parts, *arguments)
-    return fine.all()
-
-
-def run(serial, parallel, n, n_parts, arguments):
-    """Call `serial(0, n, ...)`, or `parallel(n_parts, n, ...)` on as many threads as there are parts."""
-    if n_parts <= 1:
-        return serial(0, n, *arguments)
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(n_parts, numba.config.NUMBA_NUM_THREADS))
-    try:
-        return parallel(n_parts, n, *arguments)
-    finally:
-        numba.set_num_threads(before)
+@numba.njit(**EXACT)
+def _add_rows(first, last, rows, row, out):
+    """Add the genes first..last of rows, (cells, genes), to the rows of out that `row`, (cells,), names, in order."""
+    for i in range(row.size):
+        _add(rows[i, first:last], out[row[i], first:last])
 
 
 class Table(NamedTuple):
@@ -290,39 +308,77 @@ class Gradients(NamedTuple):
     pi_bias: np.ndarray | None
 
 
-def count_log_likelihood(stored, heads, cost, weight, n_threads, *, in_place=False):
+def _new(name: str, *shape: int) -> np.ndarray:
+    return np.empty(shape, f32)
+
+
+def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: Callable[..., np.ndarray] = _new):
     """The `Gradients` of a minibatch, or None where a bound of this module is broken.
 
     `stored` holds indptr, genes and counts of the minibatch; `weight` (cells,). With `in_place`, the gradients by
-    logits and pi take the places of logits and pi, which are lost even if the answer is None.
+    logits and pi take the places of logits and pi, which are lost even if the answer is None. `kept(name, *shape)`
+    returns arrays to write to.
     """
     logits, bias, log_library, log_theta, pi, pi_bias = heads
     n_cells, n_genes = logits.shape
     if _out_of_bounds(log_library) or (log_theta is not None and _out_of_bounds(log_theta.values)):
         return None
-    none, n_parts = np.empty((1, 0), f32), min(n_threads, n_cells)
+    none, one_row = np.empty((1, 0), f32), np.zeros(n_cells, np.int64)
     theta, theta_row = (none, bias.row) if log_theta is None else (np.exp(log_theta.values), log_theta.row)
-    # Parts may write to the same row, unless every cell has its own.
-    to_bias = _sums(1 if bias.own else n_parts, bias.values)
-    to_theta = _sums(1 if log_theta is not None and log_theta.own else n_parts, theta)
     to_logits, to_pi = (logits, pi) if in_place else (np.empty_like(logits), None if pi is None else np.empty_like(pi))
-    out, to_pi_bias = np.empty((n_cells, 3), f32), np.zeros((n_parts, n_genes), f32)
-    arguments = (
-        *(*stored, logits, bias.values, bias.row, log_library, theta, f32(1) / theta, theta_row),
-        *((none, none[0]) if pi is None else (pi, pi_bias)),
-        *(f32(cost), weight, out, to_logits, to_bias, to_theta, none if pi is None else to_pi, to_pi_bias),
-    )
-    fine = run(partial(_cells, 0), _cells_in_parallel, n_cells, n_parts, arguments)
-    if not fine:
-        return None
-    value, slope, dropouts = np.ascontiguousarray(out.T)
-    by_theta = None if log_theta is None else to_theta.sum(0)
-    by_pi_bias = None if pi is None else to_pi_bias.sum(0)
-    return Gradients(value, dropouts, to_logits, to_bias.sum(0), slope, by_theta, to_pi, by_pi_bias)
+    with alone() as n_threads:
+        serial, out = n_threads == 1 or n_cells == 1, np.empty((n_cells, 3), f32)
+        sums = [
+            _Sum("by_bias", bias.row, len(bias.values), bias.own, to_logits, serial, kept),
+            _Sum("by_theta", theta_row, len(theta), log_theta is not None and log_theta.own, None, serial, kept),
+            _Sum("by_pi_bias", one_row, 1, False, to_pi, serial, kept),
+        ]
+        to_bias = sums[0].place(n_genes)
+        to_theta = sums[1].place(0 if log_theta is None else n_genes)
+        to_pi_bias = sums[2].place(0 if pi is None else n_genes)
+        arguments = (
+            *(*stored, logits, bias.values, bias.row, log_library, theta, f32(1) / theta, theta_row),
+            *((none, none[0]) if pi is None else (pi, pi_bias)),
+            *(f32(cost), weight, out, to_logits, to_bias, to_theta, none if pi is None else to_pi, to_pi_bias),
+            tuple(s.mode for s in sums),
+        )
+        if not all(share(lambda first, last: _cells(first, last, *arguments), n_cells)):
+            return None
+        value, slope, dropouts = np.ascontiguousarray(out.T)
+        by_theta = None if log_theta is None else sums[1].total()
+        by_pi_bias = None if pi is None else sums[2].total()[0]
+        return Gradients(value, dropouts, to_logits, sums[0].total(), slope, by_theta, to_pi, by_pi_bias)
 
 
-def _sums(n_parts, table):
-    return np.zeros((n_parts, *table.shape), f32)
+class _Sum:
+    """A gradient by what cells share: the sum over cells in their order, however many threads there are.
+
+    One thread adds as it goes. Several write rows, one for each cell, which are then added gene by gene.
+    """
+
+    def __init__(self, name, row, n_rows, own, gradient, serial, kept):
+        """`gradient`, (cells, genes), holds those rows where it is of float32."""
+        self.name, self.row, self.n_rows, self.own, self.kept = name, row, n_rows, own, kept
+        self.gradient = gradient if gradient is not None and gradient.dtype == f32 else None
+        self.mode = PUT if own else ADD if serial else PUT if self.gradient is None else LEAVE
+
+    def place(self, n_genes):
+        """What `_cells` writes to."""
+        if self.mode == PUT:
+            shape = len(self.row), n_genes
+            self.rows = np.empty(shape, f32) if self.own else self.kept(self.name, *shape)
+        else:
+            self.rows = np.zeros((self.n_rows if self.mode == ADD else 1, n_genes), f32)
+        return self.rows
+
+    def total(self):
+        """The sum, (rows, genes)."""
+        if self.own or self.mode == ADD:
+            return self.rows
+        rows: Any = self.gradient if self.mode == LEAVE else self.rows
+        total = np.zeros((self.n_rows, rows.shape[1]), f32)
+        share(lambda first, last: _add_rows(first, last, rows, self.row, total), rows.shape[1], 16)
+        return total
 
 
 def _out_of_bounds(a):

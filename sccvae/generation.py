@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
+from sccvae.arguments import FLOAT32, MOST, SEEDS, checked_seed, finite, limit, unless_none, whole
 from sccvae.distances import (
     MMD,
     PathLogDensity,
@@ -86,8 +87,7 @@ def log_normalized(counts: Matrix, *, total: float = 1e4) -> Any:
     ValueError
         `counts` is not a matrix of finite numbers, or holds negative ones; `total` is not positive.
     """
-    if not 0 < total < np.inf:
-        raise ValueError(f"total={total!r}: expected counts per cell > 0, such as 1e4.")
+    total = finite("total", total, "counts per cell above 0, such as 1e4", above=0, most=FLOAT32)
     x = as_float(checked(counts, "counts", nonnegative=True, least=1))
     sums = np.asarray(x.sum(1)).ravel()
     factors = total / np.where(sums > 0, sums, 1)
@@ -159,6 +159,7 @@ def principal_components(
         The arrays do not match or are not finite; all cells are the same.
     """
     real, generated = checked_pair(real, generated)
+    n_components, seed = whole("n_components", n_components), checked_seed(seed, most=SEEDS)
     if n_components < 1:
         raise ValueError(f"n_components={n_components}: expected at least 1, such as 50.")
     both = stacked(real, generated)
@@ -214,6 +215,7 @@ def two_sample_auc(
     ----------
     .. [1] Lopez-Paz & Oquab, Revisiting classifier two-sample tests, ICLR 2017.
     """
+    n_folds, n_components = whole("n_folds", n_folds, most=MOST), whole("n_components", n_components)
     if n_folds < 2 or n_components < 1:
         raise ValueError(f"n_folds={n_folds}, n_components={n_components}: expected at least 2 and 1.")
     real, generated = checked_pair(real, generated, max_cells=max_cells, seed=seed, balanced=True, least=n_folds)
@@ -255,6 +257,7 @@ def gene_agreement(real: Matrix, generated: Matrix, *, n_top_genes: int = 200) -
     ValueError
         The arrays do not match, are not finite, or hold negative numbers; no gene has a count in real cells.
     """
+    n_top_genes = limit("n_top_genes", n_top_genes)
     real, generated = (csr_array(x) for x in checked_pair(real, generated, nonnegative=True))
     (mean, variance, zeros), (mean_g, variance_g, zeros_g) = _moments(real), _moments(generated)
     found = (mean > 0) | (mean_g > 0)
@@ -308,6 +311,8 @@ def score_generator(
     ValueError
         The arrays do not match, are not finite, hold negative numbers or fewer than 6 cells; no real cell has counts.
     """
+    seconds = unless_none(finite, "seconds", seconds, "seconds, 0 or more", least=0)
+    n_components, seed = limit("n_components", n_components), checked_seed(seed, most=SEEDS)
     real, generated = checked_pair(real, generated, nonnegative=True, least=6)
     agreement = gene_agreement(real, generated)
     total, n_generated = _median_total(real), generated.shape[0]
@@ -326,7 +331,7 @@ def score_generator(
         "spurious": spurious(*near, max_cells=None),
         **{f"{gene}_{kind}": float(value) for (gene, kind), value in agreement.stack(future_stack=True).items()},
     }
-    return scores if seconds is None else {**scores, "seconds_per_1000": 1000 * float(seconds) / n_generated}
+    return scores if seconds is None else {**scores, "seconds_per_1000": 1000 * seconds / n_generated}
 
 
 # ------------------------------------------------------------------------------------------------------------- the rest
@@ -342,7 +347,8 @@ def _median_total(counts: csr_array | NDArray) -> float:
 
 def _fitted_pca(x: Any, n_components: int, seed: int) -> PCA:
     spread = x.max(axis=0) - x.min(axis=0)
-    if not (spread.toarray() if issparse(spread) else spread).any():
+    spread, largest = spread.toarray() if issparse(spread) else spread, abs(x).max()
+    if not (spread > 1e-12 * largest).any():
         raise ValueError("All cells, real and generated, are the same: there are no principal components.")
     if min(x.shape) > n_components:
         return PCA(n_components, svd_solver="arpack", random_state=seed).fit(x)
@@ -357,7 +363,7 @@ def _reduced(seen: Any, unseen: Any, n_components: int, seed: int) -> tuple[NDAr
         return pca.transform(seen), pca.transform(unseen)
     seen, unseen = (x.toarray() if issparse(x) else x for x in (seen, unseen))
     mean, sd = seen.mean(0), seen.std(0)
-    sd[sd == 0] = 1
+    sd[sd <= 1e-12 * np.abs(seen).max(0)] = 1  # constant, whatever the rounding
     return (seen - mean) / sd, (unseen - mean) / sd
 
 
@@ -384,5 +390,5 @@ def _agreement(a: NDArray, b: NDArray) -> tuple[float, float]:
     """Pearson correlation and mean absolute difference; nan where there is none."""
     if len(a) == 0:
         return np.nan, np.nan
-    varied = np.ptp(a) > 0 and np.ptp(b) > 0
+    varied = all(np.ptp(x) > 1e-12 * np.abs(x).max() for x in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if varied else np.nan, float(np.abs(a - b).mean())

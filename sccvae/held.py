@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -15,10 +16,10 @@ import torch
 from anndata import AnnData
 
 from sccvae import posterior, storage
-from sccvae.arguments import check_positive, flag, real, whole
+from sccvae.arguments import FLOAT32, MOST, checked_library_size, flag, limit, real, unless_none, whole
 from sccvae.cells import numbers_of_cells
 from sccvae.columns import labels_of
-from sccvae.data import Counts, Minibatch, split
+from sccvae.data import Counts, split
 from sccvae.descriptions import Description, understood
 from sccvae.inputs import Schema
 from sccvae.kernels import PLAIN, Kernels, for_device
@@ -33,7 +34,8 @@ from sccvae.wording import Text, warn
 
 logger = logging.getLogger("sccvae")
 _READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
-    **dict.fromkeys(("max_epochs", "batch_size", "n_draws", "patience"), whole),
+    **dict.fromkeys(("max_epochs", "n_draws"), partial(whole, most=MOST)),
+    **dict.fromkeys(("batch_size", "patience"), whole),
     **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
     "early_stopping": flag,
 }
@@ -97,6 +99,8 @@ class HeldModel(metaclass=Understanding):
             )
         rng = np.random.default_rng(self._seed)
         cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+        if len(held_out) == 0 and choices["early_stopping"] is not False:
+            logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
         choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
         plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
@@ -151,7 +155,7 @@ class HeldModel(metaclass=Understanding):
             Cells decoded at once; None takes about half a million values.
         """
         counts, _ = self._cells(adata, indices)
-        check_positive(chunk_size=chunk_size)
+        chunk_size = unless_none(limit, "chunk_size", chunk_size)
         mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
         for _ in posterior.expression(
             self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0, out=mean
@@ -179,11 +183,15 @@ class HeldModel(metaclass=Understanding):
             `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
         """
         self._check_trained()
-        z, a = np.asarray(z, dtype=np.float32), self._vae.architecture
+        a, expected = self._vae.architecture, "finite numbers, (codes, n_latent)"
+        try:
+            with np.errstate(over="ignore"):
+                z = np.asarray(z, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise TypeError(f"z is of type {type(z).__name__} and holds no numbers; expected {expected}.") from None
         if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():
             raise ValueError(f"z has shape {z.shape}; expected finite codes, (codes, n_latent) = (any, {a.n_latent}).")
-        if not 0 < library_size < np.inf:
-            raise ValueError(f"library_size is {library_size}; expected counts per cell, above 0.")
+        library_size = checked_library_size(library_size)
         if batch is None and len(self.batches) > 1:
             raise ValueError(
                 f"There are {len(self.batches)} batches; say which to decode in: batch={self.batches[0]!r}."
@@ -191,14 +199,8 @@ class HeldModel(metaclass=Understanding):
         code = 0 if batch is None else self._schema.code_of_batch(batch)
         in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
         profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
-        mean = np.empty((len(z), a.n_genes), dtype=np.float32)
-        chunk = posterior.chunk_of(a.n_genes, self.device)
-        for start in range(0, len(z), chunk):
-            part = torch.from_numpy(z[start : start + chunk]).to(self.device)
-            x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(self.device)
-            rows = self.likelihood.expression(self._vae.decoder(part, x, only_logits=True)).cpu().numpy()
-            mean[start : start + chunk] = rows * np.float32(library_size) if self.likelihood.has_library else rows
-        return mean
+        mean = posterior.decoded_codes(self._vae, z, profile)
+        return mean * np.float32(library_size) if self.likelihood.has_library else mean
 
     # -------------------------------------------------------------------------------------------------------- storage
 
@@ -407,9 +409,11 @@ def _checked(choices: dict[str, Any]) -> dict[str, int | float]:
     for what, value in read.items():
         if what not in ("early_stopping", "kl_warmup", "weight_decay") and not value > 0:
             raise ValueError(f"{what} is {value}; expected more than 0.")
+    if read["learning_rate"] > FLOAT32:
+        raise ValueError(f"learning_rate is {read['learning_rate']}; expected a finite number above 0.")
     if not 0 <= read["kl_warmup"] <= 1:
         raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
-    if not 0 <= read["weight_decay"] < np.inf:
+    if not 0 <= read["weight_decay"] <= FLOAT32:
         raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
     return read
 

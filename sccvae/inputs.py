@@ -17,10 +17,13 @@ from sccvae.columns import (
     categories_of,
     codes_of,
     in_order,
+    log_sizes,
+    moments_of,
     numbers_of,
     one_column,
     position_of,
     size_factors_of,
+    standardised,
 )
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
@@ -99,12 +102,14 @@ class Schema:
                 raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
-        numbers = [numbers_of(adata, key) for key in continuous_covariate_keys]
+        moments = [
+            moments_of(numbers_of(adata, key), one_column(adata.obs, key).dtype) for key in continuous_covariate_keys
+        ]
         rows = read_rows(adata, layer, support, names, at=at, round_counts=round_counts)
         offset = 0.0
         if size_factor_key is not None and support == "counts":
             mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
-            offset = float(np.log(mean_total) - np.log(size_factors_of(adata, size_factor_key).mean()))
+            offset = float(np.log(mean_total) - np.log(moments_of(size_factors_of(adata, size_factor_key), float)[0]))
         schema = cls(
             genes=tuple(names),
             layer=layer,
@@ -114,8 +119,8 @@ class Schema:
             continuous_covariate_keys=tuple(continuous_covariate_keys),
             size_factor_key=size_factor_key,
             categories=categories,
-            means=tuple(float(v.mean()) for v in numbers),
-            scales=tuple(float(v.std()) or 1.0 for v in numbers),
+            means=tuple(mean for mean, _ in moments),
+            scales=tuple(scale for _, scale in moments),
             log_size_offset=offset,
             round_counts=bool(round_counts),
         )
@@ -177,11 +182,11 @@ class Schema:
         codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
         for column, key in enumerate(self.continuous_covariate_keys):
-            continuous[:, column] = (numbers_of(adata, key) - self.means[column]) / self.scales[column]
+            moments = self.means[column], self.scales[column]
+            continuous[:, column] = standardised(numbers_of(adata, key), *moments, key, adata.obs_names)
         log_size = None
         if self.size_factor_key is not None:
-            factors = size_factors_of(adata, self.size_factor_key)
-            log_size = (np.log(factors) + self.log_size_offset).astype(np.float32)
+            log_size = log_sizes(adata, self.size_factor_key, self.log_size_offset).astype(np.float32)
         return Counts.of(
             rows,
             codes=codes,

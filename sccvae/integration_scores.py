@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sccvae import __version__
+from sccvae.arguments import SEEDS, checked_seed, flag, limit, unless_none
 from sccvae.metrics import batch_mixing_entropy, embedding_scores
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def compare_embeddings(
     ImportError
         `scib` is True and scib-metrics is not installed.
     """
+    max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed, most=SEEDS)
     if not embeddings:
         raise ValueError("There is no embedding to score: expected at least one, name -> (cells, dimensions).")
     kinds = {name: pd.Series(np.asarray(given)) for name, given in (("labels", labels), ("batches", batches))}
@@ -100,7 +102,7 @@ def compare_embeddings(
                 f"{name} holds {values.nunique()} different values: expected at least two, or there is nothing that "
                 "could be kept apart or mixed."
             )
-    scib = _installed() if scib is None else scib
+    scib = _installed() if scib is None else flag("scib", scib)
     if scib and not _installed():
         raise ImportError("scib=True needs scib-metrics: pip install scib-metrics. scib=False goes without.")
     rows = {}

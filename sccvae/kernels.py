@@ -10,8 +10,7 @@ Without pi this is the negative binomial (log p(0) = t); without theta as well, 
 The gradients are closed forms of the same quantities, so forward computes both and backward only scales.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,8 +110,7 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
         from sccvae import fused as compiled  # numba takes half a second to import
 
         heads = _without_biases(compiled, *[None if t is None else t.detach().contiguous().numpy() for t in tensors])
-        with threads() as n_threads:
-            r = compiled.count_log_likelihood(stored(x), heads, dropout_cost, weight.numpy(), n_threads)
+        r = compiled.count_log_likelihood(stored(x), heads, dropout_cost, weight.numpy())
         if r is not None:
             by_theta = r.log_theta[0] if log_theta is not None and log_theta.dim() == 1 else r.log_theta
             arrays = (r.value - x.log_factorial.numpy(), r.dropouts, r.logits, r.log_library, by_theta, r.pi)
@@ -133,15 +131,6 @@ def _without_biases(compiled, logits, log_library, log_theta, dropout):
         own = log_theta.ndim == 2
         log_theta = compiled.Table(np.atleast_2d(log_theta), np.arange(n_cells) if own else one_row, own)
     return compiled.Heads(logits, compiled.Table(zeros, one_row), log_library, log_theta, dropout, zeros[0])
-
-
-@contextmanager
-def threads() -> Iterator[int]:
-    """Yield torch's number of threads, and see that numba, which may share its OpenMP, does not change it."""
-    n_threads = torch.get_num_threads()
-    yield n_threads
-    if torch.get_num_threads() != n_threads:
-        torch.set_num_threads(n_threads)
 
 
 def fits(t: torch.Tensor) -> bool:
@@ -245,8 +234,7 @@ def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, wei
 
     values = torch.empty_like(x.values)
     scales = x.values.new_empty(0) if scale is None else scale
-    with threads() as n_threads:
-        layers.encode([*stored(x), *(t.numpy() for t in (scales, weight, values, out))], n_threads)
+    layers.encode([*stored(x), *(t.numpy() for t in (scales, weight, values, out))])
     return values
 
 
@@ -255,8 +243,7 @@ def encode_gradient_into(by_weight: torch.Tensor, x: Minibatch, values: torch.Te
     from sccvae import layers
 
     indptr, genes, _ = stored(x)
-    with threads() as n_threads:
-        layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()), n_threads)
+    layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()))
 
 
 def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:

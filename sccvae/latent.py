@@ -10,9 +10,11 @@ from functools import partial
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, INNER, LOOP, PARALLEL, exp, f32
-from sccvae.fused import run
+from sccvae.elementary import EXACT, INNER, LOOP, exp, f32
 from sccvae.layers import multiple
+from sccvae.parallel import share
+
+DISTANCES = 2**22  # between cells, kept at once
 
 
 @numba.njit(**EXACT)
@@ -186,11 +188,12 @@ def _pull(z, i, by_square, by_z):
 
 
 @numba.njit(**EXACT)
-def _own_batch_excess(part, first, last, z, batch, copies, width, smoothing, n_neighbours, value, by_z):
-    """Cells first..last of `own_batch_excess`; by_z has an array for each part."""
+def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbours, begin, value, by_square):
+    """Cells first..last after number `begin`: fill value, and by_square, (cells, cells), where that is above 0."""
     n = batch.size
-    nearest, square, by_square = np.empty(n_neighbours, f32), np.empty(n, f32), np.empty(n, f32)
-    for i in range(first, last):
+    nearest, square = np.empty(n_neighbours, f32), np.empty(n, f32)
+    for row in range(first, last):
+        i = begin + row
         value[i], expected = f32(0.0), f32((batch == batch[i]).sum() - copies) / f32(n - copies)
         if expected <= 0 or expected >= 1:
             continue
@@ -201,24 +204,34 @@ def _own_batch_excess(part, first, last, z, batch, copies, width, smoothing, n_n
         square[own : own + copies] = f32(np.inf)
         _nearest(square, nearest)
         scale = max(nearest[-1] - nearest[0], f32(1e-6)) / width
-        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, by_square)
-        for d in range(len(z) if value[i] > 0 else 0):
-            _pull(z[d], i, by_square, by_z[part, d])
+        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, by_square[row])
 
 
-@numba.njit(**PARALLEL)
-def _own_batch_excess_in_parallel(n_parts, n, *arguments):
-    for part in numba.prange(n_parts):
-        _own_batch_excess(np.int64(part), part * n // n_parts, (part + 1) * n // n_parts, *arguments)
+@numba.njit(**EXACT)
+def _pull_all(first, last, z, begin, value, by_square, by_z):
+    """Dimensions first..last of by_z: add what the cells of by_square give, in their order."""
+    for d in range(first, last):
+        for row in range(min(len(by_square), value.size - begin)):
+            if value[begin + row] > 0:
+                _pull(z[d], begin + row, by_square[row], by_z[d])
 
 
-def own_batch_excess(arguments, n_threads):
+def _call(work, arguments, first, last):
+    work(first, last, *arguments)
+
+
+def own_batch_excess(arguments):
     """`mixing.own_batch_excess`: fill value, (cells,), and return the gradient of its sum, (n, cells).
 
     `arguments`: z, (n, cells): loops are over cells; codes of batches, (cells,); how many copies of each cell lie side
     by side; width, smoothing, number of neighbours; value.
     """
-    z = arguments[0]
-    by_z = np.zeros((n_threads, *z.shape), f32)
-    run(partial(_own_batch_excess, 0), _own_batch_excess_in_parallel, z.shape[1], n_threads, (*arguments, by_z))
-    return by_z.sum(0)
+    *given, value = arguments
+    z, (n, n_cells) = given[0], given[0].shape
+    some = min(max(DISTANCES // n_cells, 1), n_cells)
+    by_z, by_square = np.zeros_like(z), np.empty((some, n_cells), f32)
+    for begin in range(0, n_cells, some):
+        kept = begin, value, by_square
+        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin))
+        share(partial(_call, _pull_all, (z, *kept, by_z)), n)
+    return by_z

@@ -9,10 +9,12 @@ import math
 import numba
 import numpy as np
 
-from sccvae.elementary import EXACT, INNER, LOOP, PARALLEL, f32, log1p_and_share
-from sccvae.fused import run, softmax
+from sccvae.elementary import EXACT, INNER, LOOP, f32, log1p_and_share
+from sccvae.fused import softmax
+from sccvae.parallel import share
 
 LAYER_NORM_EPS = f32(1e-5)
+ENTRIES = 2**15  # of weights that one thread takes at least
 BLOCK = 2**17  # weights of float32 that a second-level cache of 512 KiB holds
 
 
@@ -79,34 +81,22 @@ def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
         _add_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
 
 
-@numba.njit(**PARALLEL)
-def _encode_in_parallel(n_parts, n, *arguments):
-    for part in numba.prange(n_parts):
-        _encode(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
-
-
-@numba.njit(**PARALLEL)
-def _encode_gradient_in_parallel(n_parts, n, *arguments):
-    for part in numba.prange(n_parts):
-        _encode_gradient(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
-
-
-def encode(arguments, n_threads):
+def encode(arguments):
     """Fill out (cells, hidden) with log1p(scale * counts) @ weight, and values (stored,) with the left factor.
 
     `arguments`: indptr, genes, counts, scale, weight, values, out.
     """
-    run(_encode, _encode_in_parallel, len(arguments[-1]), n_threads, arguments)
+    share(lambda first, last: _encode(first, last, *arguments), len(arguments[-1]))
 
 
-def encode_gradient(arguments, n_threads):
+def encode_gradient(arguments):
     """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden).
 
     `arguments`: indptr, genes, values, by_out, by_weight.
     """
     indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
-    run(_encode_gradient, _encode_gradient_in_parallel, len(by_weight), n_threads, arguments)
+    share(lambda first, last: _encode_gradient(first, last, *arguments), len(by_weight))
 
 
 @numba.njit(**LOOP, **INNER)
@@ -135,18 +125,12 @@ def _expression(first, last, logits, bias, row, factor, add, out):
             multiple(share, e, out[i])
 
 
-@numba.njit(**PARALLEL)
-def _expression_in_parallel(n_parts, n, *arguments):
-    for part in numba.prange(n_parts):
-        _expression(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
-
-
-def expression(arguments, n_threads):
+def expression(arguments):
     """Fill out, (cells, genes), with factor * softmax(logits + bias[row]), or add that to it.
 
     `arguments`: logits, bias, row, factor (cells,), whether to add, out.
     """
-    run(_expression, _expression_in_parallel, len(arguments[-1]), n_threads, arguments)
+    share(lambda first, last: _expression(first, last, *arguments), len(arguments[-1]))
 
 
 @numba.njit(**LOOP, **INNER)
@@ -252,13 +236,7 @@ def _adam(first, last, ends, decays, moves, *arguments):
         begin = ends[k]
 
 
-@numba.njit(**PARALLEL)
-def _adam_in_parallel(n_parts, n, *arguments):
-    for part in numba.prange(n_parts):
-        _adam(part * n // n_parts, (part + 1) * n // n_parts, *arguments)
-
-
-def adam(weights, arrays, numbers, n_threads):
+def adam(weights, arrays, numbers):
     """One step in place; `weights`: where each ends in the flat arrays, its decay, whether it moves; see `_adam`."""
     size, arguments = arrays[0].size, (*weights, *arrays, *map(f32, numbers))
-    run(_adam, _adam_in_parallel, size, n_threads if size > 2**15 else 1, arguments)
+    share(lambda first, last: _adam(first, last, *arguments), size, ENTRIES)

@@ -104,8 +104,7 @@ class ZINB(NB):
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         counts = super().sample(decoded, log_library, rng)
-        lost = rng.random(counts.shape) < _numpy(torch.sigmoid(decoded.dropout))
-        return np.where(lost, np.float32(0), counts)
+        return np.where(rng.random(counts.shape) < _numpy(torch.sigmoid(decoded.dropout)), np.float32(0), counts)
 
 
 class Normal(Likelihood):

@@ -23,6 +23,8 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import NearestNeighbors
 
+from sccvae.arguments import SEEDS, checked_seed, limit, positive, unless_none, whole
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -155,6 +157,7 @@ def batch_mixing_entropy(
     .. [1] Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018), Methods,
        "Entropy of batch mixing".
     """
+    n_cells, n_pools, seed = positive("n_cells", n_cells), positive("n_pools", n_pools), checked_seed(seed)
     z, batches = _checked(z, max_cells, seed, batches=batches)
     pools = np.random.default_rng(seed).integers(len(z), size=(n_pools, n_cells))
     cells, place = np.unique(pools, return_inverse=True)
@@ -266,6 +269,7 @@ def kmeans_ari_nmi(
         Adjusted Rand index, about 0 for clusters drawn at random, and normalised mutual information (arithmetic
         mean). Both are 1 where clusters and labels agree.
     """
+    n_init, seed = positive("n_init", n_init), checked_seed(seed, most=SEEDS)
     z, labels = _checked(z, max_cells, seed, labels=labels)
     clusters = KMeans(n_clusters=_n_different(labels), n_init=n_init, random_state=seed).fit_predict(z)
     return float(adjusted_rand_score(labels, clusters)), float(normalized_mutual_info_score(labels, clusters))
@@ -312,7 +316,9 @@ def embedding_scores(
     given = {name: x for name, x in (("labels", labels), ("batches", batches)) if x is not None}
     if not given:
         raise ValueError("Nothing to score against: pass labels (such as cell types), batches, or both.")
-    z, *arrays = _checked(z, max_cells, seed, **given)
+    z, *arrays = _checked(z, max_cells, seed := checked_seed(seed, most=SEEDS), **given)
+    if len(z) <= 50:
+        raise ValueError(f"z holds {len(z)} cells: expected at least 51, as 50 neighbours of each are looked at.")
     codes = dict(zip(given, arrays, strict=True))
     neighbours = _neighbours(z, 50)
     scores: dict[str, float] = {}
@@ -332,6 +338,7 @@ def embedding_scores(
 
 def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: ArrayLike) -> list[NDArray]:
     """Return z and integer codes of the annotations, the same sample of cells of each; raise where they are unfit."""
+    max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed)
     z = np.asarray(z)
     if z.ndim != 2 or not np.issubdtype(z.dtype, np.number):
         raise ValueError(
@@ -344,7 +351,9 @@ def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: Arra
             f"z holds NaN or infinite values in {len(bad)} of {len(z)} cells, first in cell {bad[0]}: "
             "expected finite numbers."
         )
-    arrays = [z]
+    largest = np.abs(z).max(initial=0)
+    odd = largest > 0 and not 1e-15 < largest < 1e15  # squares overflow in float32; no score depends on the unit
+    arrays: list[NDArray] = [z / largest if odd else z]
     for name, values in annotations.items():
         codes, _ = pd.factorize(pd.Series(values))
         if len(codes) != len(z):
@@ -371,7 +380,7 @@ def _n_different(codes: NDArray) -> int:
 
 def _neighbours(z: NDArray, k: int, cells: NDArray | None = None) -> NDArray:
     """Numbers of the k nearest other cells, nearest first: (cells, k), for all cells or those numbered `cells`."""
-    if not 1 <= k < len(z):
+    if not 1 <= (k := whole("k", k)) < len(z):
         raise ValueError(f"k={k} nearest neighbours of {len(z)} cells: expected 1 to {len(z) - 1}.")
     search = NearestNeighbors(n_neighbors=k).fit(z)
     if cells is None:

@@ -10,12 +10,12 @@ from anndata import AnnData
 
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
-from sccvae.arguments import checked_seed, flag, real, whole
+from sccvae.arguments import MOST, check_choice, checked_seed, flag, real, whole
 from sccvae.columns import same_names
 from sccvae.gradients import Precision
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
-from sccvae.networks import Architecture, Dispersion, Library, check_choice, check_choices
+from sccvae.networks import Architecture, Dispersion, Library, check_choices
 
 OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
@@ -82,9 +82,17 @@ class SCCVAE(AnalysedModel):
         that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
         cells seen in part. 0, the default, shows every molecule.
     seed
-        Of the weights, the split and the noise of training. The global random state is not touched.
+        Of the weights, the split and the noise of training. The global random state is not touched. The same seed, data
+        and settings give the same model to the bit, whatever the number of threads; results round otherwise on another
+        device, kind of processor (see `precision` of `train`) or version of torch.
     device
         `auto` takes a GPU when there is one.
+
+    Notes
+    -----
+    Work on the CPU is shared among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Draws
+    depend on `seed` and the place of a cell among those asked for, not on `chunk_size`. A process may be forked after
+    training; one that has used a GPU may not, as CUDA says: start it by `multiprocessing.get_context("spawn")`.
 
     Raises
     ------
@@ -145,15 +153,15 @@ class SCCVAE(AnalysedModel):
             n_levels=counts.n_levels,
             n_continuous=counts.continuous.shape[1],
             n_hidden=_widths(n_hidden),
-            n_latent=whole("n_latent", n_latent),
-            n_layers=whole("n_layers", n_layers),
+            n_latent=whole("n_latent", n_latent, most=MOST),
+            n_layers=whole("n_layers", n_layers, most=MOST),
             dropout_rate=min(0.1, 200 / len(counts)) if dropout_rate is None else real("dropout_rate", dropout_rate),
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             library="observed" if size_factor_key is not None else library,
             encode_covariates=flag("encode_covariates", encode_covariates),
             dropout_cost=real("dropout_cost", dropout_cost),
-            prior_components=whole("prior_components", prior_components),
+            prior_components=whole("prior_components", prior_components, most=MOST),
             batch_mixing=real("batch_mixing", batch_mixing),
             weight_precision=real("weight_precision", weight_precision),
             thinning=real("thinning", thinning),
@@ -191,14 +199,15 @@ class SCCVAE(AnalysedModel):
         train_size
             Share of each batch's cells to train on; the others choose the best epoch.
         early_stopping, patience
-            Stop after `patience` epochs without a higher held-out ELBO.
+            Stop after `patience` epochs without a higher held-out ELBO. With
+            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
         learning_rate
             Highest rate of the one-cycle schedule of Adam.
         kl_warmup
             Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
             (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
         gradient_clip, weight_decay
-            Highest norm of the gradient; L2 penalty.
+            Highest norm of the gradient, infinity for none; L2 penalty.
         n_draws
             Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
         precision
@@ -286,8 +295,8 @@ class SCCVAE(AnalysedModel):
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
     """What `Architecture` takes, of plain integers."""
     if isinstance(n_hidden, str) or not np.iterable(n_hidden):
-        return whole("n_hidden", n_hidden)
-    return cast(tuple[int, int], tuple(whole("n_hidden", n) for n in n_hidden))
+        return whole("n_hidden", n_hidden, most=MOST)
+    return cast(tuple[int, int], tuple(whole("n_hidden", n, most=MOST) for n in n_hidden))
 
 
 def cross_validate(

@@ -1,11 +1,8 @@
-"""The two networks, and the only weights of the model: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads.
-
-Weights are drawn from, and dropout uses, a generator handed in: torch's global random state is never touched.
-"""
+"""The two networks: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads. All noise is of a generator handed in."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,14 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sccvae.arguments import check_choice
 from sccvae.data import Minibatch
 from sccvae.densities import Gaussian
 from sccvae.kernels import plain_encode
 from sccvae.likelihoods import LIKELIHOODS, Decoded, LikelihoodName
+from sccvae.parallel import affine
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 Library = Literal["lognormal", "observed"]
 BOUNDS_Z, BOUNDS_L = (-12.0, 8.0, 1e-6), (-12.0, 4.0, 0.0)  # log variances: lowest, highest; added to the variance
+LEAST_L = -0.2  # lowest mean of log l less the log of the observed library size; see `Encoder`
 LOG_THETA = 0.5  # where dispersions start: a small theta excuses a poor mean
 
 
@@ -77,12 +77,6 @@ def check_choices(**choices: str) -> None:
         check_choice(name, value, known[name])
 
 
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of those known."""
-    if value not in (known := tuple(known)):
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
-
-
 class Linear(nn.Module):
     """h @ weight + bias, with Xavier weights from `generator` (or zeros) and the same bias everywhere.
 
@@ -98,7 +92,7 @@ class Linear(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """(cells, n_in) -> (cells, n_out)."""
-        return torch.addmm(self.bias, h, self.weight)
+        return affine(h, self.weight, self.bias)
 
 
 class SparseLinear(nn.Module):
@@ -179,7 +173,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total."""
+    """q(z|x) and q(log l|x), from log(1 + x) of the counts scaled to a common total.
+
+    The median of q(l|x) is at least exp(`LEAST_L`) = 0.82 of the observed library size: zero inflation tells of more
+    molecules than were seen, and nothing of fewer. Without that, the likelihood takes the high counts of a few widely
+    dispersed genes, which weigh little in it, for chance: a deep plasma cell, nine tenths of whose molecules are of
+    immunoglobulins, was given a third of its counts.
+    """
 
     log_target: torch.Tensor  # () log of that total
 
@@ -208,7 +208,7 @@ class Encoder(nn.Module):
         if self.library is None:
             return q_z, None
         residual, log_variance = self.library(h).unbind(1)
-        return q_z, Gaussian(x.log_size + residual, log_variance.clamp(*BOUNDS_L[:2]).exp())
+        return q_z, Gaussian(x.log_size + residual.clamp(min=LEAST_L), log_variance.clamp(*BOUNDS_L[:2]).exp())
 
 
 class Decoder(nn.Module):

@@ -3,7 +3,7 @@
 Every function is deterministic: posterior means, or draws from a generator seeded by the caller.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,12 +12,17 @@ import torch
 
 from sccvae.data import Counts, Minibatch
 from sccvae.densities import Gaussian
-from sccvae.device import chunk_of
+from sccvae.device import chunk_of, chunks
 from sccvae.differential import Group
 from sccvae.expressed import Expressed
 from sccvae.likelihoods import Decoded
+from sccvae.noise import Noise, streams
+from sccvae.parallel import alone, each_alone, multiply
 from sccvae.predictive import CountParameters
 from sccvae.vae import VAE
+
+SAMPLED = 64  # cells whose x is drawn from one stream, and at once
+SUMMED = 256  # cells whose expression is summed at once
 
 
 class Draw(NamedTuple):
@@ -29,17 +34,30 @@ class Draw(NamedTuple):
     log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
 
 
+@each_alone
 @torch.no_grad()
 def encode(
     vae: VAE, counts: Counts, chunk_size: int | None = None
 ) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
     """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
     vae.eval()
-    for rows, x in counts.chunks(chunk_size or chunk_of(counts.n_genes, vae.device)):
-        x = x.to(vae.device)
+    for rows in chunks(len(counts), chunk_size or chunk_of(counts.n_genes, vae.device)):
+        x = counts.minibatch(rows).to(vae.device)
         yield rows, x, *vae.encoder(x)
 
 
+def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tensor]]:
+    """Function: rows and number of a sample -> what z is drawn with, (cells, n_latent), and then log l, (cells,)."""
+    noise = Noise(seed, vae.architecture.n_latent + 1, vae.library_mean)
+
+    def of(rows: slice, sample: int) -> Iterator[torch.Tensor]:
+        numbers = noise(rows, sample)
+        return iter((numbers[:, :-1], numbers[:, -1]))
+
+    return of
+
+
+@alone()
 def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of q(z|x), (cells, n_latent) float32 each."""
     mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
@@ -48,6 +66,7 @@ def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     return mean, variance
 
 
+@alone()
 def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of q(y|x), (cells, dimensions) each; y is z and, where there is one, the library size.
 
@@ -66,6 +85,7 @@ def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([mean, deviation]), np.column_stack([variance, uncertainty / spread2])
 
 
+@each_alone
 @torch.no_grad()
 def codes(
     vae: VAE,
@@ -85,17 +105,19 @@ def codes(
     n_samples
         Draws of z and l per cell; None decodes the posterior means once.
     """
-    noise = torch.Generator(vae.device).manual_seed(seed)
+    noise = noise_of(vae, seed)
     for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
-        for _ in range(n_samples or 1):
-            z = q_z.mean if n_samples is None else q_z.sample(noise)
+        for sample in range(n_samples or 1):
+            numbers = iter(()) if n_samples is None else noise(rows, sample)
+            z = q_z.mean if n_samples is None else q_z.sample(numbers)
             log_l = x.log_size if vae.likelihood.has_library else None
             if q_l is not None:
-                log_l = q_l.mean if n_samples is None else q_l.sample(noise)
+                log_l = q_l.mean if n_samples is None else q_l.sample(numbers)
             for batch in batches:
                 yield rows, x if batch is None else x.with_batch(batch), z, log_l
 
 
+@each_alone
 @torch.no_grad()
 def decode(
     vae: VAE,
@@ -111,6 +133,7 @@ def decode(
         yield Draw(rows, x, vae.decoder(z, x), log_l)
 
 
+@each_alone
 @torch.no_grad()
 def expression(
     vae: VAE,
@@ -135,7 +158,7 @@ def expression(
     n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
     direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
     if expressed.compiled and direct and out is not None and chunk_size is None and n_samples is None:
-        # Only codes are made of so many at once. Not so with draws: those would be others.
+        # Only codes are made of so many at once.
         chunk_size = 4 * chunk_of(counts.n_genes, vae.device)
     for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
         if done == 0:
@@ -165,6 +188,7 @@ def can_be_filled(out: Any) -> bool:
     return isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
 
 
+@alone()
 def group_expression(
     vae: VAE,
     counts: Counts,
@@ -196,19 +220,15 @@ def group_expression(
         rng = np.random.default_rng([seed, number])
         taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
         some, draws_seed = counts[taken], int(rng.integers(2**62))
-        draws, total = np.zeros((n_samples, counts.n_genes), dtype=np.float32), np.zeros((n_samples, 1))
         repeats = -(-1000 // (len(taken) * len(batches)))  # a small group has each cell's z drawn more often
         decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=draws_seed)
-        for _, rho in decoded:
-            weights = rng.standard_exponential((len(rho), n_samples), dtype=np.float32)
-            draws += weights.T @ rho
-            total += weights.sum(0)[:, None]
+        draws = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
         raw = counts.stored.take(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
-                samples=draws / total.astype(np.float32),
+                samples=draws,
                 observed=observed,
                 expected=expected,
                 library=library * len(of_group) / len(taken),
@@ -219,6 +239,33 @@ def group_expression(
     return groups
 
 
+def _bootstrap(
+    chunks: Iterator[np.ndarray], n_samples: int, size: int, n_genes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means of rows with random weights, (n_samples, genes); rows are summed `size` at a time, however they come."""
+    draws, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
+    kept, n = np.empty((size, n_genes), dtype=np.float32), 0
+
+    def add(rows: np.ndarray) -> None:
+        weights = rng.standard_exponential((len(rows), n_samples), dtype=np.float32)
+        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), draws, add=True)
+        total[:, 0] += weights.sum(0)
+
+    for rows in chunks:
+        begin = 0
+        while begin < len(rows):
+            taken = rows[begin : begin + size - n]
+            kept[n : n + len(taken)] = taken
+            begin, n = begin + len(taken), n + len(taken)
+            if n == size:
+                add(kept)
+                n = 0
+    if n:
+        add(kept[:n])
+    return draws.numpy() / total.astype(np.float32)
+
+
+@each_alone
 @torch.no_grad()
 def count_moments(
     vae: VAE, counts: Counts, chunk_size: int | None = None
@@ -238,6 +285,7 @@ def count_moments(
         yield draw, mean * kept, 1 / (1 + mean * spread)
 
 
+@each_alone
 def gene_moments(vae: VAE, counts: Counts, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """(rows, E[x], Var[x]) of some genes at the posterior means, chunk by chunk, (cells, genes) each."""
     columns = torch.from_numpy(genes).to(vae.device)
@@ -250,17 +298,18 @@ def _counts_and_expectation(
     vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes."""
-    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), 0.0
+    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), np.zeros(len(counts))
     observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
     for draw, mean, weight in count_moments(vae, counts, chunk_size):
         assert draw.log_library is not None
         batch = draw.x.codes[:, 0] if by_batch else torch.zeros_like(draw.x.codes[:, 0])
         observed.index_add_(0, batch, (weight * draw.x.dense()).double())
         expected.index_add_(0, batch, (weight * mean).double())
-        library += float(draw.log_library.exp().sum(dtype=torch.float64))
-    return observed.cpu().numpy(), expected.cpu().numpy(), library
+        library[draw.rows] = draw.log_library.exp().cpu().numpy()
+    return observed.cpu().numpy(), expected.cpu().numpy(), float(library.sum())
 
 
+@alone()
 @torch.no_grad()
 def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
     """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
@@ -281,6 +330,7 @@ def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
     return result
 
 
+@each_alone
 @torch.no_grad()
 def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> Iterator[tuple[slice, CountParameters]]:
     """(rows, parameters of p(x | z, l)) for chunks of cells in order, `n_samples` draws of z and l for each."""
@@ -291,16 +341,18 @@ def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> 
         yield draw.rows, CountParameters(mean, theta, None if logit is None else logit.sigmoid().cpu().numpy())
 
 
+@alone()
 @torch.no_grad()
 def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
     """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
     rng = np.random.default_rng(seed)
-    noise_seed = int(rng.integers(2**62))
-    draws = decode(vae, counts, batches=[None], n_samples=1, seed=noise_seed)
-    parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng)) for d in draws]
+    noise_seed, rng_of = int(rng.integers(2**62)), streams(rng)
+    draws = enumerate(decode(vae, counts, SAMPLED, batches=[None], n_samples=1, seed=noise_seed))
+    parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng_of(part))) for part, d in draws]
     return sp.vstack(parts, format="csr")
 
 
+@alone()
 @torch.no_grad()
 def generate(
     vae: VAE,
@@ -319,16 +371,17 @@ def generate(
     if z is None:
         n = len(codes)
         z = rng.standard_normal((n, a.n_latent)).astype(np.float32) if vae.prior is None else vae.prior.sample(n, rng)
-    chunk = chunk_of(a.n_genes, device)
-    for start in range(0, len(codes), chunk):
-        rows = slice(start, start + chunk)
+    if deviation is None and vae.likelihood.has_library:
+        deviation = rng.standard_normal(len(codes))
+    rng_of = streams(rng)
+    for part, rows in enumerate(chunks(len(codes), SAMPLED)):
         x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
         log_l = None
         if vae.likelihood.has_library:
             log_l = draw_log_library(vae, x, rng, None if deviation is None else deviation[rows])
             library.append(log_l.exp().cpu().numpy())
         decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
-        parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng)))
+        parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
     return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
 
 
@@ -344,36 +397,50 @@ def draw_log_library(
     return prior.mean + prior.variance.sqrt() * torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
 
 
+@alone()
 @torch.no_grad()
 def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
-    terms = np.zeros((3, len(counts)))
-    noise = torch.Generator(vae.device).manual_seed(seed)
+    terms, noise = np.zeros((3, len(counts))), noise_of(vae, seed)
     vae.eval()
-    for rows, x in counts.chunks(chunk_of(counts.n_genes, vae.device)):
-        elbo = vae(x.to(vae.device), noise)
+    for rows in chunks(len(counts), chunk_of(counts.n_genes, vae.device)):
+        x = counts.minibatch(rows).to(vae.device)
+        elbo = vae(x, noise(rows, 0))
         terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
     return terms
 
 
+@alone()
 @torch.no_grad()
 def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
     """(cells,) importance-sampled log p(x): log of the mean of p(x|z,l) p(z) p(l) / (q(z|x) q(l|x)), z, l ~ q.
 
     Burda, Grosse & Salakhutdinov 2016, equation 8; a lower bound that tightens with `n_samples`.
     """
-    result = np.zeros(len(counts))
-    noise = torch.Generator(vae.device).manual_seed(seed)
+    result, noise = np.zeros(len(counts)), noise_of(vae, seed)
     for rows, x, q_z, q_l in encode(vae, counts):
         log_weights = []
-        for _ in range(n_samples):
-            z = q_z.sample(noise)
+        for sample in range(n_samples):
+            numbers = noise(rows, sample)
+            z = q_z.sample(numbers)
             log_w = vae.log_prior(z) - q_z.log_prob(z).sum(1)
             log_l = x.log_size if vae.likelihood.has_library else None
             if q_l is not None:
-                log_l = q_l.sample(noise)
+                log_l = q_l.sample(numbers)
                 log_w = log_w + vae.library_prior(x).log_prob(log_l) - q_l.log_prob(log_l)
             log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
             log_weights.append((log_w + log_p).double())
         result[rows] = (torch.logsumexp(torch.stack(log_weights), dim=0) - np.log(n_samples)).cpu().numpy()
     return result
+
+
+@alone()
+@torch.no_grad()
+def decoded_codes(vae: VAE, z: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Expression at codes, (codes, n_latent), under the covariates `profile`, (1, categorical): (codes, genes)."""
+    a, mean = vae.architecture, np.empty((len(z), vae.architecture.n_genes), dtype=np.float32)
+    for rows in chunks(len(z), chunk_of(a.n_genes, vae.device)):
+        part = torch.from_numpy(z[rows]).to(vae.device)
+        x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(vae.device)
+        mean[rows] = vae.likelihood.expression(vae.decoder(part, x, only_logits=True)).cpu().numpy()
+    return mean

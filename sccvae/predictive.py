@@ -85,7 +85,9 @@ def predictive_check(
     sums = np.zeros((4, n_genes))  # over cells, of P(x > 0), its square, E x, E x^2
     places: list[np.ndarray] = []
     for (zero, first, second), (below, at) in _averages(draws, matrix, calibrated, columns, n_samples):
-        sums += [(1 - zero).sum(0), ((1 - zero) ** 2).sum(0), first.sum(0), second.sum(0)]
+        for total_of, values in zip(sums, (1 - zero, (1 - zero) ** 2, first, second), strict=True):
+            for of_cell in values:  # one by one: the order of the sum is that of the cells
+                total_of += of_cell
         places.append(below + rng.random(below.shape) * (at - below))
     some, square, first, second = sums
     low, high = zero_interval(some, square, n_cells)

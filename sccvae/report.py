@@ -19,7 +19,8 @@ import pandas as pd
 
 from sccvae import files, metrics, pl
 from sccvae.pl.embedding import categories, draw_cells, sample, umap
-from sccvae.pl.style import MEDIUM, draw_legend, finished, legend_width, new_figure
+from sccvae.pl.style import MEDIUM, as_text, draw_legend, finished, legend_width, new_figure
+from sccvae.wording import shortened
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,6 +62,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { whi
 .ok, .bad { color: var(--good); font-weight: 700; white-space: nowrap; } .bad { color: var(--bad); }
 ul { margin: .4rem 0; padding-left: 1.2rem; } li { margin: .25rem 0; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2.2rem; }
+.columns > div { min-width: 0; }
 @media print {
   body { background: #fff; font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: .6rem 0; }
@@ -69,6 +71,7 @@ ul { margin: .4rem 0; padding-left: 1.2rem; } li { margin: .25rem 0; }
 }
 """
 
+MOST_PIXELS = 20e6  # of a figure
 SCORES = {  # what the scores of `metrics.embedding_scores` say
     "knn_accuracy": ("Neighbours of one kind", "share of cells whose 15 nearest neighbours vote for their label"),
     "kmeans_ari": ("Clusters, ARI", "agreement of k-means clusters with the labels; 0 is chance"),
@@ -220,8 +223,10 @@ def _notes(obs: pd.DataFrame, batch_key: str | None, label_key: str | None) -> l
 
 
 def _named(names: Iterable[Any]) -> str:
-    names = list(map(str, names))
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    names = list(names)
+    return ", ".join(repr(shortened(name)) for name in names[:8]) + (
+        f" and {len(names) - 8} more" if len(names) > 8 else ""
+    )
 
 
 def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, counts: bool) -> str:
@@ -237,7 +242,7 @@ def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, count
         if counts:
             frame["Counts per cell"] = total.groupby(groups.to_numpy()).median()
             frame["Genes per cell"] = stored.groupby(groups.to_numpy()).median()
-        rows = [[group, *(f"{value:,.0f}" for value in row)] for group, *row in frame.itertuples()]
+        rows = [[shortened(group, 120), *(f"{value:,.0f}" for value in row)] for group, *row in frame.itertuples()]
         more = f'<p class="soft">and {len(rows) - 30} more</p>' if len(rows) > 30 else ""
         heading = f"<h3>{name}: {escape(str(key))}</h3>"
         parts.append(f"<div>{heading}{_table([name, *frame.columns], rows[:30], numbers=True)}{more}</div>")
@@ -278,7 +283,7 @@ def _after(adata: AnnData, keys: list[str], max_cells: int) -> Figure:
     for i, (key, values) in enumerate(groups.items()):
         ax = figure.add_subplot(grid[i])
         draw_cells(ax, layout, values)
-        ax.set_title(key, fontsize=MEDIUM)
+        ax.set_title(as_text(key), fontsize=MEDIUM)
         if keys:
             draw_legend(ax, key, values)
     return finished(figure, show=False)
@@ -366,7 +371,8 @@ def _table(head: list[str], rows: list[list[str]], *, numbers: bool | int = Fals
 def _figure(figure: Figure, name: str, caption: str) -> str:
     """A figure in the page itself, sharp enough for print."""
     sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=200, facecolor="white")
+    dots = min(200.0, (MOST_PIXELS / np.prod(figure.get_size_inches())) ** 0.5)
+    figure.savefig(sink, format="png", dpi=dots, facecolor="white")
     data = base64.b64encode(sink.getvalue()).decode("ascii")
     width = round(figure.get_figwidth() * 120)  # CSS pixels: a quarter larger than on paper
     return (

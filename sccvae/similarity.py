@@ -22,6 +22,8 @@ from typing import Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 
+from sccvae.arguments import whole
+
 Metric = Literal["euclidean", "wasserstein", "symmetric_kl"]
 Linkage = Literal["average", "ward"]
 BLOCK_BYTES = 64 * 2**20
@@ -51,9 +53,10 @@ def neighbours(
     """
     mean, variance = _checked(mean, variance, metric)
     n_cells = len(mean)
-    if not 1 <= n_neighbors < n_cells:
+    if not 1 <= (n_neighbors := whole("n_neighbors", n_neighbors)) < n_cells:
         raise ValueError(
-            f"{n_neighbors} neighbours of each cell among {n_cells} cells: expected at least 1 and fewer than cells."
+            f"n_neighbors={n_neighbors} neighbours of each cell among {n_cells} cells: expected at least 1 and fewer "
+            "than cells."
         )
     if metric == "symmetric_kl":
         nearest, distances = np.empty((n_cells, n_neighbors), dtype=np.int64), np.empty((n_cells, n_neighbors))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import log, sqrt
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,8 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
 
+from sccvae.arguments import MOST, checked_seed, finite, flag, whole
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -22,6 +23,12 @@ __all__ = ["simulate"]
 # Cells are drawn in blocks of this many, each block from its own random stream. So memory is bounded, and cell n is
 # the same cell however many follow it. Changing this number changes every simulated data set.
 _BLOCK = 256
+_SIZES = ("n_cells", "n_genes", "n_batches", "n_types", "n_latent")
+_RANGES: tuple[tuple[str, str, dict[str, float]], ...] = (
+    ("batch_strength", "a number from 0 to 10, such as 0.5", {"least": 0, "most": 10}),
+    ("dropout", "a probability in [0, 1), such as 0.1", {"least": 0, "below": 1}),
+    ("mean_library", "molecules per cell, above 0 and at most 1e9, such as 300", {"above": 0, "most": 1e9}),
+)
 
 
 def simulate(
@@ -119,7 +126,10 @@ def simulate(
         "mean_library": mean_library,
         "seed": seed,
     }
-    _check(arguments)
+    arguments = _checked(arguments)
+    n_cells, n_genes, n_batches, n_types, n_latent = (int(arguments[name]) for name in _SIZES)
+    batch_strength, dropout, mean_library = (arguments[name] for name in ("batch_strength", "dropout", "mean_library"))
+    keep_truth, seed = flag("keep_truth", keep_truth), int(arguments["seed"])
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     tree = _Tree.draw(rng, n_types, n_latent)
     libraries = _Libraries.draw(rng, n_batches, mean_library)
@@ -140,18 +150,14 @@ def simulate(
     return _assemble(blocks, layers, tree, libraries, genes, arguments)
 
 
-def _check(arguments: dict[str, int | float]) -> None:
-    """Raise where an argument of `simulate` is out of its range."""
-    for name in ("n_cells", "n_genes", "n_batches", "n_types", "n_latent", "seed"):
-        value, least = arguments[name], {"n_genes": 2, "seed": 0}.get(name, 1)
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}.")
-    if not 0 <= arguments["dropout"] < 1:
-        raise ValueError(f"dropout={arguments['dropout']!r}: expected a probability in [0, 1), such as 0.1.")
-    if not 0 <= arguments["batch_strength"] < np.inf:
-        raise ValueError(f"batch_strength={arguments['batch_strength']!r}: expected a number >= 0, such as 0.5.")
-    if not 0 < arguments["mean_library"] < np.inf:
-        raise ValueError(f"mean_library={arguments['mean_library']!r}: expected molecules per cell > 0, such as 300.")
+def _checked(arguments: dict[str, int | float]) -> dict[str, int | float]:
+    """The arguments of `simulate`, if they make sense."""
+    read: dict[str, int | float] = {
+        name: whole(name, arguments[name], least=2 if name == "n_genes" else 1, most=MOST) for name in _SIZES
+    }
+    for name, expected, limits in _RANGES:
+        read[name] = finite(name, arguments[name], expected, **limits)
+    return {**read, "seed": checked_seed(arguments["seed"])}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sccvae.adam import Adam
 from sccvae.data import Counts, shuffled
 from sccvae.device import chunk_of
 from sccvae.gradients import DROPOUT_WAIT, Precision
+from sccvae.parallel import alone
 from sccvae.steps import steps
 from sccvae.vae import VAE
 
@@ -69,6 +70,7 @@ class Progress:
         self.rows.append(row)
 
 
+@alone()
 def fit(
     vae: VAE,
     counts: Counts,
@@ -90,8 +92,7 @@ def fit(
     TrainingError
         The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
     """
-    device, first_epoch = vae.device, progress.first_epoch
-    rng = np.random.default_rng([seed, first_epoch])
+    device, rng = vae.device, np.random.default_rng([seed, first_epoch := progress.first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
     optimizer = Adam(list(vae.parameters()), clip=plan.gradient_clip, decays=decays)
@@ -146,8 +147,7 @@ def _close_epoch(
     trained = time.perf_counter()
     judged = held_out() if held_out else None
     if judged is not None and not torch.isfinite(judged).all():
-        what = f"The held-out ELBO became not finite in epoch {epoch}"
-        raise TrainingError(_advice(what, schedule["learning_rate"]))
+        raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
     progress.record(epoch, "training", terms, schedule, trained - started)
     if judged is not None:
         progress.record(epoch, "validation", judged, schedule, time.perf_counter() - trained)

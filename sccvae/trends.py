@@ -17,10 +17,12 @@ to 96 % of the true trend.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaincinv
+
+from sccvae.arguments import MOST, checked_seed, real, whole
 
 SAMPLES_OF_Z = 10  # decodings; each is weighted at random several times
 
@@ -111,6 +113,8 @@ def trends(
     ValueError
         A lineage has fewer than 10 cells with a pseudotime; a number is out of range.
     """
+    n_points, n_samples = whole("n_points", n_points, most=MOST), whole("n_samples", n_samples, most=MOST)
+    span, level, seed = real("span", span), real("level", level), checked_seed(seed)
     for name, value, fits, expected in (
         ("n_points", n_points, n_points >= 2, "at least 2"),
         ("span", span, 0 < span <= 1, "a share in (0, 1]"),
@@ -147,11 +151,9 @@ def trends(
 
 def effective_counts(counts: Chunks, cells: Sequence[np.ndarray], smoothers: Sequence[Smoother]) -> list[np.ndarray]:
     """(sum of k E[x])^2 / sum of k^2 Var[x] with the kernel k, (points, genes) for each lineage."""
-    sums: list[list[Any]] = [[0.0, 0.0] for _ in cells]
-    for rows, expected, variance in counts:
-        for some, smoother, total in zip(cells, smoothers, sums, strict=True):
-            first, last = np.searchsorted(some, [rows.start, rows.stop])
-            kernel, here = smoother.moments[0][:, first:last], some[first:last] - rows.start
-            total[0] += kernel @ expected[here]
-            total[1] += kernel**2 @ variance[here]
-    return [expected**2 / np.maximum(variance, 1e-30) for expected, variance in sums]
+    expected, variance = (np.vstack(parts).astype(np.float64) for parts in zip(*(c[1:] for c in counts), strict=True))
+    result = []
+    for some, smoother in zip(cells, smoothers, strict=True):
+        kernel = smoother.moments[0]
+        result.append((kernel @ expected[some]) ** 2 / np.maximum(kernel**2 @ variance[some], 1e-30))
+    return result

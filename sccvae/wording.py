@@ -19,6 +19,19 @@ def listed_names(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """The names as a list shows them, the first ones where there are many, and how many more there are."""
+    texts = [str(n) for n in names]
+    shown = ", ".join(repr(shortened(text)) for text in texts[:most])
+    return f"[{shown}]" + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
+def shortened(name: object, most: int = 60) -> str:
+    """A name, cut where it is very long."""
+    text = str(name)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def did_you_mean(name: str, known: Iterable[str], *, listed: bool = False) -> str:
     """The known name nearest to an unknown one; else, unless they were `listed` already, the known names."""
     known = [str(k) for k in known]

@@ -85,7 +85,7 @@ def _bytes_of(value) -> bytes:
         dtypes = [f"{name}:{dtype!r}" for name, dtype in value.dtypes.items()]
         return (repr(dtypes) + repr(list(value.index)) + value.to_csv()).encode()
     if isinstance(value, np.ndarray):
-        content = repr(value.tolist()).encode() if value.dtype == object else np.ascontiguousarray(value).tobytes()
+        content = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
         return f"{value.dtype}{value.shape}".encode() + content
     if hasattr(value, "items"):
         return b"".join(str(key).encode() + _bytes_of(item) for key, item in value.items())

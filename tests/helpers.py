@@ -1,5 +1,7 @@
 """Small data and small models that several test files share."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -14,6 +16,17 @@ from sccvae.vae import VAE
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
 COUNT_LIKELIHOODS = ("zinb", "nb", "poisson")
+
+
+@contextmanager
+def threads(n: int):
+    """Inside, torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def move(adam: Adam, rate: float) -> None:

@@ -4,7 +4,19 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sccvae.arguments import check_positive, checked_seed, flag, real, whole
+from sccvae.arguments import (
+    ANY,
+    SEEDS,
+    checked_seed,
+    finite,
+    flag,
+    float_dtype,
+    limit,
+    positive,
+    real,
+    unless_none,
+    whole,
+)
 
 
 @pytest.mark.parametrize("value", [3, 3.0, np.int32(3), np.float32(3), Fraction(3)])
@@ -44,11 +56,42 @@ def test_fractions_are_no_whole_numbers(value):
 
 
 def test_positive_numbers():
-    check_positive(a=1, b=None, c=2.0)
+    assert positive("a", 2.0) == 2
     with pytest.raises(ValueError, match=r"^b is 0; expected at least 1\.$"):
-        check_positive(a=1, b=0)
+        positive("b", 0)
     with pytest.raises(ValueError, match=r"^b is 1\.5; expected a whole number\.$"):
-        check_positive(b=1.5)
+        positive("b", 1.5)
+    with pytest.raises(ValueError, match=r"^b is 10{30}; expected at most 2147483647\.$"):
+        positive("b", 10**30)
+
+
+def test_a_huge_limit_stands_for_all_there_is():
+    assert limit("max_cells", 10**30) == ANY
+    assert unless_none(limit, "max_cells", None) is None
+    with pytest.raises(ValueError, match=r"^max_cells is 1; expected at least 2\.$"):
+        unless_none(limit, "max_cells", 1, least=2)
+
+
+def test_finite_numbers_and_their_limits():
+    assert finite("x", np.float32(0.5), "a share", above=0, below=1) == 0.5
+    for value in (0, 1, -2, math.nan, math.inf, 10**400):
+        with pytest.raises(ValueError, match=r"^x is .*; expected a share\.$"):
+            finite("x", value, "a share", above=0, below=1)
+    with pytest.raises(TypeError, match=r"^x is '0\.5'; expected a share\.$"):
+        finite("x", "0.5", "a share")
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float16, np.dtype("f8"), float])
+def test_dtypes_that_hold_fractions(dtype):
+    assert float_dtype("dtype", dtype) == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int32", bool, "complex64", "O", "no", None, 3])
+def test_dtypes_that_hold_none_are_named(dtype):
+    with pytest.raises(
+        TypeError, match=r"^dtype is .*; expected 'float32', or another dtype of floating-point numbers"
+    ):
+        float_dtype("dtype", dtype)
 
 
 def test_seeds():
@@ -56,3 +99,7 @@ def test_seeds():
     assert checked_seed(np.int64(7)) == 7
     with pytest.raises(ValueError, match=r"^seed is -1; expected 0 or more\.$"):
         checked_seed(-1)
+    with pytest.raises(ValueError, match=r"^seed is 10{30}; expected at most 9223372036854775807\.$"):
+        checked_seed(10**30)
+    with pytest.raises(ValueError, match=r"^seed is 4294967296; expected at most 4294967295\.$"):
+        checked_seed(2**32, most=SEEDS)

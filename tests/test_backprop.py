@@ -3,21 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae
+from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae, threads
 
 from sccvae import backprop
 from sccvae.adam import Adam
 from sccvae.backprop import Arrays, ByHand, Halved, Product, place_of
 from sccvae.gradients import Autograd
 from sccvae.kernels import FUSED
+from sccvae.networks import LEAST_L
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def n_threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with threads(request.param):
+        yield request.param
 
 
 ROUNDED = 0.04  # of the largest gradient: what bfloat16 costs, 2^-9 of each factor and of each result
@@ -116,6 +115,18 @@ def test_halved_products_round_factors_and_results_once():
     torch.testing.assert_close(weight.grad, rounded[0].t() @ rounded[2], **close)
     product.backward(by_input, add=False)
     torch.testing.assert_close(by_input, rounded[2] @ rounded[1].t(), **close)
+
+
+@pytest.mark.parametrize("n_latent", [1, 4])
+def test_library_sizes_at_their_lower_bound(n_latent, n_threads):
+    counts = small_counts(n_batches=2)
+    vae, x = a_vae(counts, n_latent=n_latent), counts.minibatch(slice(0, 40))
+    with torch.no_grad():
+        residual = vae.encoder(x)[1].mean - x.log_size
+        vae.encoder.library.bias[0] += LEAST_L - residual.median()  # half of them below
+        below = (vae.encoder(x)[1].mean - x.log_size).isclose(torch.tensor(LEAST_L)).sum()
+    assert 10 < below < 30
+    compare(vae, x)
 
 
 @pytest.mark.parametrize("encode_covariates", [False, True])

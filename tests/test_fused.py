@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import COUNT_LIKELIHOODS, small_counts
+from helpers import COUNT_LIKELIHOODS, small_counts, threads
 
 from sccvae import fused
 from sccvae.kernels import stored
@@ -33,8 +33,9 @@ def test_bfloat16_is_read_exactly_and_gradients_are_rounded_once(name, n_threads
     counts = small_counts()
     x, weight = stored(counts.minibatch(slice(None))), np.linspace(-1, 1, len(counts), dtype=np.float32)
     wide, half = some_heads(name, counts, np.float32), some_heads(name, counts, np.uint16)
-    expected = fused.count_log_likelihood(x, wide, 0.3, weight, n_threads)
-    found = fused.count_log_likelihood(x, half, 0.3, weight, n_threads, in_place=in_place)
+    with threads(n_threads):
+        expected = fused.count_log_likelihood(x, wide, 0.3, weight)
+        found = fused.count_log_likelihood(x, half, 0.3, weight, in_place=in_place)
     assert (found.logits is half.logits) is in_place
     for field, one, other in zip(expected._fields, expected, found, strict=True):
         if one is None:
@@ -55,4 +56,4 @@ def test_a_bfloat16_that_is_not_finite_is_seen():
     for value in (0x7F80, 0x7FC0):  # infinity, NaN
         heads = some_heads("zinb", counts, np.uint16)
         heads.logits[3, 2] = value
-        assert fused.count_log_likelihood(x, heads, 0.0, weight, 1) is None
+        assert fused.count_log_likelihood(x, heads, 0.0, weight) is None

@@ -395,11 +395,11 @@ def test_errors_of_few_cells():
     x = cells(20, 0)
     with pytest.raises(ValueError, match="generated holds 4 cells: expected at least 5"):
         two_sample_auc(x, x[:4])
-    with pytest.raises(ValueError, match="max_cells=4: expected at least 5, or None"):
+    with pytest.raises(ValueError, match="max_cells is 4; expected at least 5"):
         two_sample_auc(x, x, max_cells=4)
     with pytest.raises(ValueError, match="n_folds=1, n_components=50: expected at least 2 and 1"):
         two_sample_auc(x, x, n_folds=1)
     with pytest.raises(ValueError, match="real holds 5 cells: expected at least 6"):
         score_generator(x[:5], x)
-    with pytest.raises(ValueError, match="max_cells=5: expected at least 6"):
+    with pytest.raises(ValueError, match="max_cells is 5; expected at least 6"):
         score_generator(x, x, max_cells=5)

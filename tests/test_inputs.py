@@ -869,3 +869,68 @@ def test_size_factors_mean_nothing_to_real_values(adata):
     schema, counts = Schema.learn(adata, support="real", size_factor_key="size_factor")
     assert schema.log_size_offset == 0
     assert np.isfinite(counts.log_size).all()
+
+
+# --------------------------------------------------------------------------------------------- numbers of any magnitude
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "Float64", "Float32", "int64", "bool", "object"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e9 / 3, 1e300, 1e-300])
+def test_covariates_without_spread_whatever_the_rounding(adata, value, dtype):
+    with np.errstate(over="ignore"):
+        column = pd.Series(np.full(120, value), index=adata.obs_names).astype(dtype.replace("object", "float64"))
+    if not np.isfinite(column.to_numpy(dtype=float)).all():
+        pytest.skip("the dtype holds no such number")
+    adata.obs["c"] = column.astype(dtype)
+    schema, counts = Schema.learn(adata, continuous_covariate_keys=["c"])
+    assert schema.scales == (1.0,)
+    assert np.abs(counts.continuous).max() <= 1e-6 * max(1, min(abs(value), 1e6))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_covariates_that_differ_by_rounding_alone_have_no_spread(adata, dtype):
+    third = np.array([1, 3], dtype=dtype) * np.array(0.1, dtype=dtype)
+    adata.obs["c"] = np.where(np.arange(120) % 2, third[1], third.dtype.type(0.3)).astype(dtype)
+    assert Schema.learn(adata, continuous_covariate_keys=["c"])[0].scales == (1.0,)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e30, 1e-30, 1e300, 1e-300, 1e-310])
+def test_covariates_of_any_magnitude_are_standardised(adata, unit):
+    values = np.random.default_rng(0).normal(3, 0.5, 120)
+    adata.obs["c"] = values * unit
+    schema, counts = Schema.learn(adata, continuous_covariate_keys=["c"])
+    np.testing.assert_allclose(counts.continuous[:, 0], (values - values.mean()) / values.std(), rtol=1e-4, atol=1e-5)
+    assert np.isfinite([*schema.means, *schema.scales]).all()
+
+
+def test_small_differences_of_large_numbers_are_spread(adata):
+    adata.obs["c"] = 1.7e9 + np.arange(120) % 2  # seconds
+    schema, _ = Schema.learn(adata, continuous_covariate_keys=["c"])
+    assert schema.scales == pytest.approx((0.5,))
+
+
+@pytest.mark.parametrize(("scale", "value"), [(1, 1e300), (1, -1e40), (1, 1e9), (0, 1e9), (1e-30, 1.0)])
+def test_covariates_far_from_those_of_training_are_named(adata, scale, value):
+    adata.obs["c"] = scale * np.arange(120.0)
+    schema, _ = Schema.learn(adata, continuous_covariate_keys=["c"])
+    adata.obs.iloc[5, adata.obs.columns.get_loc("c")] = value
+    name = adata.obs_names[5]
+    message = rf"adata\.obs\['c'\] is {re.escape(f'{value:g}')} at cell '{name}', more than 1e\+06 times .*; expected"
+    with pytest.raises(ValueError, match=message):
+        schema.read(adata)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e30, 1e-30, 1e300, 1e-300])
+def test_size_factors_of_any_unit_give_the_same(adata, unit):
+    expected = Schema.learn(adata, size_factor_key="size_factor")[1].log_size
+    adata.obs["size_factor"] *= unit
+    np.testing.assert_allclose(Schema.learn(adata, size_factor_key="size_factor")[1].log_size, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-300])
+def test_a_size_factor_beyond_all_others_is_named(adata, value):
+    schema, _ = Schema.learn(adata, size_factor_key="size_factor")
+    adata.obs.iloc[7, adata.obs.columns.get_loc("size_factor")] = value
+    message = rf"holds the size factor {re.escape(f'{value:g}')} at cell '{adata.obs_names[7]}'.*expected size factors"
+    with pytest.raises(ValueError, match=message):
+        schema.read(adata)

@@ -12,7 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from helpers import COUNT_LIKELIHOODS, minibatch_of
+from helpers import COUNT_LIKELIHOODS, minibatch_of, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -375,18 +375,15 @@ def test_fused_equals_plain_at_any_size_and_number_of_threads(name, per_cell, dr
 
     reference = value_and_gradients(plain)
     monkeypatch.setattr(kernels, "plain", None)  # fused must not fall back
-    threads = torch.get_num_threads()
-    try:
-        for n_threads in (1, 3):
-            torch.set_num_threads(n_threads)
-            for ours, expected in zip(value_and_gradients(fused), reference, strict=True):
-                np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
-    finally:
-        torch.set_num_threads(threads)
+    for n_threads in (1, 3):
+        with threads(n_threads):
+            found = value_and_gradients(fused)
+        for ours, expected in zip(found, reference, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_compiled_kernels_leave_torchs_number_of_threads_alone():
-    """In a process of its own: numba sets up its threads once, at the first parallel call."""
+    """In a process of its own, for whatever numba or torch set up once."""
     script = """
         import numpy as np, torch
         from helpers import few_steps, small_counts, small_vae

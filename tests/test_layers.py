@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import double
+from helpers import double, threads
 from scipy.special import softmax
 
 from sccvae import layers
@@ -22,7 +22,8 @@ def test_the_sparse_product_in_blocks_of_genes_in_any_order(n_genes, n_threads):
     weight, scale = rng.normal(size=(n_genes, n_hidden)).astype(f32), rng.uniform(1, 3, 5).astype(f32)
     values, out = np.empty(len(genes), f32), np.full((5, n_hidden), np.nan, f32)
     cells = np.repeat(np.arange(5), np.diff(indptr))
-    layers.encode((indptr, genes, counts[cells, genes].astype(f32), scale, weight, values, out), n_threads)
+    with threads(n_threads):
+        layers.encode((indptr, genes, counts[cells, genes].astype(f32), scale, weight, values, out))
     factor = np.log1p(scale.astype(float)[:, None] * counts)
     np.testing.assert_allclose(values, factor[cells, genes], rtol=1e-6)
     np.testing.assert_allclose(out, factor @ weight.astype(float), rtol=1e-5, atol=1e-5)

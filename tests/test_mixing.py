@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import threads
 
 from sccvae import latent, mixing
 from sccvae.mixing import NEIGHBOURS, SMOOTHING, WIDTH, expected_share, own_batch_excess
@@ -82,7 +83,8 @@ def test_compiled_it_is_the_same(n_cells, n, n_batches, copies, n_threads):
     expected.sum().backward()
     z32, value = np.ascontiguousarray(z.T, np.float32), np.full(n_cells, np.nan, np.float32)
     numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n_cells - copies)
-    by_z = latent.own_batch_excess((z32, batch, *numbers, value), n_threads).T
+    with threads(n_threads):
+        by_z = latent.own_batch_excess((z32, batch, *numbers, value)).T
     assert (value > 0).any()
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(by_z, variable.grad, rtol=0, atol=1e-3 * float(variable.grad.abs().max()))

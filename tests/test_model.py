@@ -25,8 +25,9 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 import sccvae
-from sccvae import backprop, simulate
+from sccvae import backprop, posterior, simulate, tl
 from sccvae.corruption import Thinning
+from sccvae.networks import LEAST_L
 
 EVERY_OPTION = {
     "batch": {"batch_key": "batch"},
@@ -360,6 +361,27 @@ def test_latent_library_sizes_are_near_the_totals(adata, model):
     assert (library.shape, library.dtype) == ((120,), np.float32)
     assert np.corrcoef(np.log(library), np.log(totals))[0, 1] > 0.9
     assert 0.8 < np.median(library / totals) < 1.25
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_latent_library_sizes_are_bounded_from_below_in_all_outputs_alike(adata, fit, likelihood):
+    model, totals = fit(adata, 2, batch_key="batch", gene_likelihood=likelihood), np.asarray(adata.X.sum(1)).ravel()
+    with torch.no_grad():
+        model._vae.encoder.library.bias[0] = -3.0  # a twentieth of the molecules seen
+    library = model.get_latent_library_size()
+    np.testing.assert_allclose(library, np.exp(LEAST_L) * totals, rtol=1e-5)
+    np.testing.assert_allclose(model.get_likelihood_parameters()["mean"].sum(1), library, rtol=1e-4)
+    np.testing.assert_allclose(model.get_normalized_expression(library_size="latent").sum(1), library, rtol=1e-4)
+    np.testing.assert_allclose(model.get_reconstruction().sum(1), library, rtol=1e-4)
+    tl.store(adata, model, expression=False)
+    np.testing.assert_array_equal(adata.obs["sccvae_library"], library)
+    cells = model.generate(2000, prior="aggregate", seed=1)
+    assert np.median(cells.obs["sccvae_library"]) == pytest.approx(np.median(library), rel=0.1)
+    q = torch.tensor(np.log(library))
+    prior = model._vae.library_prior(model._counts.minibatch(slice(None)))
+    _, _, kl_l = posterior.elbo_terms(model._vae, model._counts, seed=0)
+    least = ((q - prior.mean).square() / (2 * prior.variance)).numpy()  # what is left of the KL without its variance
+    assert (kl_l >= least - 1e-4).all()
 
 
 @pytest.mark.parametrize("likelihood", ["normal", "bernoulli"])
@@ -697,6 +719,17 @@ def test_without_validation_cells_history_has_training_rows_only(adata):
     model = sccvae.SCCVAE(adata, n_hidden=8)
     model.train(2, train_size=1.0, progress_bar=False)
     assert list(model.history["split"]) == ["training"] * 2
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("train_size", [1, 0.9])
+def test_a_message_says_that_there_is_nothing_to_stop_by(adata, caplog, train_size, early_stopping):
+    model = sccvae.SCCVAE(adata, n_hidden=8)
+    model.train(3, train_size=train_size, early_stopping=early_stopping, patience=1, progress_bar=False)
+    said = [record.getMessage() for record in caplog.records]
+    expected = ["No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept."]
+    assert said == (expected if train_size == 1 and early_stopping else [])
+    assert train_size < 1 or model.history["epoch"].max() == 3
 
 
 # ------------------------------------------------------------------------------------------------------------- training

@@ -112,18 +112,17 @@ def test_chunk_size_does_not_change_results(trained, name, library, chunk_size):
 
 @every_form
 def test_default_chunks_do_not_change_results(trained, name, library, monkeypatch):
-    """Where no chunk size can be passed: parameters, KLs, and the marginal likelihood but for its noise."""
+    """Where no chunk size can be passed: parameters, the terms of the bound, and the marginal likelihood."""
     vae, counts = trained(name, library)
     parameters, terms = likelihood_parameters(vae, counts), elbo_terms(vae, counts, seed=0)
-    marginal = marginal_log_likelihood(vae, counts, n_samples=60, seed=0)
+    marginal = marginal_log_likelihood(vae, counts, n_samples=3, seed=0)
     monkeypatch.setattr(posterior, "chunk_of", lambda n_genes, device: 7)
     chunked = likelihood_parameters(vae, counts)
     assert chunked.keys() == parameters.keys()
     for key, values in parameters.items():
-        np.testing.assert_allclose(chunked[key], values, rtol=1e-4, atol=1e-6, err_msg=key)
-    np.testing.assert_allclose(elbo_terms(vae, counts, seed=0)[1:], terms[1:], rtol=1e-4, atol=1e-5)
-    again = marginal_log_likelihood(vae, counts, n_samples=60, seed=0)
-    assert np.median(np.abs(again - marginal)) < 0.3 * marginal.std()  # the draws differ, the cells more so
+        np.testing.assert_allclose(chunked[key], values, rtol=1e-6, err_msg=key)
+    np.testing.assert_allclose(elbo_terms(vae, counts, seed=0), terms, rtol=1e-6)
+    np.testing.assert_allclose(marginal_log_likelihood(vae, counts, n_samples=3, seed=0), marginal, rtol=1e-6)
 
 
 @every_form
@@ -388,7 +387,8 @@ def test_elbo_terms_are_those_of_the_model(trained, name, library):
     vae, counts = trained(name, library)
     terms = elbo_terms(vae, counts, seed=4)
     with torch.no_grad():
-        elbo = vae.eval()(counts.minibatch(slice(None)), generator(4))
+        x = counts.minibatch(slice(None))
+        elbo = vae.eval()(x, posterior.noise_of(vae, 4)(slice(0, N_CELLS), 0))
     assert terms.shape == (3, N_CELLS)
     expected = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l])
     np.testing.assert_allclose(terms, expected, rtol=1e-6)

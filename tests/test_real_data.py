@@ -91,6 +91,10 @@ def test_pbmc_3tech(real):
     assert accuracy(near, adata.obs["cell_type"]) > 0.85
     assert mixing(near, adata.obs["batch"]) > 1.2 * mixing(near_pca, adata.obs["batch"])
     assert set(model.batches) == set(adata.obs["batch"])
+    # Two of its cells are nine tenths immunoglobulins; without a bound they were given a third of their counts.
+    ratio = model.get_latent_library_size() / np.asarray(adata.X.sum(1)).ravel()
+    assert (ratio > 0.8).all()
+    assert (ratio < 1.25).all()
 
 
 def test_hematopoiesis_paul15(real):

@@ -8,7 +8,8 @@ from sccvae.pl.embedding import integration
 from sccvae.pl.generation import generation
 from sccvae.pl.gradient import gradient, trends
 from sccvae.pl.images import images
-from sccvae.pl.latent import interpolation, latent_grid, latent_scatter
+from sccvae.pl.latent import latent_grid, latent_scatter
+from sccvae.pl.lines import interpolation
 from sccvae.pl.ranking import dotplot, volcano
 from sccvae.pl.scores import score_table
 from sccvae.pl.similarity import similarity

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sccvae.pl.style import BLACK, COLOURS, MEDIUM, SMALL, finished, new_figure, style
+from sccvae.conventions import scanpy_like
+from sccvae.pl.style import BLACK, COLOURS, MEDIUM, SMALL, as_text, finished, new_figure, style
 from sccvae.pl.training import draw_curves, history_frame
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ NAMES = {
 SHARES = {"late_gain", "held_out_gap", "zeros_inside", "coverage_90", "unexplained_cells"}
 
 
+@scanpy_like()
 def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     """What a model's diagnosis found: a panel for each thing looked at, and the checks as a list.
 
@@ -173,7 +175,7 @@ def _batches(ax: Axes, diagnosis: Diagnosis) -> None:
     batches = diagnosis.batches
     assert batches is not None
     shown = batches.sort_values("mixing")[:20][::-1]
-    names = [name if len(name) <= 16 else f"{name[:15]}…" for name in map(str, shown.index)]
+    names = [as_text(name, 16) for name in shown.index]
     # The list of batches apart holds the least mixed ones.
     apart = np.arange(len(shown))[::-1] < diagnosis.table.loc["batches_apart", "value"]
     ax.barh(np.arange(len(shown)), shown["mixing"], height=0.7, color=np.where(apart, BAD, GOOD))

@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sccvae.arguments import limit
 from sccvae.blocks import rows_of
 from sccvae.columns import one_column
-from sccvae.pl.style import MEDIUM, MISSING, SMALL, draw_legend, finished, legend_width, new_figure, palette, style
+from sccvae.conventions import scanpy_like
+from sccvae.pl.style import (
+    MEDIUM,
+    MISSING,
+    SMALL,
+    as_text,
+    colours_of,
+    draw_legend,
+    finished,
+    legend_width,
+    new_figure,
+    style,
+)
 from sccvae.pl.training import draw_curves, history_frame, is_used
 from sccvae.seeding import seeded
+from sccvae.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@scanpy_like()
 def integration(
     adata: AnnData,
     *,
@@ -31,12 +46,13 @@ def integration(
     layer: str | None = None,
     history: pd.DataFrame | Mapping | None = None,
     max_cells: int = 20_000,
+    seed: int = 0,
     show: bool = False,
 ) -> Figure:
     """UMAP of the cells before and after integration, coloured by batch and by cell type.
 
     Before: the first 50 principal components of normalised log counts (of the 2,000 most variable genes, where there
-    are more). After: `use_rep`. Both layouts are made by `scanpy.tl.umap` from 15 neighbours with a fixed seed.
+    are more). After: `use_rep`. Both layouts are made by `scanpy.tl.umap` from 15 neighbours.
 
     Parameters
     ----------
@@ -54,7 +70,9 @@ def integration(
         Adds the curves of the ELBO and of the KL divergence, as `pl.history` takes them. By default
         that of the embedding, ``adata.uns["sccvae"]["history"]``, where there is one.
     max_cells
-        Draw a random sample of so many cells where there are more, the same at every call.
+        Draw a random sample of so many cells where there are more.
+    seed
+        Of the sample and of the layouts: the same figure at every call.
     show
         Open the figure in a window (or the notebook) now.
 
@@ -68,7 +86,15 @@ def integration(
     KeyError
         A key is in none of ``adata.obsm``, ``adata.obs``, ``adata.layers``.
     ValueError
-        Neither key is given, a key holds more than 100 different values, or the counts are no counts.
+        Neither key is given, a key holds numbers or names of cells in place of groups, or the counts are no counts.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> figure = integration(adata, use_rep="z", batch_key="batch")
+    >>> figure.axes[1].get_title()
+    'After: z'
     """
     made_with = adata.uns.get(use_rep.removeprefix("X_"), {})
     parameters = made_with.get("parameters", {})
@@ -78,10 +104,12 @@ def integration(
     keys = [key for key in (batch_key, label_key) if key is not None]
     if not keys:
         raise ValueError("Nothing to colour the cells by: pass batch_key, label_key, or both; columns of adata.obs.")
-    cells = sample(adata.n_obs, max_cells)
+    cells = sample(adata.n_obs, max_cells, seed)
     groups = {key: categories(adata, key, cells) for key in dict.fromkeys(keys)}
-    after = umap(embedding(adata, use_rep)[cells])
-    before = umap(pca_of_counts(adata, layer, cells, rounded=bool(parameters.get("round_counts"))))
+    after = umap(embedding(adata, use_rep)[cells], seed=seed)
+    before = umap(
+        pca_of_counts(adata, layer, cells, rounded=bool(parameters.get("round_counts")), seed=seed), seed=seed
+    )
 
     frame = None if history is None else history_frame(history)
     n_columns = 2 if frame is None else 3
@@ -93,7 +121,7 @@ def integration(
         draw_legend(axes[1], key, values)
         if row == 0:
             axes[0].set_title("Before: principal components", fontsize=MEDIUM)
-            axes[1].set_title(f"After: {use_rep}", fontsize=MEDIUM)
+            axes[1].set_title(f"After: {as_text(use_rep)}", fontsize=MEDIUM)
         if frame is not None:
             column = ("elbo", "kl_z")[row]
             if is_used(frame, column):
@@ -101,20 +129,22 @@ def integration(
     return finished(figure, show)
 
 
-def sample(n_cells: int, max_cells: int) -> NDArray:
+def sample(n_cells: int, max_cells: int, seed: int = 0) -> NDArray:
     """Numbers of the cells to draw, in random order: no batch then hides another that is drawn before it."""
-    return np.random.default_rng(0).permutation(n_cells)[:max_cells]
+    return np.random.default_rng(seed).permutation(n_cells)[: limit("max_cells", max_cells)]
 
 
 def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
-    """A column of `obs` for the cells drawn: at most 100 categories."""
+    """A column of `obs` for the cells drawn: groups, however many."""
     if key not in adata.obs.columns:
-        raise KeyError(f"{key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
+        raise KeyError(f"{key!r} is not a column of adata.obs, which has {listed(adata.obs.columns)}.")
     values = pd.Categorical(one_column(adata.obs, key).iloc[cells]).remove_unused_categories()
-    if len(values.categories) > 100:
+    n = len(values.categories)
+    if n > 100 and (values.categories.dtype.kind == "f" or n == len(values)):
+        what = "numbers" if values.categories.dtype.kind == "f" else "one for each cell"
         raise ValueError(
-            f"adata.obs[{key!r}] holds {len(values.categories)} different values: expected at most 100 categories, "
-            "such as batches or cell types."
+            f"adata.obs[{key!r}] holds {n:,} different values, {what}: expected categories, such as batches or cell "
+            "types."
         )
     return values
 
@@ -123,7 +153,7 @@ def embedding(adata: AnnData, use_rep: str) -> NDArray:
     """(cells, dimensions) of `obsm`."""
     if use_rep not in adata.obsm:
         raise KeyError(
-            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata, "
+            f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata, "
             "batch_key=...) makes 'X_sccvae'."
         )
     return np.asarray(adata.obsm[use_rep], dtype=np.float32)
@@ -135,11 +165,13 @@ def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[A
         return adata.X, f"{name}.X"
     known = [key for key in adata.layers if key is not None]  # anndata 0.13 counts `X` among the layers, as None
     if layer not in known:
-        raise KeyError(f"{layer!r} is not in {name}.layers, which has {known}.")
+        raise KeyError(f"{layer!r} is not in {name}.layers, which has {listed(known)}.")
     return adata.layers[layer], f"{name}.layers[{layer!r}]"
 
 
-def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray, *, rounded: bool = False) -> NDArray:
+def pca_of_counts(
+    adata: AnnData, layer: str | None, cells: NDArray, *, rounded: bool = False, seed: int = 0
+) -> NDArray:
     """Principal components of normalised log counts, `rounded` as the model took them: (cells, at most 50)."""
     import scanpy as sc
     from anndata import AnnData
@@ -162,25 +194,25 @@ def pca_of_counts(adata: AnnData, layer: str | None, cells: NDArray, *, rounded:
     if slim.n_vars > 2000:
         sc.pp.highly_variable_genes(slim, n_top_genes=2000)
         slim = slim[:, slim.var["highly_variable"]].copy()
-    seeded(sc.pp.pca, slim, n_comps=min(50, slim.n_obs - 1, slim.n_vars - 1))
+    seeded(sc.pp.pca, slim, seed=seed, n_comps=min(50, slim.n_obs - 1, slim.n_vars - 1))
     return slim.obsm["X_pca"]
 
 
-def umap(representation: NDArray) -> NDArray:
+def umap(representation: NDArray, *, seed: int = 0) -> NDArray:
     """UMAP layout: (cells, dimensions) -> (cells, 2)."""
     import scanpy as sc
     from anndata import AnnData
 
     names = pd.RangeIndex(len(representation)).astype(str)
     slim = AnnData(obs=pd.DataFrame(index=names), obsm={"rep": representation})
-    seeded(sc.pp.neighbors, slim, n_neighbors=min(15, slim.n_obs - 1), use_rep="rep")
-    seeded(sc.tl.umap, slim)
+    seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=min(15, slim.n_obs - 1), use_rep="rep")
+    seeded(sc.tl.umap, slim, seed=seed)
     return slim.obsm["X_umap"]
 
 
 def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:
     """Cells at `layout`, (cells, 2), coloured by category; missing ones in grey."""
-    colours = np.array([*palette(len(values.categories)), MISSING])  # the code of a missing value is -1: the last
+    colours = np.array([*colours_of(values), MISSING])  # the code of a missing value is -1: the last
     size = float(np.clip(9000 / len(layout), 0.6, 14))
     # Rasterised, so that a PDF of 20,000 cells stays small.
     ax.scatter(layout[:, 0], layout[:, 1], c=colours[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)

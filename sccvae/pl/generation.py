@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from sccvae.arguments import limit
 from sccvae.blocks import rows_of
+from sccvae.conventions import scanpy_like
 from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
 
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 _KINDS = (("real", COLOURS[0]), ("generated", COLOURS[3]))
 
 
+@scanpy_like()
 def generation(
-    real: AnnData, generated: AnnData, *, layer: str | None = None, max_cells: int = 3_000, show: bool = False
+    real: AnnData,
+    generated: AnnData,
+    *,
+    layer: str | None = None,
+    max_cells: int = 3_000,
+    seed: int = 0,
+    show: bool = False,
 ) -> Figure:
     """Real and generated cells: on one UMAP, and the variance and the share of zeros of each gene against its mean.
 
@@ -38,6 +47,8 @@ def generation(
         Layer of `real` with the raw counts; None takes `X`.
     max_cells
         At most so many cells of each kind are drawn and counted; as many of each.
+    seed
+        Of the sample and of the layout.
     show
         Open the figure in a window (or the notebook) now.
 
@@ -51,6 +62,14 @@ def generation(
         `generated` lacks genes of `real`, or `layer` is not there.
     ValueError
         The values are no counts.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> real, other = (sccvae.simulate.simulate(100, 30, seed=seed) for seed in (0, 1))
+    >>> figure = generation(real, other)
+    >>> figure.axes[0].get_title()
+    '100 cells of each kind'
     """
     from anndata import AnnData
 
@@ -61,16 +80,16 @@ def generation(
             "same genes, as in real[:, generated.var_names]."
         )
     counts, where = matrix_of(real, layer, "real")
-    n = min(real.n_obs, generated.n_obs, max_cells)
-    x = rows_of(counts, where, np.sort(sample(real.n_obs, n)))
+    n = min(real.n_obs, generated.n_obs, limit("max_cells", max_cells, least=2))
+    x = rows_of(counts, where, np.sort(sample(real.n_obs, n, seed)))
     order = generated.var_names.get_indexer(real.var_names)
-    y = rows_of(generated.X, "generated.X", np.sort(sample(generated.n_obs, n)))[:, order]
+    y = rows_of(generated.X, "generated.X", np.sort(sample(generated.n_obs, n, seed)))[:, order]
     both = vstack([x, y], format="csr")
-    layout = umap(pca_of_counts(AnnData(both), None, np.arange(2 * n)))
+    layout = umap(pca_of_counts(AnnData(both), None, np.arange(2 * n), seed=seed), seed=seed)
 
     figure = new_figure(7.8, 2.7)
     axes = [figure.add_subplot(1, 3, i + 1) for i in range(3)]
-    mixed = sample(2 * n, 2 * n)
+    mixed = sample(2 * n, 2 * n, seed)
     colours = np.array([colour for _, colour in _KINDS])[(mixed >= n).astype(int)]
     size = float(np.clip(9000 / (2 * n), 0.6, 10))
     axes[0].scatter(layout[mixed, 0], layout[mixed, 1], c=colours, s=size, linewidths=0, alpha=0.7, rasterized=True)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sccvae.pl.style import SMALL, finished, new_figure
+from sccvae.arguments import positive
+from sccvae.conventions import scanpy_like
+from sccvae.pl.style import as_text, axes_for, finished, font_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@scanpy_like()
 def images(
     rows: Mapping[str, Any],
     *,
     shape: tuple[int, int],
     columns: Sequence[str] | None = None,
+    ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
     """Rows of images, such as originals above their reconstructions, or the steps of a chain.
@@ -34,6 +38,8 @@ def images(
         Height and width of the images in pixels.
     columns
         Names of the columns, as many as the longest row has images.
+    ax
+        Draw into these axes.
     show
         Open the figure in a window (or the notebook) now.
 
@@ -71,23 +77,26 @@ def images(
             )
         blank[i, : len(x)] = x
     check_shape(shape, blank.shape[2])
-    width = max(len(str(title)) for title in rows) * 0.068 + 0.2
-    figure = new_figure(
-        0.42 * longest + width, 0.42 * len(dense) * shape[0] / shape[1] + (0.1 if columns is None else 0.3)
-    )
-    ax = figure.add_subplot()
+    titles = [as_text(title, 60) for title in rows]
+    width, height = max(map(len, titles)) * 0.068 + 0.2, 0.42 * len(dense) * shape[0] / shape[1]
+    own = ax is None
+    figure, ax = axes_for(ax, 0.42 * longest + width, height + (0.1 if columns is None else 0.3))
     draw_images(ax, blank, shape, extent=(0, longest, len(dense) * shape[0] / shape[1], 0))
-    ax.set(xticks=[], yticks=(np.arange(len(dense)) + 0.5) * shape[0] / shape[1], yticklabels=list(rows))
+    ax.set(xticks=[], yticks=(np.arange(len(dense)) + 0.5) * shape[0] / shape[1], yticklabels=titles)
     if columns is not None:
         ax.xaxis.tick_top()
-        ax.set(xticks=np.arange(longest) + 0.5, xticklabels=columns)
-    ax.tick_params(labelsize=SMALL, length=0)
-    return finished(figure, show)
+        ax.set(xticks=np.arange(longest) + 0.5, xticklabels=[as_text(name, 60) for name in columns])
+    # Where the figure is at its bounds, an image is smaller than 0.42 inches.
+    side = min(0.42, (figure.get_figwidth() - width) / longest, figure.get_figheight() / height * 0.42) if own else 0.42
+    ax.tick_params(labelsize=font_for(side * shape[0] / shape[1]), length=0)
+    return finished(figure, show, own=own)
 
 
 def check_shape(shape: tuple[int, int], n_pixels: int) -> None:
     """Raise unless images of a shape have so many pixels; before there is a figure, which would stay open."""
-    if shape[0] * shape[1] != n_pixels:
+    if np.shape(shape) != (2,) or isinstance(shape, str):
+        raise TypeError(f"shape is {shape!r}; expected two whole numbers, (height, width).")
+    if positive("shape", shape[0]) * positive("shape", shape[1]) != n_pixels:
         raise ValueError(
             f"shape {shape} has {shape[0] * shape[1]} pixels; expected {n_pixels}, one for each column of the data."
         )

@@ -1,4 +1,4 @@
-"""Latent spaces: codes, what is decoded from a grid of codes, and from lines between cells."""
+"""Latent spaces: codes of cells, and what is decoded from a grid of codes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.distances import line_log_density
+from sccvae.arguments import FLOAT32, finite, limit, positive, unless_none
+from sccvae.conventions import ANY_MODEL, scanpy_like
+from sccvae.pl.embedding import sample
 from sccvae.pl.images import check_shape, draw_images
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,
     MISSING,
     SMALL,
+    as_text,
+    axes_for,
+    colours_of,
     draw_legend,
     finished,
     legend_width,
     new_figure,
-    palette,
+    rows_and_columns,
     style,
 )
 
@@ -33,9 +38,10 @@ if TYPE_CHECKING:
 
     from sccvae.held import HeldModel
 
-_PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
+PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
 
 
+@scanpy_like()
 def latent_scatter(
     codes: Mapping[str, ArrayLike],
     *,
@@ -43,6 +49,8 @@ def latent_scatter(
     label_name: str = "",
     prior: bool = False,
     max_cells: int = 20_000,
+    seed: int = 0,
+    ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
     """Two-dimensional codes side by side, such as those of several epochs or of several models.
@@ -58,19 +66,24 @@ def latent_scatter(
     prior
         Draw circles of radius 1, 2 and 3: of N(0, I), 39, 86 and 99 % lie within.
     max_cells
-        Draw a random sample of so many cells where there are more, the same at every call.
+        Draw a random sample of so many cells where there are more.
+    seed
+        Of the sample and of the order in which cells are drawn.
+    ax
+        Draw the only entry of `codes` into these axes.
     show
         Open the figure in a window (or the notebook) now.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A panel for each entry of `codes`, at most four in a row.
+        A panel for each entry of `codes`, four in a row, or more where there are more than fifty.
 
     Raises
     ------
     ValueError
-        `codes` is empty, has other than two columns, or another number of cells than `labels`.
+        `codes` is empty, has other than two columns, or another number of cells than `labels`; `ax` is given and there
+        are several entries.
 
     Examples
     --------
@@ -78,6 +91,7 @@ def latent_scatter(
     >>> figure.axes[0].get_title()
     'epoch 1'
     """
+    max_cells = limit("max_cells", max_cells)
     if not codes:
         raise ValueError(
             "codes is empty: expected {title: codes}, such as {'epoch 1': model.get_latent_representation()}."
@@ -92,18 +106,21 @@ def latent_scatter(
             )
         if values is not None and len(values) != len(z):
             raise ValueError(f"There are {len(values)} labels for the {len(z)} cells of {title!r}; expected one each.")
-    n_columns = min(len(arrays), 4)
-    n_rows = -(-len(arrays) // n_columns)
-    figure = new_figure(2.3 * n_columns + (0 if values is None else legend_width(values)), 2.4 * n_rows)
+    if (own := ax is None) is False and len(arrays) > 1:
+        raise ValueError(f"ax has room for one entry of codes; found {len(arrays)}: pass one, or leave ax out.")
+    n_rows, n_columns = rows_and_columns(len(arrays), 4, 2.3, 2.4)
+    width = 2.3 * n_columns + (0 if values is None else legend_width(values))
+    figure = new_figure(width, 2.4 * n_rows) if ax is None else ax.figure.figure
     for i, (title, z) in enumerate(arrays.items()):
-        ax = figure.add_subplot(n_rows, n_columns, i + 1)
-        _draw_codes(ax, z, values, prior=prior, max_cells=max_cells)
-        ax.set_title(title, fontsize=MEDIUM)
+        panel = figure.add_subplot(n_rows, n_columns, i + 1) if ax is None else ax
+        _draw_codes(panel, z, values, prior=prior, max_cells=max_cells, seed=seed)
+        panel.set_title(as_text(title), fontsize=MEDIUM)
         if i == n_columns - 1 and values is not None:
-            draw_legend(ax, label_name, values)
-    return finished(figure, show)
+            draw_legend(panel, label_name, values)
+    return finished(figure, show, own=own)
 
 
+@scanpy_like(kinds=ANY_MODEL)
 def latent_grid(
     model: HeldModel,
     *,
@@ -113,6 +130,7 @@ def latent_grid(
     limits: float | tuple[tuple[float, float], tuple[float, float]] = 3.0,
     codes: ArrayLike | None = None,
     batch: str | None = None,
+    ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
     """What a model with two latent dimensions decodes, over a grid of codes (Kingma & Welling 2014, figure 4).
@@ -134,6 +152,8 @@ def latent_grid(
         Codes to draw upon a heat map as dots, (cells, 2), such as ``model.get_latent_representation()``.
     batch
         Name of the batch to decode in; may be left out where there is one.
+    ax
+        Draw the images, or the only set of genes, into these axes.
     show
         Open the figure in a window (or the notebook) now.
 
@@ -146,172 +166,74 @@ def latent_grid(
     ------
     ValueError
         The model has not two latent dimensions; neither or both of `shape` and `gene_list` are given, or `shape` does
-        not have as many pixels as there are columns.
+        not have as many pixels as there are columns; `ax` is given and there are several sets.
     KeyError
         A gene is not in the model.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(100, 30, seed=0), n_latent=2, n_hidden=8)
+    >>> model.train(max_epochs=1)
+    >>> figure = latent_grid(model, gene_list={"markers": ["gene_1", "gene_2"]}, n_points=10)
+    >>> figure.axes[0].get_title()
+    'markers'
     """
     n_latent = model._vae.architecture.n_latent
     if n_latent != 2:
         raise ValueError(f"The model has {n_latent} latent dimensions; a grid needs two: make it with n_latent=2.")
     if (shape is None) == (gene_list is None):
         raise ValueError("Pass either shape=(height, width), to draw images, or gene_list, to draw the mean of genes.")
-    n = n_points or (15 if shape is not None else 60)
-    if not isinstance(limits, tuple):
-        limits = (-limits, limits), (-limits, limits)
-    (left, right), (low, high) = limits
+    n = unless_none(positive, "n_points", n_points, most=1000) or (15 if shape is not None else 60)
+    (left, right), (low, high) = _limits(limits)
     across, up = np.linspace(left, right, n), np.linspace(low, high, n)
     z = np.column_stack([np.tile(across, n), np.repeat(up[::-1], n)])  # row by row from the top
-    extent = (*_edges(left, right, n), *_edges(low, high, n))
+    extent = (*edges_of(left, right, n), *edges_of(low, high, n))
     if shape is not None:
         check_shape(shape, len(model.gene_names))
         decoded = model.decode(z, batch=batch)
-        figure = new_figure(4.2, 4.2)
-        ax = figure.add_subplot()
-        draw_images(ax, decoded.reshape(n, n, -1), shape, extent=extent, gap=2)
-        _name_dimensions(ax)
-        return finished(figure, show)
+        own, (figure, panel) = ax is None, axes_for(ax, 4.2, 4.2)
+        draw_images(panel, decoded.reshape(n, n, -1), shape, extent=extent, gap=2)
+        _name_dimensions(panel)
+        return finished(figure, show, own=own)
     sets = dict(gene_list) if isinstance(gene_list, Mapping) else {"": list(gene_list or ())}
     positions = {title: genes_of(model, genes) for title, genes in sets.items()}
-    decoded = model.decode(z, batch=batch, library_size=_PER_10_000)
-    figure = new_figure(2.9 * len(sets), 2.5)
+    if ax is not None and len(sets) > 1:
+        raise ValueError(f"ax has room for one set of genes; found {len(sets)}: pass one, or leave ax out.")
+    decoded = model.decode(z, batch=batch, library_size=PER_10_000)
+    n_rows, n_columns = rows_and_columns(len(sets), 10, 2.9, 2.5)
+    figure = new_figure(2.9 * n_columns, 2.5 * n_rows) if ax is None else ax.figure.figure
     for i, (title, columns) in enumerate(positions.items()):
-        ax = figure.add_subplot(1, len(sets), i + 1)
+        panel = figure.add_subplot(n_rows, n_columns, i + 1) if ax is None else ax
         mean = decoded[:, columns].mean(1).reshape(n, n)
-        image = ax.imshow(mean, extent=extent, cmap="viridis", aspect="auto", interpolation="nearest")
-        bar = figure.colorbar(image, ax=ax, shrink=0.85)
+        image = panel.imshow(mean, extent=extent, cmap="viridis", aspect="auto", interpolation="nearest")
+        bar = figure.colorbar(image, ax=panel, shrink=0.85)
         bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
         bar.set_label("counts per 10,000" if model.likelihood.has_library else "mean", fontsize=SMALL)
         if codes is not None:
             dots = np.asarray(codes)
-            ax.scatter(dots[:, 0], dots[:, 1], s=1.5, c="white", linewidths=0, alpha=0.6, rasterized=True)
-        ax.set(xlim=extent[:2], ylim=extent[2:], box_aspect=1)
-        ax.set_title(title, fontsize=MEDIUM)
-        _name_dimensions(ax)
-    return finished(figure, show)
+            panel.scatter(dots[:, 0], dots[:, 1], s=1.5, c="white", linewidths=0, alpha=0.6, rasterized=True)
+        panel.set(xlim=extent[:2], ylim=extent[2:], box_aspect=1)
+        panel.set_title(as_text(title), fontsize=MEDIUM)
+        _name_dimensions(panel)
+    return finished(figure, show, own=ax is None)
 
 
-def interpolation(
-    model: HeldModel,
-    first: int | Sequence[int],
-    second: int | Sequence[int],
-    *,
-    adata: AnnData | None = None,
-    shape: tuple[int, int] | None = None,
-    gene_list: Sequence[str] | None = None,
-    n_points: int = 11,
-    n_neighbors: int = 10,
-    batch: str | None = None,
-    show: bool = False,
-) -> Figure:
-    """What is decoded on straight lines between the codes of cells, and how many cells have codes like it.
-
-    The lower panel is the log density of the aggregate posterior along each line minus its mean at the codes of the
-    cells, in nats, as `sccvae.distances.line_log_density` estimates it: far below 0 a line crosses a hole. The
-    codes are the encoder's means; of an `SCCVAE`, all but the ends of the lines are draws from q(z|x). Codes that are
-    the same, as those of equal images, count once.
-
-    Parameters
-    ----------
-    model
-        A trained `SCCVAE` or autoencoder.
-    first, second
-        Numbers of the cells where lines begin and end; lists of them draw several lines.
-    adata
-        Data that the numbers refer to; None takes the training data.
-    shape
-        Height and width of the images that the samples are, in pixels: decoded images are drawn.
-    gene_list
-        Genes to draw as a heat map of log(1 + counts per 10,000); without it, the 20 that change most on each line.
-    n_points
-        Codes decoded on each line, the ends included.
-    n_neighbors
-        Smooths the density.
-    batch
-        Name of the batch to decode in; may be left out where there is one.
-    show
-        Open the figure in a window (or the notebook) now.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        `first` and `second` do not match, a cell is not there, or `shape` has not as many pixels as there are columns.
-    KeyError
-        A gene is not in the model.
-    """
-    z, spread = _codes(model, adata)
-    begin, end = np.atleast_1d(first), np.atleast_1d(second)
-    if begin.shape != end.shape or begin.ndim != 1:
-        raise ValueError(f"first has {begin.size} cells and second {end.size}; expected as many, a pair for each line.")
-    wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
-    if wrong:
-        raise ValueError(f"There is no cell number {wrong[0]} among {len(z)} cells.")
-    if shape is not None:
-        check_shape(shape, len(model.gene_names))
-    along, fine = np.linspace(0, 1, n_points), np.linspace(0, 1, 41)
-    lines = z[begin][:, None] + along[:, None] * (z[end] - z[begin])[:, None]  # (lines, points, n_latent)
-    decoded = model.decode(lines.reshape(-1, z.shape[1]), batch=batch, library_size=_PER_10_000)
-    decoded = decoded.reshape(len(begin), n_points, -1)
-    ends = np.unique(np.concatenate([begin, end]))
-    spread[ends] = z[ends]
-    kept = np.union1d(np.unique(spread, axis=0, return_index=True)[1], ends)
-    numbered = np.searchsorted(kept, begin), np.searchsorted(kept, end)
-    density = line_log_density(spread[kept], *numbered, fine, n_neighbors=n_neighbors)
-    names = [f"{a} to {b}" for a, b in zip(begin, end, strict=True)]
-    if shape is not None:
-        images = decoded / _PER_10_000 if model.likelihood.has_library else decoded
-        return finished(_image_lines(images, shape, fine, density, names), show)
-    given = None if gene_list is None else genes_of(model, gene_list)
-    levels = np.log1p(decoded) if model.likelihood.has_library else decoded
-    unit = "log(1 + counts per 10,000)" if model.likelihood.has_library else "mean"
-    return finished(_gene_lines(levels, given, model.gene_names, unit, fine, density, names), show)
-
-
-def _image_lines(decoded: NDArray, shape: tuple[int, int], fine: NDArray, density: NDArray, names: list[str]) -> Figure:
-    """Images (lines, points, pixels), a row for each line, above the density on all lines."""
-    n_lines, n_points, _ = decoded.shape
-    figure = new_figure(0.42 * n_points + 0.9, 0.42 * n_lines + 1.7)
-    grid = figure.add_gridspec(2, 1, height_ratios=[0.42 * n_lines, 1.5])
-    top = figure.add_subplot(grid[0])
-    draw_images(top, decoded, shape, extent=(*_edges(0, 1, n_points), n_lines, 0))
-    top.set(xticks=[], yticks=np.arange(n_lines) + 0.5, yticklabels=names, aspect="auto")
-    top.tick_params(labelsize=SMALL, length=0)
-    _draw_density(figure.add_subplot(grid[1], xlim=top.get_xlim()), fine, density, names, legend=n_lines > 1)
-    return figure
-
-
-def _gene_lines(
-    levels: NDArray,
-    given: NDArray | None,
-    gene_names: pd.Index,
-    unit: str,
-    fine: NDArray,
-    density: NDArray,
-    names: list[str],
-) -> Figure:
-    """Levels of genes (lines, points, genes), a heat map for each line, above the density on it."""
-    figure = new_figure(2.7 * len(names) + 0.5, 4.4)
-    grid = figure.add_gridspec(2, len(names), height_ratios=[2.4, 1])
-    along, images = np.linspace(0, 1, levels.shape[1]), []
-    for i, name in enumerate(names):
-        genes = given
-        if genes is None:  # the 20 that change most, from those that fall to those that rise
-            genes = np.argsort(-np.ptp(levels[i], axis=0), kind="stable")[:20]
-            genes = genes[np.argsort(levels[i, -1, genes] - levels[i, 0, genes], kind="stable")]
-        ax = figure.add_subplot(grid[0, i])
-        images.append(_draw_genes(ax, levels[i][:, genes], gene_names[genes], along))
-        ax.set_title(name, fontsize=MEDIUM)
-        _draw_density(figure.add_subplot(grid[1, i], xlim=ax.get_xlim()), fine, density[[i]], [name], legend=False)
-    low, high = min(image.norm.vmin for image in images), max(image.norm.vmax for image in images)
-    for image in images:
-        image.set_clim(low, high)
-    bar = figure.colorbar(images[-1], ax=figure.axes, shrink=0.5, anchor=(0, 1), pad=0.02)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.set_label(unit, fontsize=SMALL)
-    return figure
+def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    """From where to where a grid reaches in each dimension."""
+    expected = "a number above 0, or two pairs of finite numbers: from where to where in each dimension"
+    if not np.iterable(limits) or isinstance(limits, str):
+        reach = finite("limits", limits, expected, above=0, most=FLOAT32)
+        return (-reach, reach), (-reach, reach)
+    pairs: Any = np.asarray(limits, dtype=object)
+    if pairs.shape != (2, 2):
+        raise ValueError(f"limits is {limits!r}; expected {expected}.")
+    (left, right), (low, high) = (
+        [finite("limits", end, expected, least=-FLOAT32, most=FLOAT32) for end in pair] for pair in pairs
+    )
+    if not (left < right and low < high):
+        raise ValueError(f"limits is {limits!r}; expected {expected}, the lower end first.")
+    return (left, right), (low, high)
 
 
 def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
@@ -325,20 +247,18 @@ def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
     return columns
 
 
-def _codes(model: Any, adata: AnnData | None) -> tuple[NDArray, NDArray]:
+def codes_of(model: Any, adata: AnnData | None, seed: int) -> tuple[NDArray, NDArray]:
     """Means of codes, and codes spread as the aggregate posterior is; (cells, n_latent) each."""
     if model.kind != "SCCVAE":
         z = model.get_latent_representation(adata)
         return z, z.copy()
     z, variance = model.get_latent_representation(adata, return_variance=True)
-    return z, z + np.sqrt(variance) * np.random.default_rng(0).standard_normal(z.shape)
+    return z, z + np.sqrt(variance) * np.random.default_rng(seed).standard_normal(z.shape)
 
 
-def _draw_codes(ax: Axes, z: NDArray, values: pd.Categorical | None, *, prior: bool, max_cells: int) -> None:
-    cells = np.random.default_rng(0).permutation(len(z))[:max_cells]
-    colours = (
-        [COLOURS[0]] if values is None else np.array([*palette(len(values.categories)), MISSING])[values.codes[cells]]
-    )
+def _draw_codes(ax: Axes, z: NDArray, values: pd.Categorical | None, *, prior: bool, max_cells: int, seed: int) -> None:
+    cells = sample(len(z), max_cells, seed)
+    colours = [COLOURS[0]] if values is None else np.array([*colours_of(values), MISSING])[values.codes[cells]]
     size = float(np.clip(6000 / len(cells), 0.6, 10))
     ax.scatter(z[cells, 0], z[cells, 1], c=colours, s=size, linewidths=0, alpha=0.8, rasterized=True)
     if prior:
@@ -356,30 +276,7 @@ def _name_dimensions(ax: Axes) -> None:
     style(ax)
 
 
-def _edges(first: float, last: float, n: int) -> tuple[float, float]:
+def edges_of(first: float, last: float, n: int) -> tuple[float, float]:
     """Where the outermost of n fields begins and ends whose centres are evenly spaced."""
     half = (last - first) / max(2 * (n - 1), 1)
     return first - half, last + half
-
-
-def _draw_density(ax: Axes, along: NDArray, density: NDArray, names: list[str], *, legend: bool) -> None:
-    for name, values, colour in zip(names, density, palette(len(names)), strict=True):
-        ax.plot(along, values, color=colour, linewidth=1.2, label=name)
-    ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_xlabel("place on the line", fontsize=SMALL)
-    ax.set_ylabel("log density\nagainst cells (nats)", fontsize=SMALL)
-    style(ax)
-    if legend:
-        ax.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.4)
-
-
-def _draw_genes(ax: Axes, levels: NDArray, names: pd.Index, along: NDArray) -> Any:
-    left, right = _edges(along[0], along[-1], len(along))
-    image = ax.imshow(
-        levels.T, extent=(left, right, len(names), 0), aspect="auto", cmap="viridis", interpolation="nearest"
-    )
-    ax.set(yticks=np.arange(len(names)) + 0.5, yticklabels=names)
-    style(ax)
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelbottom=False)
-    return image

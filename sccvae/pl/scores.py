@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sccvae.pl.style import MEDIUM, SMALL, finished, new_figure
+from sccvae.conventions import scanpy_like
+from sccvae.pl.style import MEDIUM, SMALL, as_text, axes_for, finished
+from sccvae.wording import listed, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +53,10 @@ _SCIB = {
     "scIB": {"scib_biology": "cell\ntypes", "scib_mixing": "batches", "scib_total": "total"},
 }
 _WIDTH, _HEIGHT = 0.62, 0.3  # of a cell, in inches
+_MOST_ROWS, _MOST_COLUMNS = 80, 36
 
 
+@scanpy_like()
 def score_table(
     scores: pd.DataFrame,
     *,
@@ -89,27 +93,37 @@ def score_table(
     ------
     ValueError, KeyError
         There is nothing to show; a column is unknown, or holds no numbers.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> figure = score_table(pd.DataFrame({"total": [0.7, 0.6]}, index=["X_sccvae", "X_pca"]))
+    >>> [text.get_text() for text in figure.axes[0].texts][:2]
+    ['X_sccvae', 'X_pca']
     """
     groups = _groups(scores, columns)
     named = {column: title for of_group in groups.values() for column, title in of_group.items()}
     if sort_by is None:
         sort_by = next((column for column in ("scib_total", "total") if column in named), None)
     elif sort_by not in scores:
-        raise KeyError(f"sort_by={sort_by!r} is not a column of the scores, which have {list(scores.columns)}.")
+        raise KeyError(f"sort_by={sort_by!r} is not a column of the scores, which have {listed(scores.columns)}.")
     if sort_by is not None:
         scores = scores.sort_values(sort_by, ascending=False, kind="stable")
-    methods = [str(name) for name in scores.index]
+    left_out = [
+        f"{n - most:,} more {what} are not shown"
+        for n, most, what in ((len(scores), _MOST_ROWS, "rows"), (len(named), _MOST_COLUMNS, "columns"))
+        if n > most
+    ]
+    if len(named) > _MOST_COLUMNS:
+        named = dict(list(named.items())[:_MOST_COLUMNS])
+        groups = {"": named}
+    scores = scores.iloc[:_MOST_ROWS]
+    methods = [as_text(name, 48) for name in scores.index]
     width = max(20, int(_WIDTH * len(named) / 0.052))  # of the table, in letters
-    note = fill(_note(scores, named), width, break_on_hyphens=False)
+    note = fill("; ".join(filter(None, [_note(scores, named), *left_out])), width, break_on_hyphens=False)
     label_width = 0.25 + 0.062 * max(map(len, methods))
-    if own := ax is None:
-        height = (
-            _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
-        )
-        figure = new_figure(label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
-        ax = figure.add_subplot()
-    else:
-        figure = ax.figure.figure
+    height = _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
+    own, (figure, ax) = ax is None, axes_for(ax, label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
     _draw(ax, scores[list(named)].to_numpy(dtype=float), methods, groups)
     if note:
         ax.text(0, -0.2, note, fontsize=SMALL - 1, color="0.35", va="top", ha="left")
@@ -129,12 +143,17 @@ def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, di
         columns = list(scores.columns)
     unknown = [column for column in columns if column not in scores]
     if unknown:
-        raise KeyError(f"scores has no column {unknown[0]!r}: it has {list(scores.columns)}.")
+        raise KeyError(f"scores has no column {unknown[0]!r}: it has {listed(scores.columns)}.")
     texts = [column for column in columns if scores[column].dtype.kind not in "iufb"]
     if texts:
         raise ValueError(f"The column {texts[0]!r} of the scores holds no numbers: leave it out of columns=.")
     titles = {column: title for of in (_OWN, _SCIB) for group in of.values() for column, title in group.items()}
-    return {"": {column: titles.get(column, str(column).replace("_", "\n")) for column in columns}}
+    return {"": {column: titles.get(column, _heading(str(column))) for column in columns}}
+
+
+def _heading(name: str) -> str:
+    """A column's name as the head of a narrow column."""
+    return "\n".join(map(as_text, name.split("_") if len(name) <= 36 else wrap(shortened(name, 36), 12)))
 
 
 def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:

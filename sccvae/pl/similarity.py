@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from sccvae.columns import one_column
+from sccvae.conventions import scanpy_like
 from sccvae.pl.embedding import categories, embedding, sample
 from sccvae.pl.labels import spread
-from sccvae.pl.style import MEDIUM, SMALL, finished, legend_names, new_figure, palette
+from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, finished, new_figure
 from sccvae.similarity import linkage, matrix
+from sccvae.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@scanpy_like()
 def similarity(
     adata: AnnData,
     groupby: str,
@@ -27,6 +29,8 @@ def similarity(
     use_rep: str | None = None,
     dendrogram_key: str | None = None,
     max_cells: int = 2_000,
+    seed: int = 0,
+    ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
     """Distances between cells, ordered by the dendrogram of their groups, with a bar of the groups.
@@ -47,20 +51,34 @@ def similarity(
     dendrogram_key
         Key of ``uns``; by default ``dendrogram_{groupby}``.
     max_cells
-        Draw a random sample of so many cells where there are more, the same at every call.
+        Draw a random sample of so many cells where there are more.
+    seed
+        Of the sample.
+    ax
+        Draw into these axes: the distances, dendrogram and colour bar stand beside them.
     show
         Open the figure in a window (or the notebook) now.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The names of the groups stand below; where not all have room, those of the largest, as the title then says.
 
     Raises
     ------
     KeyError, ValueError
         There are no distances, no dendrogram, or it is of other groups.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> sccvae.tl.hierarchy(adata, "cell_type", use_rep="z")
+    >>> figure = similarity(adata, "cell_type", use_rep="z")
+    >>> figure.axes[0].get_title()
+    '100 cells by cell_type'
     """
-    cells = np.sort(sample(adata.n_obs, max_cells))
+    cells = np.sort(sample(adata.n_obs, max_cells, seed))
     values = categories(adata, groupby, cells)
     tree = _tree(adata, dendrogram_key or f"dendrogram_{groupby}", groupby)
     distances, unit = _distances(adata, key, use_rep, cells)
@@ -70,14 +88,17 @@ def similarity(
     order, centres = np.concatenate(members), ends - np.array([len(m) for m in members]) / 2
 
     side = float(np.clip(0.11 * len(centres), 4, 9))
-    figure = new_figure(side + 2.4, side + 0.8)
-    grid = figure.add_gridspec(1, 2, width_ratios=[side, 0.14], wspace=0.02)
-    ax, bar_ax = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    if own := ax is None:
+        figure = new_figure(side + 2.4, side + 0.8)
+        grid = figure.add_gridspec(1, 2, width_ratios=[side, 0.14], wspace=0.02)
+        ax, bar_ax = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    else:
+        figure, bar_ax = ax.figure.figure, ax.inset_axes((1.02, 0, 0.03, 1))
     tree_ax, group_ax = ax.inset_axes((-0.31, 0, 0.26, 1)), ax.inset_axes((-0.045, 0, 0.03, 1))
     position = np.empty(len(centres))
     position[tree["leaves"]] = centres
     _draw_tree(tree_ax, tree["linkage"], position, len(order))
-    colours = dict(zip(map(str, values.categories), palette(len(values.categories)), strict=True))
+    colours = dict(zip(map(str, values.categories), colours_of(values), strict=True))
     for name, end, some in zip(tree["names"], ends, members, strict=True):
         group_ax.axhspan(end - len(some), end, color=colours.get(name, "white"), linewidth=0)
     group_ax.set(xticks=[], yticks=[], ylim=(len(order), 0))
@@ -87,16 +108,19 @@ def similarity(
     image = ax.imshow(shown, cmap="magma", vmin=low, vmax=high, aspect="auto", interpolation="antialiased")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{len(order):,} cells by {groupby}", fontsize=MEDIUM)
+    named = _with_room([len(m) for m in members], side)
+    title = f"{len(order):,} cells by {as_text(groupby)}"
+    title += f"; names of the {len(named)} largest of {len(ends)} groups" if len(named) < len(ends) else ""
+    ax.set_title(title, fontsize=MEDIUM)
     for end in ends[:-1]:
         ax.axhline(end - 0.5, color="white", linewidth=0.5 if len(ends) <= 20 else 0.2)
         ax.axvline(end - 0.5, color="white", linewidth=0.5 if len(ends) <= 20 else 0.2)
-    _name_blocks(ax, tree["names"], centres, len(order))
+    _name_blocks(ax, [tree["names"][i] for i in named], centres[named], len(order))
     bar = figure.colorbar(image, cax=bar_ax)
     bar.set_label(unit, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
     bar.outline.set_visible(False)
-    return finished(figure, show)
+    return finished(figure, show, own=own)
 
 
 def _tree(adata: AnnData, key: str, groupby: str) -> dict:
@@ -117,10 +141,12 @@ def _tree(adata: AnnData, key: str, groupby: str) -> dict:
 def _distances(adata: AnnData, key: str, use_rep: str | None, cells: np.ndarray) -> tuple[np.ndarray, str]:
     """Distances between the cells drawn, and what a colour bar says of them."""
     if use_rep is not None:
-        return matrix(embedding(adata, use_rep)[cells], None, metric="euclidean"), f"Euclidean distance in {use_rep}"
+        return matrix(
+            embedding(adata, use_rep)[cells], None, metric="euclidean"
+        ), f"Euclidean distance in {as_text(use_rep)}"
     if f"{key}_matrix" not in adata.obsp:
         raise KeyError(
-            f"'{key}_matrix' is not in adata.obsp, which has {list(adata.obsp)}. sccvae.tl.similarity(adata, model, "
+            f"'{key}_matrix' is not in adata.obsp, which has {listed(adata.obsp)}. sccvae.tl.similarity(adata, model, "
             "dense=True) makes it; or pass use_rep='X_sccvae' for Euclidean distances of an embedding."
         )
     metric = adata.uns.get(key, {}).get("params", {}).get("posterior_distance")
@@ -139,6 +165,13 @@ def _by_likeness(cells: np.ndarray, distances: np.ndarray) -> np.ndarray:
     if len(cells) < 3:
         return cells
     return cells[leaves_list(linkage(distances[np.ix_(cells, cells)], method="average", optimal_ordering=False))]
+
+
+def _with_room(sizes: list[int], inches: float) -> np.ndarray:
+    """Numbers of the groups whose names have room below axes so wide: all, or the largest."""
+    room = int(inches / (SMALL * 1.25 / 72))
+    scattered = 0.618034 * np.arange(len(sizes)) % 1  # of groups of one size not just the first ones
+    return np.sort(np.lexsort((scattered, -np.array(sizes)))[:room])
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, position: np.ndarray, n_cells: int) -> None:
@@ -160,7 +193,7 @@ def _name_blocks(ax: Axes, names: list[str], centres: np.ndarray, n_cells: int) 
     below = blended_transform_factory(ax.transData, Affine2D().translate(0, -1) + ax.transAxes)
     crowded = len(names) > 20
     places = spread(centres, n_cells * (0.023 if crowded else 0.045), 0.01 * n_cells, 0.99 * n_cells)
-    for name, centre, place in zip(legend_names(pd.Categorical(names, categories=names)), centres, places, strict=True):
+    for name, centre, place in zip(map(as_text, names), centres, places, strict=True):
         ax.plot([centre, place], [1, 0.975], transform=below, color="0.5", linewidth=0.6, clip_on=False)
         ax.text(
             place,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -14,13 +16,45 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 BLACK, MISSING = "#000000", "#D0D0D0"
 SMALL, MEDIUM = 7, 8  # font sizes in points, for a figure printed at its own size
 LEGEND_ROWS = 14
+MOST_INCHES = 30.0  # of either side: 20 million pixels at 150 dots per inch
+MOST_NAMED = 36  # colours of a legend that can be told apart
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches, at most 30 on either side."""
     import matplotlib.pyplot as plt
 
-    return plt.figure(figsize=(width, height), layout="constrained", dpi=150, facecolor="white")
+    size = min(width, MOST_INCHES), min(height, MOST_INCHES)
+    return plt.figure(figsize=size, layout="constrained", dpi=150, facecolor="white")
+
+
+def axes_for(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The user's axes and their figure; without, axes in a figure of our own of so many inches."""
+    if ax is not None:
+        return ax.figure.figure, ax  # axes may be in a subfigure: its figure
+    figure = new_figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def rows_and_columns(n: int, n_columns: int, width: float, height: float) -> tuple[int, int]:
+    """Rows and columns for n panels of so many inches; more columns where the rows would be higher than a figure."""
+    n_columns = min(n_columns, n)
+    if -(-n // n_columns) * height > MOST_INCHES:
+        most_rows = max(1, int(MOST_INCHES / height))
+        n_columns = max(n_columns, min(-(-n // most_rows), max(1, int(MOST_INCHES / width))))
+    return -(-n // n_columns), n_columns
+
+
+def as_text(name: object, most: int = 28) -> str:
+    """A name as a figure shows it: on one line, cut where it is long, its dollar signs no mathematics."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(name)[: most + 1])
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
+
+
+def font_for(inches: float, size: float = SMALL) -> float:
+    """Font size in points of names so many inches apart: `size`, or smaller so that they do not touch."""
+    return max(1.0, min(size, 72 * inches / 1.2))
 
 
 def style(ax: Axes) -> None:
@@ -35,6 +69,10 @@ def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
     """Show a figure if asked; else take our own from pyplot, lest a notebook draws it twice and memory fills up."""
     import matplotlib.pyplot as plt
 
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
+    crowded = any(len(legend.get_texts()) >= MOST_NAMED for legend in legends)
+    if own and crowded and (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # once more than matplotlib does: panels keep their shape, so a wide legend moves
     if show:
         plt.show()
     elif own:
@@ -43,43 +81,68 @@ def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
 
 
 def palette(n: int) -> list[str]:
-    """Okabe-Ito, then darker and lighter shades of it."""
-    from matplotlib.colors import to_hex, to_rgb
+    """Okabe-Ito, then darker and lighter shades of it; from the 37th on pale colours of all hues, no two the same."""
+    from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 
     colours = [*COLOURS, BLACK]
     for target, share in ((0.0, 0.45), (1.0, 0.55), (0.0, 0.7), (1.0, 0.3)):
         for colour in COLOURS:
             red, green, blue = ((1 - share) * channel + share * target for channel in to_rgb(colour))
             colours.append(to_hex((red, green, blue)))
-    return [colours[i % len(colours)] for i in range(n)]
+    for i in range(n - len(colours)):  # hues by the golden ratio: those that follow one another are far apart
+        red, green, blue = hsv_to_rgb((0.618034 * i % 1, (0.35, 0.5, 0.65)[i % 3], (0.92, 0.82)[i % 2]))
+        colours.append(to_hex((red, green, blue)))
+    return colours[:n]
 
 
-def legend_names(values: pd.Categorical) -> list[str]:
-    """Categories as a legend shows them, long ones cut."""
-    names = [*map(str, values.categories), *(["missing"] if (values.codes < 0).any() else [])]
-    return [name if len(name) <= 28 else f"{name[:27]}…" for name in names]
+def colours_of(values: pd.Categorical) -> list[str]:
+    """A colour for each category; where there are more than 36, the largest have those that can be told apart."""
+    colours = palette(len(values.categories))
+    if len(colours) <= MOST_NAMED:
+        return colours
+    return [colours[place] for place in np.argsort(_by_size(values))]
+
+
+def _by_size(values: pd.Categorical) -> np.ndarray:
+    """Codes of the categories, those with most cells first."""
+    sizes = np.bincount(values.codes[values.codes >= 0], minlength=len(values.categories))
+    return np.argsort(-sizes, kind="stable")
+
+
+def _legend(values: pd.Categorical) -> list[tuple[str, str]]:
+    """Names and colours of a legend: of all categories, or of the largest 35 and how many more there are."""
+    colours, n = colours_of(values), len(values.categories)
+    named = range(n) if n <= MOST_NAMED else _by_size(values)[: MOST_NAMED - 1]
+    entries = [(as_text(values.categories[i]), colours[i]) for i in named]
+    if len(entries) < n:
+        entries.append((f"and {n - len(entries):,} more", "none"))
+    return [*entries, ("missing", MISSING)] if (values.codes < 0).any() else entries
 
 
 def legend_width(values: pd.Categorical) -> float:
     """About the width of the legend in inches."""
-    names = legend_names(values)
+    names = [name for name, _ in _legend(values)]
     columns = [names[i : i + LEGEND_ROWS] for i in range(0, len(names), LEGEND_ROWS)]
-    return sum(0.3 + 0.055 * max(map(len, column)) for column in columns)
+    return sum(0.3 + 0.055 * max(map(len, column)) for column in columns) + 0.13 * (len(columns) - 1)
+
+
+def legend_height(values: pd.Categorical) -> float:
+    """About the height of the legend with its title in inches."""
+    return 0.135 * (min(len(_legend(values)), LEGEND_ROWS) + 1.5)
 
 
 def draw_legend(ax: Axes, key: str, values: pd.Categorical) -> None:
     """Categories beside the axes, in columns."""
     from matplotlib.lines import Line2D
 
-    names = legend_names(values)
-    colours = [*palette(len(values.categories)), MISSING][: len(names)]
+    names, colours = zip(*_legend(values), strict=True)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4.5, color=colour, markeredgewidth=0) for colour in colours
     ]
-    ax.legend(
+    legend = ax.legend(
         handles,
-        names,
-        title=key,
+        [f"name {i}" for i in range(len(names))],
+        title=as_text(key),
         loc="upper left",
         bbox_to_anchor=(1.02, 1.0),
         borderaxespad=0,
@@ -92,3 +155,5 @@ def draw_legend(ax: Axes, key: str, values: pd.Categorical) -> None:
         ncols=-(-len(names) // LEGEND_ROWS),
         alignment="left",
     )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)  # here, because matplotlib leaves out names that begin with an underscore

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sccvae.conventions import scanpy_like
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
+from sccvae.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,7 @@ _CURVES = {
 }
 
 
+@scanpy_like()
 def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bool = False) -> Figure:
     """Loss curves of training and validation cells.
 
@@ -81,7 +84,7 @@ def history_frame(history: pd.DataFrame | Mapping) -> pd.DataFrame:
     missing = [column for column in ("epoch", "split", "elbo") if column not in frame.columns]
     if missing:
         raise ValueError(
-            f"history lacks the columns {missing} (it has {list(frame.columns)}): expected one row per epoch and "
+            f"history lacks the columns {missing} (it has {listed(frame.columns)}): expected one row per epoch and "
             "split, as in SCCVAE.history."
         )
     if frame.empty:

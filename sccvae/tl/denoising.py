@@ -10,6 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae import posterior
+from sccvae.arguments import MOST, checked_seed, finite, whole
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key, why_no_key
@@ -19,6 +21,7 @@ from sccvae.wording import listed_names
 NEAREST = 20  # cells, itself among them, whose counts tell a cell's expression
 
 
+@scanpy_like(kinds=("SCCVAE",))
 def denoise(
     adata: AnnData,
     model: SCCVAE,
@@ -28,8 +31,9 @@ def denoise(
     interval: float = 0.9,
     n_samples: int = 100,
     key_added: str = "denoised",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Denoised expression of some genes with a credible interval for each cell, as columns of `obs`.
 
     Normalised expression, decoded from `n_samples` draws from q(z|x) and scaled to the median library size, so in the
@@ -64,13 +68,15 @@ def denoise(
     key_added
         Ending of the names of the columns. "/" and backslashes in the name of a gene, which files cannot hold in the
         name of a column, become "|" there.
+    copy
+        Write to a copy and return it.
     seed
         Of the draws and of r.
 
     Returns
     -------
-    None. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the draws;
-    `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
+    None, or the copy. Written to `obs` for each gene, with `key_added="denoised"`: `GENE_denoised`, the mean of the
+    draws; `GENE_denoised_lower` and `GENE_denoised_upper`, the ends of the interval. float32, (cells,).
 
     Raises
     ------
@@ -89,8 +95,8 @@ def denoise(
     True
     """
     check_adata(adata)
-    if not 0 < interval < 1:
-        raise ValueError(f"interval is {interval}; expected a probability in (0, 1), such as 0.9.")
+    interval = finite("interval", interval, "a probability in (0, 1), such as 0.9", above=0, below=1)
+    n_samples, seed = whole("n_samples", n_samples, most=MOST), checked_seed(seed)
     if n_samples < 20:
         raise ValueError(f"n_samples is {n_samples}; expected at least 20, as the ends of an interval are taken.")
     names = [genes] if isinstance(genes, str) else list(map(str, genes))
@@ -123,6 +129,7 @@ def denoise(
         for ending, values in endings.items()
     }
     _add_columns(adata, pd.DataFrame(columns, index=adata.obs_names))
+    return None
 
 
 def _stem(gene: str, key_added: str) -> str:

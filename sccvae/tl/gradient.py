@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from numbers import Real
 from types import EllipsisType
 from typing import Any
 
@@ -14,13 +15,17 @@ from anndata import AnnData
 
 from sccvae import posterior
 from sccvae import trends as curves
+from sccvae.arguments import MOST, SEEDS, checked_library_size, checked_seed, limit, whole
 from sccvae.columns import labels_of, one_column
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key, distinct_texts, known_as
 from sccvae.seeding import seeded
+from sccvae.wording import listed
 
 
+@scanpy_like()
 def gradient(
     adata: AnnData,
     *,
@@ -31,8 +36,9 @@ def gradient(
     n_dcs: int = 10,
     layout: str | None = "auto",
     key_added: str = "sccvae",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Order the cells by diffusion pseudotime from a root, and lay them out as a graph; both through Scanpy.
 
     Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the
@@ -59,12 +65,14 @@ def gradient(
         installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
+    copy
+        Write to a copy and return it.
     seed
         Of graph, diffusion map and layout.
 
     Returns
     -------
-    None. Written, with ``key_added="sccvae"``:
+    None, or the copy. Written, with ``key_added="sccvae"``:
 
     - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
     - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
@@ -81,15 +89,25 @@ def gradient(
     ------
     KeyError, ValueError
         The root, the embedding or the graph is not there.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(150, 30, seed=0)
+    >>> sccvae.tl.gradient(adata, root=0, use_rep="z", layout=None)
+    >>> float(adata.obs["sccvae_pseudotime"].iloc[0])
+    0.0
     """
     import scanpy as sc
 
     check_adata(adata)
     check_key("key_added", key_added)
-    candidates = _roots(adata, root)
+    n_neighbors = limit("n_neighbors", n_neighbors, least=2)
+    n_dcs = whole("n_dcs", n_dcs, least=2, most=max(2, adata.n_obs - 1))
+    seed, candidates = checked_seed(seed, most=SEEDS), _roots(adata, root)
     if use_rep not in adata.obsm:
         raise KeyError(
-            f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata) makes "
+            f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata) makes "
             "'X_sccvae'."
         )
     graph = f"{key_added}_neighbors" if neighbors_key is None else neighbors_key
@@ -98,19 +116,7 @@ def gradient(
     if neighbors_key is None:
         seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
     else:
-        if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
-            raise KeyError(
-                f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
-                "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
-            )
-        slim.uns[graph] = adata.uns[graph]
-        for what in ("connectivities_key", "distances_key"):
-            if (name := adata.uns[graph].get(what)) not in adata.obsp:
-                raise KeyError(
-                    f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
-                    "cells."
-                )
-            slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
+        _take_graph(adata, slim, graph)
     seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
     values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
     scaled = slim.obsm["X_diffmap"][:, 1:n_dcs] * (values / (1 - np.minimum(values, 0.9994)))
@@ -123,7 +129,7 @@ def gradient(
         warnings.warn(
             f"No path leads from the root to {apart.sum():,} of {adata.n_obs:,} cells: their pseudotime is NaN. A "
             "larger n_neighbors may connect them, if they belong to the same development.",
-            stacklevel=2,
+            stacklevel=3,  # the caller of the decorated function
         )
     if layout == "auto":
         layout = "fa" if find_spec("fa2_modified") else "fr"
@@ -145,8 +151,10 @@ def gradient(
         "layout": layout or "none",
         "seed": seed,
     }
+    return None
 
 
+@scanpy_like(kinds=("SCCVAE",))
 def trends(
     adata: AnnData,
     model: SCCVAE,
@@ -162,8 +170,9 @@ def trends(
     level: float = 0.9,
     n_samples: int = 200,
     key_added: str = "sccvae_trends",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
 
     Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not
@@ -174,6 +183,8 @@ def trends(
     adata
         The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
         normalised, the names of its cells tell that it is the training data, with a warning.
+    model
+        A trained model of counts.
     genes
         Names.
     pseudotime
@@ -188,19 +199,37 @@ def trends(
         Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
     key_added
         Key of ``uns``.
+    copy
+        Write to a copy and return it.
+    seed
+        Of the draws.
 
     Returns
     -------
-    None. ``uns[key_added]``: DataFrame with ``lineage``, ``gene``, ``pseudotime``, ``mean``, ``lower``, ``upper``, in
-    counts per `library_size`.
+    None, or the copy. ``uns[key_added]``: DataFrame with ``lineage``, ``gene``, ``pseudotime``, ``mean``, ``lower``,
+    ``upper``, in counts per `library_size`.
 
     Raises
     ------
     KeyError, ValueError
         An unknown column, gene, or group; a lineage of fewer than 10 cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(150, 30, seed=0)
+    >>> model = sccvae.SCCVAE(adata)
+    >>> model.train(max_epochs=1)
+    >>> adata.obs["time"] = np.linspace(0, 1, 150)
+    >>> sccvae.tl.trends(adata, model, ["gene_1"], pseudotime="time", n_samples=20)
+    >>> adata.uns["sccvae_trends"].columns.tolist()
+    ['lineage', 'gene', 'pseudotime', 'mean', 'lower', 'upper']
     """
     check_adata(adata)
     check_key("key_added", key_added)
+    n_points, library_size = whole("n_points", n_points, most=MOST), checked_library_size(library_size)
+    seed, n_samples = checked_seed(seed), whole("n_samples", n_samples, most=MOST)
     genes = [genes] if isinstance(genes, str) else list(map(str, genes))
     if pseudotime not in adata.obs:
         raise KeyError(
@@ -244,6 +273,24 @@ def trends(
     table = pd.concat(parts, ignore_index=True)
     table.index = table.index.astype(str)
     adata.uns[key_added] = table
+    return None
+
+
+def _take_graph(adata: AnnData, slim: AnnData, graph: str) -> None:
+    """Hand a graph of neighbours of `adata` to `slim`."""
+    if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
+        raise KeyError(
+            f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
+            "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
+        )
+    slim.uns[graph] = adata.uns[graph]
+    for what in ("connectivities_key", "distances_key"):
+        if (name := adata.uns[graph].get(what)) not in adata.obsp:
+            raise KeyError(
+                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
+                "cells."
+            )
+        slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
 
 
 def _roots(adata: AnnData, root: Any) -> np.ndarray:
@@ -254,7 +301,7 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         cells = np.flatnonzero(labels.astype(str) == name)
         if not len(cells):
             raise ValueError(
-                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {sorted(map(str, set(labels)))}."
+                f"adata.obs[{root[0]!r}] has no cell of {root[1]!r}; it has {listed(sorted(map(str, set(labels))))}."
             )
         return cells
     if isinstance(root, str):
@@ -269,10 +316,10 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
                 f"root={root!r} is the name of {len(cells)} cells: pass the number of one of them, such as {cells[0]}."
             )
         return cells
-    if isinstance(root, (int, np.integer)) and not isinstance(root, bool):
-        if not 0 <= root < adata.n_obs:
+    if isinstance(root, Real) and not isinstance(root, bool):
+        if not 0 <= (cell := whole("root", root)) < adata.n_obs:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
-        return np.array([root])
+        return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
 
 
@@ -303,6 +350,6 @@ def _lineages(
         if unknown:
             raise ValueError(
                 f"Lineage {name!r} names {unknown[0]!r}, which is not in adata.obs[{groupby!r}]; it has "
-                f"{sorted(set(labels))}."
+                f"{listed(sorted(set(labels)))}."
             )
     return {name: labels.isin(groups).to_numpy() for name, groups in passed.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from sccvae.arguments import flag
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key
@@ -15,6 +15,7 @@ from sccvae.wording import warn
 MAX_LAYER_BYTES = 2 * 2**30
 
 
+@scanpy_like()
 def integrate(
     adata: AnnData,
     *,
@@ -84,46 +85,64 @@ def integrate(
     """
     check_adata(adata)
     check_key("key_added", key_added)
-    if (copy := flag("copy", copy)) and (adata.isbacked or not all(map(_can_be_copied, _matrices(adata)))):
-        raise ValueError("adata is backed by a file; integrate adata.to_memory() in place of a copy.")
     if mask_var is ...:
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     check_spared(key_added, model)
     model.train(**(train_options or {}))
-    adata = adata.copy() if copy else adata
     _store(adata, None, model, key_added, expression)
-    return adata if copy else None
+    return None
 
 
-def _matrices(adata: AnnData) -> list[Any]:
-    return [adata.X, *(adata.layers[name] for name in adata.layers)]
-
-
-def _can_be_copied(matrix: Any) -> bool:
-    """Whether it is in memory; `AnnData.copy` fails for datasets of files."""
-    return matrix is None or hasattr(matrix, "copy")
-
-
-def store(adata: AnnData, model: SCCVAE, *, key_added: str = "sccvae", expression: bool | None = None) -> None:
+@scanpy_like(kinds=("SCCVAE",))
+def store(
+    adata: AnnData,
+    model: SCCVAE,
+    *,
+    key_added: str = "sccvae",
+    copy: bool = False,
+    expression: bool | None = None,
+) -> AnnData | None:
     """Write to `adata` what a trained model says of its cells; keys as in `integrate`.
 
     Parameters
     ----------
     adata
         The data the model was trained on, or new data of the same kind.
+    model
+        A trained model.
+    key_added
+        Prefix of everything written.
+    copy
+        Write to a copy and return it.
     expression
         As in `integrate`.
+
+    Returns
+    -------
+    None, or the copy. Written are the keys of `integrate`.
 
     Raises
     ------
     ValueError, KeyError, TypeError
         As in `integrate`.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
+    >>> model.train(max_epochs=1)
+    >>> sccvae.tl.store(adata, model)
+    >>> adata.obsm["X_sccvae"].shape
+    (100, 20)
     """
+    check_adata(adata)
     check_key("key_added", key_added)
     check_spared(key_added, model)
     _store(adata, model._source(adata), model, key_added, expression)
+    return None
 
 
 def check_spared(key_added: str, model: SCCVAE) -> None:

@@ -9,9 +9,12 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae.columns import labels_of
+from sccvae.conventions import scanpy_like
 from sccvae.matrix import check_adata
+from sccvae.wording import listed
 
 
+@scanpy_like(instead={"copy": "nothing is written to adata, the scores are returned"})
 def score_integration(
     adata: AnnData,
     batch_key: str,
@@ -76,7 +79,7 @@ def score_integration(
     for rep in reps:
         if rep not in adata.obsm:
             raise KeyError(
-                f"{rep!r} is not in adata.obsm, which has {list(adata.obsm)}. sccvae.tl.integrate(adata, "
+                f"{rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata, "
                 "batch_key=...) makes 'X_sccvae', sc.pp.pca(adata) makes 'X_pca'."
             )
     return compare_embeddings(

@@ -9,19 +9,21 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae.arguments import flag
+from sccvae.arguments import SEEDS, checked_seed, flag, whole
 from sccvae.autoencoders import AutoencodingModel
 from sccvae.columns import labels_of
+from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.matrix import check_adata
 from sccvae.model import SCCVAE
 from sccvae.names import check_key, why_no_key
 from sccvae.seeding import seeded
 from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours
-from sccvae.wording import warn
+from sccvae.wording import listed, warn
 
 MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
 
 
+@scanpy_like(kinds=ANY_MODEL)
 def similarity(
     adata: AnnData,
     model: SCCVAE | AutoencodingModel | None = None,
@@ -31,8 +33,9 @@ def similarity(
     dense: bool = False,
     use_rep: str = "X_sccvae",
     key_added: str = "sccvae_similarity",
+    copy: bool = False,
     seed: int = 0,
-) -> None:
+) -> AnnData | None:
     """Compare the cells' posteriors: a graph of nearest neighbours for Scanpy, on request all distances.
 
     Where q(z|x) is wide the counts say little of the cell; `symmetric_kl` and `wasserstein` see that, the Euclidean
@@ -57,12 +60,14 @@ def similarity(
         model is given and the key is not there. One that is there and is not the model's own stays, with a warning.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
+    copy
+        Write to a copy and return it.
     seed
         Of Scanpy's neighbours.
 
     Returns
     -------
-    None. Written, as `scanpy.pp.neighbors` does:
+    None, or the copy. Written, as `scanpy.pp.neighbors` does:
 
     - ``uns[key_added]``: keys and parameters;
     - ``obsp[f"{key_added}_distances"]``: CSR, n_neighbors - 1 in each row;
@@ -73,11 +78,22 @@ def similarity(
     ------
     ValueError, KeyError
         The metric needs a model with posteriors; too many cells for a matrix; no embedding.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> sccvae.tl.similarity(adata, metric="euclidean", use_rep="z")
+    >>> adata.obsp["sccvae_similarity_connectivities"].shape
+    (100, 100)
     """
     check_adata(adata)
     check_key("key_added", key_added)
     if use_rep not in adata.obsm:
         check_key("use_rep", use_rep)
+    n_neighbors, seed = whole("n_neighbors", n_neighbors, least=2), checked_seed(seed, most=SEEDS)
+    if n_neighbors > adata.n_obs:
+        raise ValueError(f"n_neighbors is {n_neighbors}; expected at most {adata.n_obs}, the number of cells.")
     if (dense := flag("dense", dense)) and adata.n_obs > MAX_DENSE:
         raise ValueError(
             f"dense=True with {adata.n_obs:,} cells: distances of all pairs are stored for at most {MAX_DENSE:,}. Take "
@@ -109,10 +125,13 @@ def similarity(
     adata.uns[key_added] = slim.uns[key_added]
     for key, values in slim.obsp.items():
         adata.obsp[key] = values
+    adata.obsp.pop(f"{key_added}_matrix", None)  # of an earlier call, and so perhaps of other distances
     if dense:
         adata.obsp[f"{key_added}_matrix"] = matrix(mean, variance, metric=metric)
+    return None
 
 
+@scanpy_like(instead={"linkage_method": "its name here is method", "cor_method": "groups are compared by distances"})
 def hierarchy(
     adata: AnnData,
     groupby: str | None = None,
@@ -121,7 +140,8 @@ def hierarchy(
     key: str = "sccvae_similarity",
     use_rep: str | None = None,
     key_added: str | None = None,
-) -> None:
+    copy: bool = False,
+) -> AnnData | None:
     """Hierarchical clusters of groups of cells, or of the cells.
 
     Parameters
@@ -139,10 +159,12 @@ def hierarchy(
         Instead: key of ``adata.obsm``, compared by Euclidean distance.
     key_added
         Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
+    copy
+        Write to a copy and return it.
 
     Returns
     -------
-    None. Written to ``uns[key_added]``:
+    None, or the copy. Written to ``uns[key_added]``:
 
     - of groups, what `scanpy.tl.dendrogram` writes (so `sc.pl.dendrogram` works, and ``dendrogram=True`` of
       `sc.pl.dotplot` and the like), with ``distances``, (groups, groups), in place of ``correlation_matrix``;
@@ -179,7 +201,7 @@ def hierarchy(
     if codes is None or categories is None:
         tree = linkage(distances, method=method, optimal_ordering=False)
         adata.uns[key_added] = {"linkage": tree, "order": leaves_list(tree), **about}
-        return
+        return None
     between = group_distances(distances, codes, method=method)
     tree = linkage(between, method=method)
     drawing = dendrogram(tree, labels=list(categories), no_plot=True)
@@ -193,13 +215,14 @@ def hierarchy(
         "dendrogram_info": drawing,
         "distances": between,
     }
+    return None
 
 
 def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
     """Distances of all pairs of cells, stored or from an embedding."""
     if use_rep is not None:
         if use_rep not in adata.obsm:
-            raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}.")
+            raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}.")
         if adata.n_obs > MAX_DENSE:
             raise ValueError(
                 f"{adata.n_obs:,} cells: distances of all pairs are made for at most {MAX_DENSE:,}. Take a sample: "
@@ -208,7 +231,7 @@ def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
         return matrix(np.asarray(adata.obsm[use_rep]), None, metric="euclidean")
     if f"{key}_matrix" not in adata.obsp:
         raise KeyError(
-            f"'{key}_matrix' is not in adata.obsp, which has {list(adata.obsp)}. sccvae.tl.similarity(adata, model, "
+            f"'{key}_matrix' is not in adata.obsp, which has {listed(adata.obsp)}. sccvae.tl.similarity(adata, model, "
             "dense=True) makes it; or pass use_rep='X_sccvae' for Euclidean distances of an embedding."
         )
     return adata.obsp[f"{key}_matrix"]
@@ -243,7 +266,7 @@ def _posterior(
     if model is not None:
         return model.get_latent_representation(model._source(adata)), None
     if use_rep not in adata.obsm:
-        raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {list(adata.obsm)}: pass a model or use_rep.")
+        raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}: pass a model or use_rep.")
     return np.asarray(adata.obsm[use_rep]), None
 
 

@@ -1,0 +1,176 @@
+"""Work shared among threads of our own, with the same results however many there are.
+
+torch's results depend on the number of its threads, and its threads do not survive a fork, after which a program waits
+for them for ever. So torch works on one thread (`alone`), and what takes long is cut here (`share`): between cells,
+genes or entries that have nothing to do with each other, or, in matrix products (`multiply`), into blocks whose size
+depends on the product alone.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+MOST = 64  # threads
+LEAST_COLUMNS, MOST_COLUMNS = 192, 1000  # of a block of a product; narrower ones are slower, wider ones are cut
+FEW_BLOCKS, MANY_BLOCKS = 4, 16
+
+
+class _Here(threading.local):
+    n_threads = 0  # that `share` takes, inside `alone`; 0 outside
+
+
+class _Pools:
+    """Threads that work, and one that puts back what they change for all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.workers = ThreadPoolExecutor(MOST, "sccvae", self.begin)  # started when they are needed
+        self.keeper = ThreadPoolExecutor(1, "sccvae-keeper")
+
+    def begin(self) -> None:
+        """What a worker does first."""
+        self.on_one_thread()
+        _here.n_threads = 1
+        torch.set_grad_enabled(False)
+
+    def on_one_thread(self) -> int:
+        """Let torch work on one thread in this thread; return the number of threads before."""
+        with self.lock:
+            before = torch.get_num_threads()
+            if before > 1:
+                torch.set_num_threads(1)
+                # That is also how many threads begin with that start later: another thread puts this back.
+                self.keeper.submit(torch.set_num_threads, before).result()
+        return before
+
+
+_here, _pools = _Here(), _Pools()
+
+
+def _begin_anew() -> None:
+    global _pools
+    _pools = _Pools()  # threads are not forked
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+@contextmanager
+def alone() -> Iterator[int]:
+    """Inside, torch works on one thread; yields how many `share` takes: as many as torch had."""
+    if _here.n_threads:
+        yield _here.n_threads
+        return
+    before = _pools.on_one_thread()
+    _here.n_threads = min(before, MOST)
+    try:
+        yield _here.n_threads
+    finally:
+        _here.n_threads = 0
+        if before > 1:
+            torch.set_num_threads(before)
+
+
+def each_alone(generator: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """A generator function that is `alone` while it works, and not between."""
+
+    @functools.wraps(generator)
+    def wrapped(*args: Any, **kwargs: Any) -> Iterator:
+        source = generator(*args, **kwargs)
+        while True:
+            with alone():
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
+
+    return wrapped
+
+
+def share(work: Callable[[int, int], Any], n: int, part: int = 1) -> list[Any]:
+    """What `work(first, last)` returns for ranges that make up range(n), each on a thread.
+
+    Where ranges meet, at multiples of `part`, depends on the number of threads; what the work does must not.
+    """
+    with alone() as n_threads:
+        n_parts = -(-n // part)
+        n_ranges = min(n_threads, n_parts)
+        if n_ranges <= 1:
+            return [work(0, n)]
+        ends = [min(k * n_parts // n_ranges * part, n) for k in range(n_ranges + 1)]
+        others = [_pools.workers.submit(work, *ends_of) for ends_of in pairwise(ends[1:])]
+        try:
+            first = work(0, ends[1])
+        finally:
+            wait(others)  # they write to arrays of the caller
+        return [first, *(other.result() for other in others)]
+
+
+@functools.cache
+def blocks_of(n_columns: int) -> list[tuple[int, int]]:
+    """(first, last) of the blocks that a product of so many columns is cut into, whatever the number of threads."""
+    n_blocks = max(min(FEW_BLOCKS, n_columns // LEAST_COLUMNS), min(MANY_BLOCKS, n_columns // MOST_COLUMNS), 1)
+    width = -(-n_columns // (16 * n_blocks)) * 16  # multiples of a cache line
+    return list(pairwise([*range(0, n_columns, width)[:n_blocks], n_columns]))
+
+
+def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> torch.Tensor:
+    """Fill out, (rows, columns), with a @ b, or add that to it; return it."""
+    blocks = blocks_of(b.shape[1])
+
+    def work(first: int, last: int) -> None:
+        for start, stop in blocks[first:last]:
+            place = out[:, start:stop]
+            if add:
+                torch.addmm(place, a, b[:, start:stop], out=place)
+            else:
+                torch.mm(a, b[:, start:stop], out=place)
+
+    with torch.no_grad():
+        share(work, len(blocks))
+    return out
+
+
+def copy(out: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Fill out, (rows, columns), from an array of any type; return it."""
+
+    def work(first: int, last: int) -> None:
+        out[first:last].copy_(source[first:last])
+
+    with torch.no_grad():
+        share(work, len(out), 16)
+    return out
+
+
+def affine(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Fill an array with h @ weight + bias, differentiable; on the CPU in the blocks of `multiply`."""
+    on_cpu = h.dtype == torch.float32 and h.device.type == "cpu"
+    if len(blocks_of(weight.shape[1])) > 1 and on_cpu and weight.dtype == h.dtype:
+        return _Affine.apply(h, weight, bias)
+    return torch.addmm(bias, h, weight)
+
+
+class _Affine(torch.autograd.Function):
+    """h @ weight + bias by `multiply`."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias):
+        ctx.save_for_backward(h, weight)
+        return multiply(h, weight, bias.repeat(len(h), 1), add=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out):
+        h, weight = ctx.saved_tensors
+        by_out, by_h = by_out.contiguous(), None
+        if ctx.needs_input_grad[0]:
+            by_h = multiply(by_out, weight.t(), torch.empty_like(h))
+        return by_h, multiply(h.t(), by_out, torch.empty_like(weight)), by_out.sum(0)
