@@ -801,14 +801,14 @@ def test_a_key_is_one_name(adata, key):
 @pytest.mark.parametrize(
     ("column", "text"),
     [
-        (pd.to_datetime(np.arange(120), unit="D"), "holds times (dtype datetime64[ns]); expected numbers"),
-        (pd.to_datetime(np.arange(120), unit="D", utc=True), "holds times (dtype datetime64[ns, UTC])"),
-        (pd.to_timedelta(np.arange(120), unit="h"), "holds times (dtype timedelta64[ns])"),
-        (pd.Categorical(pd.to_datetime(np.arange(120) % 3, unit="D")), "holds times (dtype category)"),
-        (np.arange(120) + 1j, "is not numeric (dtype complex128)"),
-        (pd.Categorical(np.arange(120) + 1j), "is not numeric (dtype category)"),
-        ((np.arange(120) + 1j).astype(object), "is not numeric (dtype object)"),
-        (pd.period_range("2020", periods=120, freq="D"), "is not numeric (dtype period[D])"),
+        (pd.to_datetime(np.arange(120), unit="D"), "holds times"),
+        (pd.to_datetime(np.arange(120), unit="D", utc=True), "holds times"),
+        (pd.to_timedelta(np.arange(120), unit="h"), "holds times"),
+        (pd.Categorical(pd.to_datetime(np.arange(120) % 3, unit="D")), "holds times"),
+        (np.arange(120) + 1j, "is not numeric"),
+        (pd.Categorical(np.arange(120) + 1j), "is not numeric"),
+        ((np.arange(120) + 1j).astype(object), "is not numeric"),
+        (pd.period_range("2020", periods=120, freq="D"), "is not numeric"),
     ],
     ids=["datetime", "zone", "timedelta", "categories", "complex", "complex_categories", "complex_objects", "period"],
 )
@@ -816,7 +816,8 @@ def test_a_key_is_one_name(adata, key):
 def test_times_and_complex_numbers_are_no_covariates(adata, column, text, option):
     adata.obs["when"] = column
     key = "when" if option == "size_factor_key" else ["when"]
-    assert message_of(TypeError, sccvae.SCCVAE, adata, **{option: key}).startswith(f"adata.obs['when'] {text}")
+    found = f"adata.obs['when'] {text} (dtype {adata.obs['when'].dtype})"  # pandas 3 counts times in another unit
+    assert message_of(TypeError, sccvae.SCCVAE, adata, **{option: key}).startswith(found)
 
 
 HALF = np.arange(60) % 2 == 0
