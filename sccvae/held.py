@@ -300,6 +300,13 @@ class HeldModel(metaclass=Understanding):
         return self._vae.device
 
     @property
+    def adata(self) -> AnnData:
+        """The AnnData that the model was built on, or loaded with, as long as something else keeps it."""
+        if self._annotation is None or (found := self._annotation.adata()) is None:
+            raise AttributeError("adata")  # `__getattr__` says why
+        return found
+
+    @property
     def is_trained(self) -> bool:
         """Whether `train` was called, for an epoch at least."""
         return bool(self._rows)

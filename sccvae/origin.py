@@ -21,12 +21,12 @@ class Annotation:
     """The table `obs` of an AnnData as it is now, or as it was when last seen if the AnnData is gone."""
 
     def __init__(self, adata: AnnData) -> None:
-        self._adata: Callable[[], AnnData | None] = weakref.ref(adata)
+        self.adata: Callable[[], AnnData | None] = weakref.ref(adata)
         self.now()
 
     def now(self) -> pd.DataFrame:
         """The table; a copy of a view's, so that more than the view is not kept alive."""
-        if (adata := self._adata()) is not None:
+        if (adata := self.adata()) is not None:
             self._last = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
         return self._last
 
@@ -37,7 +37,7 @@ class Annotation:
 
 def _kept(table: pd.DataFrame) -> Annotation:
     annotation = Annotation.__new__(Annotation)
-    annotation._adata, annotation._last = (lambda: None), table
+    annotation.adata, annotation._last = (lambda: None), table
     return annotation
 
 

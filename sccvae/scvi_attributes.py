@@ -10,7 +10,7 @@ _SPLIT = "Which cells are held out follows from train_size and the seed, and is 
 _HISTORY = "See model.history, a table with a row for each epoch and split."
 ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("setup_anndata", "setup_mudata", "register_manager"), _SETUP),
-    "adata": "A model keeps the counts, not the AnnData: use your own, and pass it where other cells are meant.",
+    "adata": "A model keeps counts, not the AnnData, and the one that it was built on is gone, or there was none.",
     **dict.fromkeys(("adata_manager", "registry", "registry_", "summary_stats", "get_anndata_manager"), _REGISTRY),
     **dict.fromkeys(("view_anndata_setup", "get_from_registry", "deregister_manager", "summary_string"), _REGISTRY),
     **dict.fromkeys(("view_setup_args", "load_registry"), "Load the model by {kind}.load(path), and print it."),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
 from typing import Any, NamedTuple
 
-from sccvae.arguments import real, whole
+from sccvae.arguments import limit, real
 from sccvae.wording import did_you_mean
 
 
@@ -70,14 +70,8 @@ def switch(name: str, if_true: Any, if_false: Any) -> Entry:
 
 def positive(asked: Asked) -> dict[str, Any]:
     """Any whole number from 1 on does: it makes no difference here."""
-    _at_least_one(asked.name, asked.value)
+    limit(asked.name, asked.value)
     return {}
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if (number := whole(name, value)) < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1.")
-    return number
 
 
 def _device_of(value: Any) -> str:
@@ -180,9 +174,9 @@ def _warmup(unit: str) -> Entry:
         run = ("max_epochs", "train_size", "batch_size")
         max_epochs, train_size, batch_size = (asked.beside.get(n, asked.ours[n].default) for n in run)
         n_epochs, n_steps = asked.model._length_of_run(
-            None if max_epochs is None else _at_least_one("max_epochs", max_epochs),
+            None if max_epochs is None else limit("max_epochs", max_epochs),
             train_size,
-            _at_least_one("batch_size", batch_size),
+            limit("batch_size", batch_size),
         )
         length, n = (n_epochs, "epochs") if unit == "epochs" else (n_steps, "steps")
         if (share := real(f"n_{unit}_kl_warmup", asked.value) / length) >= 1:
@@ -294,7 +288,7 @@ TRAIN: Table = {
 
 def _chunk(asked: Asked) -> dict[str, Any]:
     """How many cells are decoded at once: our `chunk_size`, where there is one. Results do not depend on it."""
-    _at_least_one("batch_size", asked.value)
+    limit("batch_size", asked.value)
     return {"chunk_size": asked.value} if "chunk_size" in asked.ours else {}
 
 
