@@ -103,7 +103,7 @@ NAMED = "adata.obs_names.get_indexer"
         (pd.to_datetime(["2020-01-01"]), TypeError, "indices has dtype datetime64"),
         (object(), TypeError, "indices has dtype object and shape ()"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: re.sub(" at 0x.*", ">", repr(value))[:40],  # every process names a test alike
 )  # fmt: skip
 def test_what_is_not_clear_is_named(index, error, text):
     with pytest.raises(error, match=re.escape(text)):
