@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.columns import categories_of, codes_of, in_order, numbers_of, position_of, size_factors_of
+from sccvae.columns import categories_of, codes_of, numbers_of, position_of, size_factors_of
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
+from sccvae.names import in_order
 from sccvae.stored import Rows
 from sccvae.wording import Text, did_you_mean
 

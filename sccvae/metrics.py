@@ -23,6 +23,8 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import NearestNeighbors
 
+from sccvae.names import in_order_of_cells
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -332,6 +334,7 @@ def embedding_scores(
 
 def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: ArrayLike) -> list[NDArray]:
     """Return z and integer codes of the annotations, the same sample of cells of each; raise where they are unfit."""
+    annotations = in_order_of_cells(z, annotations)
     z = np.asarray(z)
     if z.ndim != 2 or not np.issubdtype(z.dtype, np.number):
         raise ValueError(

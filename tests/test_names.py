@@ -311,6 +311,16 @@ def test_a_batch_called_all_is_that_batch(adata):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(sccvae.SCCVAE, "sccvae_library"), (sccvae.DenoisingAutoencoder, "chain"), (sccvae.DenoisingAutoencoder, "step")],
+)
+def test_a_batch_column_that_generate_writes_is_refused(adata, kind, key):
+    adata.obs[key] = adata.obs["batch"]
+    with pytest.raises(ValueError, match=rf"^Batches or a covariate are in obs\['{key}'\], which generate\(\) writes"):
+        kind(adata, batch_key=key)
+
+
 def test_without_a_batch_called_all_nothing_is_said(adata):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

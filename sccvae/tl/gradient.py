@@ -98,19 +98,7 @@ def gradient(
     if neighbors_key is None:
         seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
     else:
-        if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
-            raise KeyError(
-                f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
-                "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
-            )
-        slim.uns[graph] = adata.uns[graph]
-        for what in ("connectivities_key", "distances_key"):
-            if (name := adata.uns[graph].get(what)) not in adata.obsp:
-                raise KeyError(
-                    f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
-                    "cells."
-                )
-            slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
+        _take_graph(adata, graph, slim)
     seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
     values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
     scaled = slim.obsm["X_diffmap"][:, 1:n_dcs] * (values / (1 - np.minimum(values, 0.9994)))
@@ -269,6 +257,23 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
         return np.array([root])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
+
+
+def _take_graph(adata: AnnData, graph: str, slim: AnnData) -> None:
+    """Give `slim` a graph of neighbours that is there."""
+    if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
+        raise KeyError(
+            f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
+            "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
+        )
+    slim.uns[graph] = adata.uns[graph]
+    for what in ("connectivities_key", "distances_key"):
+        if (name := adata.uns[graph].get(what)) not in adata.obsp:
+            raise KeyError(
+                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
+                "cells."
+            )
+        slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
 
 
 def _start(rep: np.ndarray) -> np.ndarray:
