@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.names import distinct_texts, known_as
+from sccvae.names import distinct_texts, in_order, known_as, same_names
 from sccvae.wording import Text, did_you_mean, listed_names
 
 MOST_STANDARD = 1e6  # standard deviations: float32 overflows in the networks far beyond, and nothing there is learnt
@@ -42,34 +42,6 @@ def labels_of(groupby: Any, obs: pd.DataFrame, names: pd.Index, what: str = "gro
     if labels.dtype.kind not in "biufM":  # numbers of one kind differ as text, too
         distinct_texts(pd.unique(labels), where)
     return labels
-
-
-def same_names(a: pd.Index, b: pd.Index) -> bool:
-    """Whether the names are the same, in the same order, however pandas holds them."""
-    return a.equals(b) or (len(a) == len(b) and bool((np.asarray(a, object) == np.asarray(b, object)).all()))
-
-
-def in_order(values: pd.Series, names: pd.Index, what: str, of: str) -> pd.Series:
-    """A Series in the order of the `names`, by its index and never by position.
-
-    Raises
-    ------
-    ValueError
-        The index does not hold the same names, or some name comes twice and the order differs.
-    """
-    if same_names(values.index, names):
-        return values
-    index, wanted = (pd.Index([str(name) for name in one]) for one in (values.index, names))
-    if index.equals(wanted):
-        return values
-    if len(index) == len(wanted) and index.is_unique and wanted.is_unique:
-        at = index.get_indexer(wanted)
-        if (at >= 0).all():
-            return values.iloc[at]
-    raise ValueError(
-        f"{what} is a Series whose index is not the names of the {of}, by which its values are matched. Pass "
-        f"{what}.to_numpy() if they are in the order of the {of}."
-    )
 
 
 def column_of(obs: pd.DataFrame, key: str) -> pd.Series:

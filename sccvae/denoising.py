@@ -63,6 +63,7 @@ class DenoisingAutoencoder(AutoencodingModel):
     """
 
     kind: ClassVar[str] = "DenoisingAutoencoder"
+    generated: ClassVar[tuple[str, ...]] = ("sccvae_library", "chain", "step")
     _vae: Denoiser
 
     def __init__(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array, issparse, vstack
 
 from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none, whole
+from sccvae.names import with_columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import TypeAlias
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -413,6 +413,7 @@ def checked_pair(
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """Check both, draw at most `max_cells` cells of each; float64, both sparse or both dense."""
+    y = with_columns_of(x, y, names)
     x, y = (checked(a, name, nonnegative=nonnegative, least=least) for a, name in zip((x, y), names, strict=True))
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -430,10 +431,9 @@ def checked_pair(
 
 
 def sample(x: Any, max_cells: int | None, rng: np.random.Generator) -> Any:
-    n_cells = x.shape[0]
-    if max_cells is None or n_cells <= max_cells:
+    if max_cells is None or x.shape[0] <= max_cells:
         return x
-    return x[np.sort(rng.choice(n_cells, size=max_cells, replace=False))]
+    return x[np.sort(rng.choice(x.shape[0], size=max_cells, replace=False))]
 
 
 def as_float(x: Any) -> Any:

@@ -55,6 +55,7 @@ class HeldModel(metaclass=Understanding):
 
     kind: ClassVar[str]  # the class that a saved model says it is of
     objective: ClassVar[str] = "ELBO"  # what training makes as high as it can
+    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns that `generate` writes beside the batch
 
     def _set(self, schema, architecture, profiles, frequencies, seed, device, options=None) -> None:
         self._schema: Schema = schema
@@ -81,6 +82,9 @@ class HeldModel(metaclass=Understanding):
         options: dict[str, Any] | None = None,
     ) -> None:
         """Make the model of data that were read, and start it from them."""
+        for key in (schema.batch_key, *schema.categorical_covariate_keys):
+            if key in self.generated:
+                raise ValueError(f"Batches or a covariate are in obs[{key!r}], which generate() writes: rename it.")
         if schema.batch_key is not None and "all" in schema.categories[0] and len(schema.categories[0]) > 1:
             warn(
                 "A batch is called 'all': transform_batch='all' and batch='all' mean that one, and "

@@ -16,7 +16,6 @@ from sccvae.arguments import flag
 from sccvae.columns import (
     categories_of,
     codes_of,
-    in_order,
     log_sizes,
     moments_of,
     numbers_of,
@@ -27,6 +26,7 @@ from sccvae.columns import (
 )
 from sccvae.data import Counts
 from sccvae.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
+from sccvae.names import in_order
 from sccvae.stored import Rows
 
 

@@ -8,7 +8,7 @@ holds the same computation, whatever is installed.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import pandas as pd
 from sccvae import __version__
 from sccvae.arguments import SEEDS, checked_seed, flag, limit, unless_none
 from sccvae.metrics import batch_mixing_entropy, embedding_scores
+from sccvae.names import has_names, in_order_of_cells, same_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +96,11 @@ def compare_embeddings(
     max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed, most=SEEDS)
     if not embeddings:
         raise ValueError("There is no embedding to score: expected at least one, name -> (cells, dimensions).")
-    kinds = {name: pd.Series(np.asarray(given)) for name, given in (("labels", labels), ("batches", batches))}
+    named: list[Any] = [z for z in embeddings.values() if has_names(z)]
+    if any(not same_names(z.index, named[0].index) for z in named):
+        raise ValueError("The embeddings are DataFrames with different indices: give all the same rows in one order.")
+    kinds = in_order_of_cells(named[0] if named else None, {"labels": labels, "batches": batches})
+    kinds = {name: pd.Series(np.asarray(given)) for name, given in kinds.items()}
     for name, values in kinds.items():
         if values.nunique() < 2:
             raise ValueError(

@@ -24,6 +24,7 @@ from sklearn.metrics import (
 from sklearn.neighbors import NearestNeighbors
 
 from sccvae.arguments import SEEDS, checked_seed, limit, positive, unless_none, whole
+from sccvae.names import in_order_of_cells
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -339,6 +340,7 @@ def embedding_scores(
 def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: ArrayLike) -> list[NDArray]:
     """Return z and integer codes of the annotations, the same sample of cells of each; raise where they are unfit."""
     max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed)
+    annotations = in_order_of_cells(z, annotations)
     z = np.asarray(z)
     if z.ndim != 2 or not np.issubdtype(z.dtype, np.number):
         raise ValueError(

@@ -11,10 +11,10 @@ from anndata import AnnData
 from sccvae import cross_validation
 from sccvae.analysis import AnalysedModel
 from sccvae.arguments import MOST, check_choice, checked_seed, flag, real, whole
-from sccvae.columns import same_names
 from sccvae.gradients import Precision
 from sccvae.inputs import Schema, mask_of_genes
 from sccvae.likelihoods import LIKELIHOODS, LikelihoodName
+from sccvae.names import same_names
 from sccvae.networks import Architecture, Dispersion, Library, check_choices
 
 OWN = "this model"  # in a table of cross-validation

@@ -1,4 +1,4 @@
-"""Names: which of them files can hold as keys, and which mean the same once they are text.
+"""Names: which of them files can hold as keys, which mean the same once they are text, what is matched by them.
 
 What `tl` writes under a name (a key of `uns`, a column of `obs`) is a group or an array of that name in h5ad, a folder
 in zarr. There "/" begins another folder, and some names are taken. Names that are values, as in `var_names`, are free.
@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 MOST_BYTES = 255  # of the name of a file or folder, so of a key in zarr
 _AFFIXES = 55  # bytes that `tl` puts before and behind a key, as in X_draw_graph_KEY
@@ -86,3 +87,82 @@ def known_as(value: Any, known: Sequence[str]) -> str | None:
         forms |= {str(int(number))} | ({str(bool(number))} if number in (0, 1) else set())
     found = forms.intersection(known)
     return found.pop() if len(found) == 1 else None
+
+
+def same_names(a: pd.Index, b: pd.Index) -> bool:
+    """Whether the names are the same, in the same order, however pandas holds them."""
+    return a.equals(b) or (len(a) == len(b) and bool((np.asarray(a, object) == np.asarray(b, object)).all()))
+
+
+def in_order(values: pd.Series, names: pd.Index, what: str, of: str) -> pd.Series:
+    """A Series in the order of the `names`, by its index and never by position.
+
+    Raises
+    ------
+    ValueError
+        The index does not hold the same names, or some name comes twice and the order differs.
+    """
+    if same_names(values.index, names):
+        return values
+    index, wanted = (pd.Index([str(name) for name in one]) for one in (values.index, names))
+    if index.equals(wanted):
+        return values
+    if len(index) == len(wanted) and index.is_unique and wanted.is_unique:
+        at = index.get_indexer(wanted)
+        if (at >= 0).all():
+            return values.iloc[at]
+    raise ValueError(
+        f"{what} is a Series whose index is not the names of the {of}, by which its values are matched. Pass "
+        f"{what}.to_numpy() if they are in the order of the {of}."
+    )
+
+
+def has_names(given: Any) -> bool:
+    """Whether the rows of a Series or DataFrame are called anything but 0, 1, 2, ..., as where nobody named them."""
+    if not isinstance(given, pd.Series | pd.DataFrame):
+        return False
+    index = given.index
+    return not (isinstance(index, pd.RangeIndex) and index.equals(pd.RangeIndex(len(index))))
+
+
+def in_order_of_cells(z: Any, along: dict[str, Any]) -> dict[str, Any]:
+    """What goes along the cells of `z`, in their order: a Series is matched by its index where `z` is a DataFrame.
+
+    Raises
+    ------
+    ValueError
+        A Series holds other names than `z`; or two of them have different orders and `z` has no names to tell.
+    """
+    if has_names(z):
+        return {
+            name: in_order(values, z.index, name, "cells") if isinstance(values, pd.Series) else values
+            for name, values in along.items()
+        }
+    first: tuple[str, pd.Series] | None = None
+    for name, values in along.items():
+        if isinstance(values, pd.Series) and has_names(values):
+            if first is not None and not same_names(values.index, first[1].index):
+                raise ValueError(
+                    f"{first[0]} and {name} are Series with different indices, and z has none to tell the order of its "
+                    f"cells: pass {name}.loc[{first[0]}.index], or z as a DataFrame with the names of the cells."
+                )
+            first = first or (name, values)
+    return along
+
+
+def with_columns_of(x: Any, y: Any, names: tuple[str, str]) -> Any:
+    """`y` with its columns in the order of those of `x`, by name, where both are DataFrames.
+
+    Raises
+    ------
+    ValueError
+        They have different columns.
+    """
+    if not (isinstance(x, pd.DataFrame) and isinstance(y, pd.DataFrame)) or same_names(x.columns, y.columns):
+        return y
+    if not (x.columns.is_unique and y.columns.is_unique) or set(x.columns) != set(y.columns):
+        raise ValueError(
+            f"{names[0]} and {names[1]} are DataFrames with different columns, which are matched by name. Keep those "
+            "that both have, or pass .to_numpy() of both if they are the same in the same order."
+        )
+    return y[x.columns]

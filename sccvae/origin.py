@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.columns import same_names
 from sccvae.data import Counts
 from sccvae.inputs import Schema
 from sccvae.matrix import holds
+from sccvae.names import same_names
 from sccvae.wording import warn
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist, pdist
@@ -353,3 +354,14 @@ def test_errors_of_paths():
     with pytest.raises(ValueError, match="4 codes equal n_neighbors others, so that their density is infinite"):
         path_log_density(z, n_neighbors=3)
     assert np.isfinite(path_log_density(z, n_neighbors=4).value)
+
+
+@pytest.mark.parametrize("score", TWO_SAMPLES)
+def test_columns_of_dataframes_are_matched_by_name(score):
+    genes = [f"gene{i}" for i in range(5)]
+    real = pd.DataFrame(normal(0, 40, 5) + np.arange(5), columns=genes)
+    generated = pd.DataFrame(normal(1, 40, 5) + np.arange(5), columns=genes)
+    assert same_value(score(real, generated[genes[::-1]]), score(real.to_numpy(), generated.to_numpy()))
+    for wrong in (generated.rename(columns={"gene0": "other"}), generated.set_axis(range(5), axis=1)):
+        with pytest.raises(ValueError, match="real and generated are DataFrames with different columns"):
+            score(real, wrong)

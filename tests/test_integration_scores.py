@@ -143,3 +143,17 @@ def test_without_components_before_correction_one_score_is_left_out(cells):
     table = tl.score_integration(cells, "batch", "cell_type", use_rep="truth")
     assert "scib_pcr" not in table
     assert table.notna().all(axis=None)
+
+
+def test_series_are_matched_by_name_with_every_embedding():
+    rng = np.random.default_rng(0)
+    names = [f"cell{i}" for i in range(120)]
+    labels, batches = pd.Series(np.repeat(["a", "b"], 60), index=names), pd.Series(["x", "y"] * 60, index=names)
+    z = pd.DataFrame(rng.normal(size=(120, 2)) + np.repeat([0, 9], 60)[:, None], index=names)
+    expected = integration_scores.compare_embeddings(
+        {"z": z.to_numpy()}, labels.to_numpy(), batches.to_numpy(), scib=False
+    )
+    found = integration_scores.compare_embeddings({"z": z}, labels.iloc[::-1], batches, scib=False)
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ValueError, match="The embeddings are DataFrames with different indices"):
+        integration_scores.compare_embeddings({"z": z, "other": z.iloc[::-1]}, labels, batches, scib=False)

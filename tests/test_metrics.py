@@ -233,3 +233,19 @@ def test_missing_labels(apart, missing):
     labels = [missing if i == 5 else label for i, label in enumerate(apart[1])]
     with pytest.raises(ValueError, match="labels misses 1 of 600 values, first of cell 5"):
         metrics.knn_accuracy(apart[0], labels)
+
+
+def test_series_are_matched_by_name(apart):
+    z, labels, batches = apart
+    names = [f"cell{i}" for i in range(600)]
+    named, other = pd.DataFrame(z, index=names), np.random.default_rng(0).permutation(600)
+    labels, batches = pd.Series(labels, index=names), pd.Series(batches, index=names)
+    expected = metrics.embedding_scores(z, labels=labels, batches=batches)
+    found = metrics.embedding_scores(named, labels=labels.iloc[other], batches=batches.iloc[other[::-1]])
+    assert found == expected
+    assert metrics.embedding_scores(z, labels=labels, batches=batches.reset_index(drop=True)) == expected
+    with pytest.raises(ValueError, match="labels and batches are Series with different indices, and z has none"):
+        metrics.silhouette_batch(z, labels, batches.iloc[other])
+    for wrong in (labels.iloc[1:], labels.reset_index(drop=True), labels.rename(str.upper)):
+        with pytest.raises(ValueError, match="labels is a Series whose index is not the names of the cells"):
+            metrics.knn_accuracy(named, wrong)

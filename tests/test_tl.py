@@ -125,12 +125,15 @@ def test_counts_in_a_layer(plain):
 def test_default_mask_is_the_highly_variable_genes(adata):
     chosen = adata.var_names[adata.var["highly_variable"]]
     tl.integrate(adata, batch_key="batch", **QUICK)
-    assert {*adata.layers} - {None} == set()
+    assert {*adata.obsm} == {"X_sccvae"}
+    assert {*adata.var} == {"highly_variable", "sccvae_modelled"}
+    np.testing.assert_array_equal(adata.var["sccvae_modelled"], adata.var["highly_variable"])
     for key in ("sccvae", "sccvae_corrected"):
-        frame = adata.obsm[key]
-        assert isinstance(frame, pd.DataFrame)
-        assert list(frame.columns) == list(chosen)
-        assert list(frame.index) == list(adata.obs_names)
+        assert adata.layers[key].dtype == np.float32
+        known = np.isfinite(adata.layers[key])
+        np.testing.assert_array_equal(known, np.tile(adata.var["highly_variable"], (120, 1)))
+    assert sc.get.obs_df(adata, [chosen[0]], layer="sccvae_corrected").notna().all(axis=None)
+    sc.pl.violin(adata, [chosen[0]], groupby="kind", layer="sccvae_corrected", show=False)
     assert adata.uns["sccvae"]["parameters"]["n_genes"] == 30
 
 
@@ -144,9 +147,58 @@ def test_mask_var(adata, mask, n_genes):
     if mask == "array":
         adata = adata[np.asarray(adata.X[:, :7].sum(1)).ravel() > 0].copy()
     tl.integrate(adata, batch_key="batch", mask_var=given, **QUICK)
-    where = adata.layers if n_genes == 60 else adata.obsm
-    assert where["sccvae"].shape == (adata.n_obs, n_genes)
+    assert np.isfinite(adata.layers["sccvae"]).all(0).sum() == n_genes
+    assert ("sccvae_modelled" in adata.var) == (n_genes < 60)
     assert adata.uns["sccvae"]["parameters"]["n_genes"] == n_genes
+
+
+def test_with_a_mask_layers_hold_what_the_model_says(adata, fit):
+    model = fit(adata, 1, batch_key="batch", mask_var="highly_variable")
+    order = np.random.default_rng(0).permutation(60)
+    new = adata[:, order].copy()
+    tl.store(new, model)
+    chosen = new.var_names[new.var["highly_variable"]]
+    scale = new.uns["sccvae"]["expression_library_size"]
+    expected = model.get_normalized_expression(new, transform_batch="all", library_size=scale, gene_list=chosen)
+    found = new[:, chosen].layers["sccvae_corrected"]
+    np.testing.assert_array_equal(found, expected.to_numpy())
+
+
+def test_with_a_mask_what_layers_have_no_room_for_goes_to_obsm(adata, fit, monkeypatch, tmp_path):
+    model = fit(adata, 1, batch_key="batch", mask_var="highly_variable")
+    tl.store(adata, model)
+    expected = adata.layers["sccvae_corrected"][:, adata.var["sccvae_modelled"]]
+    monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 2 * 4 * 120 * 45)
+    with pytest.warns(
+        UserWarning, match=r"went to adata.obsm\['sccvae'\] .*adata\[:, adata.var\['sccvae_modelled'\]\]"
+    ):
+        tl.store(adata, model)
+    assert {*adata.layers} - {None} == set()  # what was there would be of another run
+    assert type(adata.obsm["sccvae"]) is np.ndarray
+    np.testing.assert_array_equal(adata.obsm["sccvae_corrected"], expected)
+    adata.write_h5ad(tmp_path / "narrow.h5ad")
+    narrow = ad.read_h5ad(tmp_path / "narrow.h5ad")
+    narrow = narrow[:, narrow.var["sccvae_modelled"]].copy()
+    narrow.layers["sccvae_corrected"] = narrow.obsm["sccvae_corrected"]
+    sc.pl.violin(narrow, [narrow.var_names[0]], groupby="kind", layer="sccvae_corrected", show=False)
+    tl.store(adata, model, expression=True)
+    assert {*adata.layers} - {None} == {"sccvae", "sccvae_corrected"}
+    monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 2 * 4 * 120 * 29)
+    with pytest.warns(UserWarning, match="Expression was left out"):
+        tl.store(adata, model)
+    assert {*adata.obsm} == {"X_sccvae"}
+    assert {*adata.layers} - {None} == set()
+
+
+def test_what_another_run_left_under_the_key_goes_and_nothing_else(adata, fit):
+    adata.layers["sccvae"] = adata.X.copy()  # a user's own, until the key is written over
+    tl.store(adata, fit(adata, 1, mask_var="highly_variable"), expression=False)
+    assert {*adata.layers} - {None} == {"sccvae"}
+    tl.store(adata, fit(adata, 1, mask_var="highly_variable"))
+    tl.store(adata, fit(adata, 1), expression=False)
+    assert {*adata.layers} - {None} == set()
+    assert "sccvae_modelled" not in adata.var
+    assert adata.obsm["X_sccvae"].shape == (120, 4)
 
 
 @pytest.mark.parametrize("mask", [..., None])
@@ -163,9 +215,8 @@ def test_files_keep_everything(adata, tmp_path, mask, suffix):
         adata.write_zarr(path)
         again = ad.read_zarr(path)
     np.testing.assert_array_equal(again.obsm["X_sccvae"], adata.obsm["X_sccvae"])
-    place = "obsm" if mask is ... else "layers"
     for key in ("sccvae", "sccvae_corrected"):
-        np.testing.assert_array_equal(getattr(again, place)[key], getattr(adata, place)[key])
+        np.testing.assert_array_equal(again.layers[key], adata.layers[key])
     found, expected = again.uns["sccvae"], adata.uns["sccvae"]
     for column in expected["history"]:
         assert found["history"][column].tolist() == expected["history"][column].tolist()

@@ -116,7 +116,7 @@ def gradient(
     if neighbors_key is None:
         seeded(sc.pp.neighbors, slim, seed=seed, n_neighbors=n_neighbors, use_rep=use_rep, key_added=graph)
     else:
-        _take_graph(adata, slim, graph)
+        _take_graph(adata, graph, slim)
     seeded(sc.tl.diffmap, slim, seed=seed, neighbors_key=graph, n_comps=max(15, n_dcs))
     values = np.asarray(slim.uns["diffmap_evals"][1:n_dcs], dtype=float)
     scaled = slim.obsm["X_diffmap"][:, 1:n_dcs] * (values / (1 - np.minimum(values, 0.9994)))
@@ -276,23 +276,6 @@ def trends(
     return None
 
 
-def _take_graph(adata: AnnData, slim: AnnData, graph: str) -> None:
-    """Hand a graph of neighbours of `adata` to `slim`."""
-    if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
-        raise KeyError(
-            f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
-            "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
-        )
-    slim.uns[graph] = adata.uns[graph]
-    for what in ("connectivities_key", "distances_key"):
-        if (name := adata.uns[graph].get(what)) not in adata.obsp:
-            raise KeyError(
-                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
-                "cells."
-            )
-        slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
-
-
 def _roots(adata: AnnData, root: Any) -> np.ndarray:
     """Numbers of the cells that may be the root."""
     if isinstance(root, tuple) and len(root) == 2:
@@ -321,6 +304,23 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
         return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
+
+
+def _take_graph(adata: AnnData, graph: str, slim: AnnData) -> None:
+    """Give `slim` a graph of neighbours that is there."""
+    if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
+        raise KeyError(
+            f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
+            "'sccvae_similarity', sc.pp.neighbors(adata, use_rep='X_sccvae') makes 'neighbors'."
+        )
+    slim.uns[graph] = adata.uns[graph]
+    for what in ("connectivities_key", "distances_key"):
+        if (name := adata.uns[graph].get(what)) not in adata.obsp:
+            raise KeyError(
+                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
+                "cells."
+            )
+        slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
 
 
 def _start(rep: np.ndarray) -> np.ndarray:
