@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import FLOAT32, finite, limit, positive, unless_none
+from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none
 from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.pl.embedding import sample
 from sccvae.pl.images import checked_shape, draw_images
@@ -249,6 +249,7 @@ def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
 
 def codes_of(model: Any, adata: AnnData | None, seed: int) -> tuple[NDArray, NDArray]:
     """Means of codes, and codes spread as the aggregate posterior is; (cells, n_latent) each."""
+    seed = checked_seed(seed)
     if model.kind != "SCCVAE":
         z = model.get_latent_representation(adata)
         return z, z.copy()
