@@ -385,13 +385,10 @@ def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) 
     if x.shape[0] < least:
         raise ValueError(f"{name} holds {x.shape[0]} cells: expected at least {least}.")
     values = x.data if issparse(x) else x
+    huge = np.abs(values) > 1e100 if x.dtype.itemsize > 4 else np.isnan(values)
     for bad, what, want in (
         (~np.isfinite(values), "NaN or infinite", "finite numbers"),
-        (
-            np.abs(values) > 1e100 if x.dtype.itemsize > 4 else np.zeros(0, dtype=bool),
-            "huge",
-            "numbers of at most 1e100, whose squares are finite",
-        ),
+        (huge, "huge", "numbers of at most 1e100, whose squares are finite"),
         (values < 0 if nonnegative else np.zeros(0, dtype=bool), "negative", "counts, not scaled or centred values"),
     ):
         if bad.any():

@@ -363,7 +363,7 @@ def _reduced(seen: Any, unseen: Any, n_components: int, seed: int) -> tuple[NDAr
         return pca.transform(seen), pca.transform(unseen)
     seen, unseen = (x.toarray() if issparse(x) else x for x in (seen, unseen))
     mean, sd = seen.mean(0), seen.std(0)
-    sd[sd <= 1e-12 * np.abs(seen).max(0)] = 1  # constant, whatever the rounding
+    sd[sd <= 1e-12 * np.abs(seen).max(0)] = np.inf  # constant, whatever the rounding
     return (seen - mean) / sd, (unseen - mean) / sd
 
 

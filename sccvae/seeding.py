@@ -5,6 +5,8 @@ from inspect import signature
 from random import getstate, setstate
 from typing import Any
 
+from sccvae.arguments import SEEDS, checked_seed
+
 
 def seeded(function: Callable[..., Any], adata: Any, *, seed: int = 0, **arguments: Any) -> None:
     """Call a function of Scanpy with `seed`, which newer versions call `rng`.
@@ -12,7 +14,7 @@ def seeded(function: Callable[..., Any], adata: Any, *, seed: int = 0, **argumen
     Layouts by igraph seed Python's own generator: it is put back.
     """
     name = "rng" if "rng" in signature(function).parameters else "random_state"
-    state = getstate()
+    seed, state = checked_seed(seed, most=SEEDS), getstate()
     try:
         function(adata, **{name: seed}, **arguments)
     finally:

@@ -113,7 +113,7 @@ ARROWS = {
     "diagnostics": {"wording"},
     "metrics": {"arguments", "names"},
     "distances": {"arguments", "names"},
-    "seeding": set(),
+    "seeding": {"arguments"},
     "similarity": {"arguments"},
     "conventions": {"arguments"},
     "pl": {"arguments", "blocks", "columns", "conventions", "distances", "seeding", "similarity", "wording"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import limit
+from sccvae.arguments import SEEDS, checked_seed, limit
 from sccvae.blocks import rows_of
 from sccvae.columns import one_column
 from sccvae.conventions import scanpy_like
@@ -131,7 +131,7 @@ def integration(
 
 def sample(n_cells: int, max_cells: int, seed: int = 0) -> NDArray:
     """Numbers of the cells to draw, in random order: no batch then hides another that is drawn before it."""
-    return np.random.default_rng(seed).permutation(n_cells)[: limit("max_cells", max_cells)]
+    return np.random.default_rng(checked_seed(seed, most=SEEDS)).permutation(n_cells)[: limit("max_cells", max_cells)]
 
 
 def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:

@@ -76,7 +76,7 @@ def images(
                 f"The images of {title!r} have shape {x.shape}; expected (images, {blank.shape[2]} pixels)."
             )
         blank[i, : len(x)] = x
-    check_shape(shape, blank.shape[2])
+    shape = checked_shape(shape, blank.shape[2])
     titles = [as_text(title, 60) for title in rows]
     width, height = max(map(len, titles)) * 0.068 + 0.2, 0.42 * len(dense) * shape[0] / shape[1]
     own = ax is None
@@ -92,14 +92,16 @@ def images(
     return finished(figure, show, own=own)
 
 
-def check_shape(shape: tuple[int, int], n_pixels: int) -> None:
-    """Raise unless images of a shape have so many pixels; before there is a figure, which would stay open."""
+def checked_shape(shape: tuple[int, int], n_pixels: int) -> tuple[int, int]:
+    """Height and width of images of so many pixels; before there is a figure, which would stay open."""
     if np.shape(shape) != (2,) or isinstance(shape, str):
         raise TypeError(f"shape is {shape!r}; expected two whole numbers, (height, width).")
-    if positive("shape", shape[0]) * positive("shape", shape[1]) != n_pixels:
+    height, width = (positive("shape", side) for side in shape)
+    if height * width != n_pixels:
         raise ValueError(
-            f"shape {shape} has {shape[0] * shape[1]} pixels; expected {n_pixels}, one for each column of the data."
+            f"shape {shape} has {height * width} pixels; expected {n_pixels}, one for each column of the data."
         )
+    return height, width
 
 
 def draw_images(

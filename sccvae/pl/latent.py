@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import FLOAT32, finite, limit, positive, unless_none
+from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none
 from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.pl.embedding import sample
-from sccvae.pl.images import check_shape, draw_images
+from sccvae.pl.images import checked_shape, draw_images
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,
@@ -190,7 +190,7 @@ def latent_grid(
     z = np.column_stack([np.tile(across, n), np.repeat(up[::-1], n)])  # row by row from the top
     extent = (*edges_of(left, right, n), *edges_of(low, high, n))
     if shape is not None:
-        check_shape(shape, len(model.gene_names))
+        shape = checked_shape(shape, len(model.gene_names))
         decoded = model.decode(z, batch=batch)
         own, (figure, panel) = ax is None, axes_for(ax, 4.2, 4.2)
         draw_images(panel, decoded.reshape(n, n, -1), shape, extent=extent, gap=2)
@@ -249,6 +249,7 @@ def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
 
 def codes_of(model: Any, adata: AnnData | None, seed: int) -> tuple[NDArray, NDArray]:
     """Means of codes, and codes spread as the aggregate posterior is; (cells, n_latent) each."""
+    seed = checked_seed(seed)
     if model.kind != "SCCVAE":
         z = model.get_latent_representation(adata)
         return z, z.copy()

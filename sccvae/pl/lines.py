@@ -10,7 +10,7 @@ import pandas as pd
 from sccvae.arguments import positive, whole
 from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.distances import line_log_density
-from sccvae.pl.images import check_shape, draw_images
+from sccvae.pl.images import checked_shape, draw_images
 from sccvae.pl.latent import PER_10_000, codes_of, edges_of, genes_of
 from sccvae.pl.style import (
     MEDIUM,
@@ -120,7 +120,7 @@ def interpolation(
             f"{what}: There is no cell number {wrong[0]} among {len(z)} cells; expected 0 to {len(z) - 1}."
         )
     if shape is not None:
-        check_shape(shape, len(model.gene_names))
+        shape = checked_shape(shape, len(model.gene_names))
     along, fine = np.linspace(0, 1, n_points), np.linspace(0, 1, 41)
     lines = z[begin][:, None] + along[:, None] * (z[end] - z[begin])[:, None]  # (lines, points, n_latent)
     decoded = model.decode(lines.reshape(-1, z.shape[1]), batch=batch, library_size=PER_10_000)
