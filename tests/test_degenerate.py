@@ -69,6 +69,17 @@ def test_diagnosis_is_finite(held):
     assert "nan" not in str(diagnosis)
 
 
+@pytest.mark.filterwarnings("ignore:Changing the sparsity structure", "ignore:Some cells have zero counts")
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["one gene that is constant", "identical cells"], indirect=True)
+def test_figures_and_pages_are_drawn(held, tmp_path):
+    adata, model = held
+    sccvae.pl.diagnostics(model.diagnose()).savefig(tmp_path / "diagnostics.png", dpi=30)
+    sccvae.pl.generation(adata, adata).savefig(tmp_path / "generation.png", dpi=30)
+    model.report(tmp_path / "report.html", label_key="kind")
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("options", [{}, {"mode": "vanilla"}, {"delta": None}, {"pseudocount": 0.0}], ids=str)
 def test_differential_expression_is_finite(held, options):
     adata, model = held

@@ -153,7 +153,8 @@ def _variance(ax: Axes, diagnosis: Diagnosis) -> None:
         ax.scatter(
             genes[mean], genes[variance], s=3, color=colour, alpha=0.6, linewidths=0, rasterized=True, label=name
         )
-    ax.set(xscale="log", yscale="log")
+    if not genes.empty:  # an empty axis has no logarithm
+        ax.set(xscale="log", yscale="log")
     _titled(ax, "Variance per gene", "mean count", "variance")
     _legend(ax, "upper left")
 

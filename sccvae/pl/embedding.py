@@ -194,7 +194,10 @@ def pca_of_counts(
     if slim.n_vars > 2000:
         sc.pp.highly_variable_genes(slim, n_top_genes=2000)
         slim = slim[:, slim.var["highly_variable"]].copy()
-    seeded(sc.pp.pca, slim, seed=seed, n_comps=min(50, slim.n_obs - 1, slim.n_vars - 1))
+    n_comps, spread = min(50, slim.n_obs - 1, slim.n_vars - 1), slim.X.max(axis=0) - slim.X.min(axis=0)
+    if n_comps < 1 or spread.max() <= 1e-6 * slim.X.max():  # one gene or cell, or cells that are all alike
+        return slim.X.toarray()
+    seeded(sc.pp.pca, slim, seed=seed, n_comps=n_comps)
     return slim.obsm["X_pca"]
 
 

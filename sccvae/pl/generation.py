@@ -110,15 +110,18 @@ def generation(
 
 def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) -> None:
     """A quantity of each gene against its mean, and its median over genes of like mean."""
+    n_drawn = 0
     for x, (name, colour) in zip((real, generated), _KINDS, strict=True):
         x = x.astype(np.float64)
         mean, square = (np.asarray(m.mean(0)).ravel() for m in (x, x.power(2)))
         values = square - mean**2 if what == "variance" else 1 - x.getnnz(0) / x.shape[0]
         found = (mean > 0) & (values > 0 if what == "variance" else True)
+        n_drawn += int(found.sum())
         ax.scatter(mean[found], values[found], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
         ax.plot(*running_median(mean[found], values[found]), color=colour, linewidth=1.4, label=name, zorder=3)
-    ax.set_xscale("log")
-    if what == "variance":
+    if n_drawn:  # an empty axis has no logarithm
+        ax.set_xscale("log")
+    if n_drawn and what == "variance":
         ax.set_yscale("log")
         ends = np.array(ax.get_xlim())
         ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":", zorder=0)  # Poisson counts
