@@ -73,7 +73,10 @@ def scanpy_like(
                     f"copy=True, but adata is backed by a file: pass adata.to_memory() to {name} in place of a copy."
                 )
             adata = adata.copy()
-            function(*(adata, *args[1:]), **({**kwargs, "adata": adata} if not args else kwargs))
+            if args:
+                function(adata, *args[1:], **kwargs)
+            else:
+                function(**{**kwargs, "adata": adata})
             return adata
 
         return call

@@ -294,7 +294,7 @@ def _scores(adata: AnnData, batch_key: str | None, label_key: str | None, *, max
     given = {"labels": label_key, "batches": batch_key}
     arrays = {name: adata.obs[key].astype(str).to_numpy() for name, key in given.items() if key is not None}
     arrays = {name: values for name, values in arrays.items() if len(set(values)) > 1}
-    if not arrays or adata.n_obs < 60:
+    if not arrays or min(adata.n_obs, max_cells) < 60:
         return ""
     scores = metrics.embedding_scores(adata.obsm["X_sccvae"], **arrays, max_cells=max_cells, seed=seed)
     rows = [[*SCORES[name], f"{value:.3f}"] for name, value in scores.items() if np.isfinite(value)]

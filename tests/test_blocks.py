@@ -133,7 +133,7 @@ def test_a_backed_file_without_x(adata, tmp_path):
 def test_integrate_makes_no_copy_of_a_file(adata, tmp_path, monkeypatch):
     lying = ad.AnnData(in_h5(tmp_path, adata.X), obs=adata.obs, var=adata.var)
     monkeypatch.setattr(sccvae.SCCVAE, "train", None)
-    with pytest.raises(ValueError, match=r"integrate adata\.to_memory\(\) in place of a copy"):
+    with pytest.raises(ValueError, match=r"pass adata\.to_memory\(\) to integrate in place of a copy"):
         sccvae.tl.integrate(lying, copy=True)
 
 

@@ -101,7 +101,9 @@ def test_all_options_together(counts, output, tmp_path):
     arguments = ["integrate", str(counts), "--output", str(output), "--save-model", str(folder), "--device", "cpu"]
     assert main([*arguments, *options, *QUICK]) == 0
     written = ad.read_h5ad(output)
-    assert set(written.obsm) == {"X_vae", "vae", "vae_corrected"}
+    assert set(written.obsm) == {"X_vae"}
+    assert {"vae", "vae_corrected"} <= set(written.layers)
+    assert written.var["vae_modelled"].sum() == 30
     parameters = written.uns["vae"]["parameters"]
     assert (parameters["gene_likelihood"], parameters["seed"], parameters["n_genes"]) == ("nb", 5, 30)
     model = sccvae.SCCVAE.load(folder, written, device="cpu")
