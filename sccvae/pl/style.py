@@ -72,7 +72,8 @@ def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
     legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
     crowded = any(len(legend.get_texts()) >= MOST_NAMED for legend in legends)
     if own and crowded and (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)  # once more than matplotlib does: panels keep their shape, so a wide legend moves
+        for _ in range(2):  # more often than matplotlib does: panels keep their shape, so a wide legend moves
+            engine.execute(figure)
     if show:
         plt.show()
     elif own:
