@@ -184,6 +184,8 @@ def _check_names(adata, arguments: argparse.Namespace) -> None:
             lost = [place for place in places if set(getattr(again, place)) != set(getattr(some, place))]
             why = f"adata.{lost[0]} comes back with other names" if lost else None
         except Exception as error:  # noqa: BLE001  whatever the names do to the file
+            if isinstance(error, OSError) and error.errno is not None:
+                return  # the folder for temporary files has no room: that says nothing of names
             why = str(error).partition("\n")[0]
     if why is not None:
         keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
