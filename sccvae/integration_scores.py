@@ -111,6 +111,7 @@ def compare_embeddings(
     if scib and not _installed():
         raise ImportError("scib=True needs scib-metrics: pip install scib-metrics. scib=False goes without.")
     rows = {}
+    embeddings = {name: np.asarray(z) for name, z in embeddings.items()}  # in order by now
     for name, z in embeddings.items():
         row = embedding_scores(z, **kinds, max_cells=max_cells, seed=seed)
         entropy = batch_mixing_entropy(z, kinds["batches"], max_cells=max_cells, seed=seed)

@@ -74,8 +74,8 @@ def rank_genes_groups(
 
     Returns
     -------
-    None, or the copy. Written to `uns[key_added]`, one field or column for each group (``write_zarr`` takes ":" in the name
-    of one with ``anndata.settings.zarr_write_format = 3``):
+    None, or the copy. Written to `uns[key_added]`, one field or column for each group (``write_zarr`` takes ":" in its
+    name with ``anndata.settings.zarr_write_format = 3``):
 
     - `names`, by falling score: genes surely up first, surely down last;
     - `scores`: -log(1 - proba_de), with the sign of the fold change;
