@@ -383,7 +383,7 @@ def test_errors_of_features():
     with pytest.raises(ValueError, match=r"counts has shape \(\) and dtype object: .* such as adata.X"):
         summaries(object())
     for total in (0, -1, np.nan):
-        with pytest.raises(ValueError, match="expected counts per cell > 0"):
+        with pytest.raises(ValueError, match="expected counts per cell above 0"):
             log_normalized([[1]], total=total)
     with pytest.raises(ValueError, match="All cells, real and generated, are the same"):
         principal_components(np.ones((9, 60)), np.ones((9, 60)))

@@ -178,14 +178,14 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_cells": 0}, "n_cells=0: expected a whole number of at least 1"),
-        ({"n_genes": 1}, "n_genes=1: expected a whole number of at least 2"),
-        ({"n_types": 2.5}, "n_types=2.5"),
-        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
-        ({"dropout": 1.0}, r"dropout=1.0: expected a probability in \[0, 1\)"),
-        ({"batch_strength": -0.1}, "batch_strength=-0.1"),
-        ({"mean_library": 0}, "mean_library=0"),
-        ({"mean_library": float("nan")}, "mean_library=nan"),
+        ({"n_cells": 0}, "^n_cells is 0; expected at least 1"),
+        ({"n_genes": 1}, "^n_genes is 1; expected at least 2"),
+        ({"n_types": 2.5}, "^n_types is 2.5; expected a whole number"),
+        ({"seed": -1}, "^seed is -1; expected 0 or more"),
+        ({"dropout": 1.0}, r"^dropout is 1.0; expected a probability in \[0, 1\)"),
+        ({"batch_strength": -0.1}, "^batch_strength is -0.1; expected a number from 0 to 10"),
+        ({"mean_library": 0}, "^mean_library is 0; expected molecules per cell"),
+        ({"mean_library": float("nan")}, "^mean_library is nan; expected molecules per cell"),
     ],
 )
 def test_errors(options, message):
