@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from sccvae.elementary import EXACT, INNER, LOOP, exp, f32, log, log1p_and_share, narrow, stirling, widen
-from sccvae.parallel import alone, share
+from sccvae.parallel import alone, rows_worth, share
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
 LOG_MAX = f32(40.0)
@@ -327,7 +327,8 @@ def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: C
     theta, theta_row = (none, bias.row) if log_theta is None else (np.exp(log_theta.values), log_theta.row)
     to_logits, to_pi = (logits, pi) if in_place else (np.empty_like(logits), None if pi is None else np.empty_like(pi))
     with alone() as n_threads:
-        serial, out = n_threads == 1 or n_cells == 1, np.empty((n_cells, 3), f32)
+        part, out = rows_worth(n_genes), np.empty((n_cells, 3), f32)
+        serial = n_threads == 1 or n_cells <= part
         sums = [
             _Sum("by_bias", bias.row, len(bias.values), bias.own, to_logits, serial, kept),
             _Sum("by_theta", theta_row, len(theta), log_theta is not None and log_theta.own, None, serial, kept),
@@ -342,7 +343,7 @@ def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: C
             *(f32(cost), weight, out, to_logits, to_bias, to_theta, none if pi is None else to_pi, to_pi_bias),
             tuple(s.mode for s in sums),
         )
-        if not all(share(lambda first, last: _cells(first, last, *arguments), n_cells)):
+        if not all(share(lambda first, last: _cells(first, last, *arguments), n_cells, part)):
             return None
         value, slope, dropouts = np.ascontiguousarray(out.T)
         by_theta = None if log_theta is None else sums[1].total()

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from sccvae.elementary import EXACT, INNER, LOOP, exp, f32
-from sccvae.layers import multiple
+from sccvae.layers import SOME, multiple
 from sccvae.parallel import share
 
 DISTANCES = 2**22  # between cells, kept at once
@@ -232,6 +232,6 @@ def own_batch_excess(arguments):
     by_z, by_square = np.zeros_like(z), np.empty((some, n_cells), f32)
     for begin in range(0, n_cells, some):
         kept = begin, value, by_square
-        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin))
-        share(partial(_call, _pull_all, (z, *kept, by_z)), n)
+        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin), SOME)
+        share(partial(_call, _pull_all, (z, *kept, by_z)), n, 4)
     return by_z

@@ -11,10 +11,10 @@ import numpy as np
 
 from sccvae.elementary import EXACT, INNER, LOOP, f32, log1p_and_share
 from sccvae.fused import softmax
-from sccvae.parallel import share
+from sccvae.parallel import WORTH, rows_worth, share
 
 LAYER_NORM_EPS = f32(1e-5)
-ENTRIES = 2**15  # of weights that one thread takes at least
+SOME = 16  # cells, or genes, of a sparse product, that one thread takes at least
 BLOCK = 2**17  # weights of float32 that a second-level cache of 512 KiB holds
 
 
@@ -86,7 +86,7 @@ def encode(arguments):
 
     `arguments`: indptr, genes, counts, scale, weight, values, out.
     """
-    share(lambda first, last: _encode(first, last, *arguments), len(arguments[-1]))
+    share(lambda first, last: _encode(first, last, *arguments), len(arguments[-1]), SOME)
 
 
 def encode_gradient(arguments):
@@ -96,7 +96,7 @@ def encode_gradient(arguments):
     """
     indptr, genes, values, by_out, by_weight = arguments
     arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
-    share(lambda first, last: _encode_gradient(first, last, *arguments), len(by_weight))
+    share(lambda first, last: _encode_gradient(first, last, *arguments), len(by_weight), SOME)
 
 
 @numba.njit(**LOOP, **INNER)
@@ -130,7 +130,8 @@ def expression(arguments):
 
     `arguments`: logits, bias, row, factor (cells,), whether to add, out.
     """
-    share(lambda first, last: _expression(first, last, *arguments), len(arguments[-1]))
+    out = arguments[-1]
+    share(lambda first, last: _expression(first, last, *arguments), len(out), rows_worth(out.shape[1]))
 
 
 @numba.njit(**LOOP, **INNER)
@@ -239,4 +240,4 @@ def _adam(first, last, ends, decays, moves, *arguments):
 def adam(weights, arrays, numbers):
     """One step in place; `weights`: where each ends in the flat arrays, its decay, whether it moves; see `_adam`."""
     size, arguments = arrays[0].size, (*weights, *arrays, *map(f32, numbers))
-    share(lambda first, last: _adam(first, last, *arguments), size, ENTRIES)
+    share(lambda first, last: _adam(first, last, *arguments), size, WORTH)

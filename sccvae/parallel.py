@@ -10,14 +10,15 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 MOST = 64  # threads
+WORTH = 2**15  # values of float32 to work on, below which another thread costs more than it saves
 LEAST_COLUMNS, MOST_COLUMNS = 192, 1000  # of a block of a product; narrower ones are slower, wider ones are cut
 FEW_BLOCKS, MANY_BLOCKS = 4, 16
 
@@ -47,8 +48,18 @@ class _Pools:
             if before > 1:
                 torch.set_num_threads(1)
                 # That is also how many threads begin with that start later: another thread puts this back.
-                self.keeper.submit(torch.set_num_threads, before).result()
+                with suppress(RuntimeError):  # at the end of a program none can be had, nor is one needed
+                    self.keeper.submit(torch.set_num_threads, before).result()
         return before
+
+    def start(self, work: Callable[[int, int], Any], first: int, last: int) -> Future:
+        """What a worker does; done here where none can be had."""
+        try:
+            return self.workers.submit(work, first, last)
+        except RuntimeError:
+            done: Future = Future()
+            done.set_result(work(first, last))
+            return done
 
 
 _here, _pools = _Here(), _Pools()
@@ -59,7 +70,8 @@ def _begin_anew() -> None:
     _pools = _Pools()  # threads are not forked
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @contextmanager
@@ -95,6 +107,11 @@ def each_alone(generator: Callable[..., Iterator]) -> Callable[..., Iterator]:
     return wrapped
 
 
+def rows_worth(n_columns: int) -> int:
+    """Rows of so many values that another thread is worth taking."""
+    return max(WORTH // max(n_columns, 1), 1)
+
+
 def share(work: Callable[[int, int], Any], n: int, part: int = 1) -> list[Any]:
     """What `work(first, last)` returns for ranges that make up range(n), each on a thread.
 
@@ -106,8 +123,9 @@ def share(work: Callable[[int, int], Any], n: int, part: int = 1) -> list[Any]:
         if n_ranges <= 1:
             return [work(0, n)]
         ends = [min(k * n_parts // n_ranges * part, n) for k in range(n_ranges + 1)]
-        others = [_pools.workers.submit(work, *ends_of) for ends_of in pairwise(ends[1:])]
+        others: list[Future] = []
         try:
+            others += (_pools.start(work, *some) for some in pairwise(ends[1:]))
             first = work(0, ends[1])
         finally:
             wait(others)  # they write to arrays of the caller

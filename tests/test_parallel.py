@@ -312,13 +312,14 @@ def test_workers_record_no_gradients():
     assert parallel.share(lambda first, last: last, 7) == [7]
 
 
-def test_sums_over_cells_are_in_their_order():
+def test_sums_over_cells_are_in_their_order(monkeypatch):
     """The compiled likelihood: one thread adds as it goes, several write rows that are added afterwards."""
     from helpers import small_counts
 
     from sccvae import fused
     from sccvae.kernels import stored
 
+    monkeypatch.setattr(parallel, "WORTH", 1)
     counts, rng = small_counts(90, 40), np.random.default_rng(0)
     x, weight = stored(counts.minibatch(slice(None))), np.full(90, -1 / 90, np.float32)
 
@@ -338,3 +339,25 @@ def test_sums_over_cells_are_in_their_order():
                     found.append(fused.count_log_likelihood(x, given, 0.02, weight))
             for one, *others in zip(*found, strict=True):
                 assert all(np.array_equal(one, other) for other in others)
+
+
+def test_training_goes_on_when_the_main_thread_has_ended():
+    """Python then starts no worker any more."""
+    in_a_process(
+        """
+        import os, threading, time, torch, sccvae
+        torch.set_num_threads(2)
+        model = sccvae.SCCVAE(sccvae.simulate.simulate(300, 900, seed=0), batch_key="batch", n_hidden=16)
+
+        def train():
+            threading.main_thread().join()
+            time.sleep(0.5)
+            model.train(max_epochs=1, progress_bar=False)
+            print(model.get_elbo(), flush=True)
+            os._exit(0 if torch.get_num_threads() == 2 else 1)
+
+        threading.Thread(target=train).start()
+        threading.excepthook = lambda arguments: os._exit(2)
+        """,
+        2,
+    )
