@@ -1,5 +1,6 @@
 """Small data and small models that several test files share."""
 
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +28,16 @@ def threads(n: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def warnings_are_errors():
+    """Inside, every warning is raised, but those of anndata 0.13 asking pandas 3 for options that do nothing there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = "The '(future.infer_string|mode.chained_assignment)' option is deprecated"
+        warnings.filterwarnings("ignore", message=options, module="anndata")
+        yield
 
 
 def move(adam: Adam, rate: float) -> None:

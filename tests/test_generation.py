@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import warnings_are_errors
 from scipy.integrate import quad
 from scipy.stats import entropy, norm
 from sklearn.linear_model import LogisticRegression
@@ -274,8 +273,7 @@ def scored():
         "poisson": cells(150, 4, theta=np.inf),
         "deeper": cells(150, 5, depth=400),
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         rows = {name: score_generator(real, x, n_components=10) for name, x in generators.items()}
     return pd.DataFrame(rows).T
 

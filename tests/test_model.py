@@ -19,6 +19,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import zarr
+from helpers import warnings_are_errors
 from scipy import stats
 from scipy.special import logsumexp, softmax
 from sklearn.datasets import load_digits
@@ -141,8 +142,7 @@ def test_global_state_stays_as_it_was(adata, capsys):
 
 
 def test_nothing_is_logged_and_nothing_is_warned_of(adata, caplog):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         use_everything(adata)
     assert caplog.records == []
 

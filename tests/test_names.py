@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import warnings_are_errors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -322,8 +323,7 @@ def test_a_batch_column_that_generate_writes_is_refused(adata, kind, key):
 
 
 def test_without_a_batch_called_all_nothing_is_said(adata):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         sccvae.SCCVAE(adata, **SMALL)
         adata.obs["batch"] = "all"
         sccvae.SCCVAE(adata, batch_key="batch", **SMALL)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import warnings
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from helpers import warnings_are_errors
 
 import sccvae
 from sccvae import tl
@@ -35,8 +35,7 @@ def others(adata, make_adata):
 
 
 def silent(call):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         return call()
 
 

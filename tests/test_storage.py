@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import struct
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import warnings_are_errors
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -517,6 +517,5 @@ def test_a_device_that_is_not_there_is_no_damage_to_the_model(saved, device):
 
 
 def test_loading_warns_of_nothing(saved):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         SCCVAE.load(saved)

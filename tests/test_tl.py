@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+from helpers import warnings_are_errors
 
 import sccvae
 from sccvae import tl
@@ -267,8 +268,7 @@ def test_the_warning_points_at_the_users_line(plain, fit, monkeypatch, through):
 
 def test_matrices_of_just_two_gibibytes_are_stored(plain, monkeypatch):
     monkeypatch.setattr(tl.integration, "MAX_LAYER_BYTES", 2 * 4 * 120 * 60)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         tl.integrate(plain, batch_key="batch", **QUICK)
     assert plain.layers["sccvae"].shape == (120, 60)
 
