@@ -85,7 +85,7 @@ def cells(monkeypatch):
     adata.obsm["X_sccvae"] = adata.obsm["z"]
     shift = 3.0 * adata.obs["batch"].cat.codes.to_numpy()[:, None]
     monkeypatch.setattr(
-        "sccvae.pl.embedding.pca_of_counts", lambda adata, layer, some, seed: (adata.obsm["z"] + shift)[some]
+        "sccvae.pl.embedding.pca_of_counts", lambda adata, layer, some, **_: (adata.obsm["z"] + shift)[some]
     )
     monkeypatch.setattr("sccvae.pl.embedding.umap", lambda representation, seed: np.asarray(representation)[:, :2])
     return adata
@@ -172,7 +172,7 @@ def test_latent_scatter_and_images(tmp_path):
 
 def test_generation(cells, monkeypatch, tmp_path):
     module = sys.modules["sccvae.pl.generation"]  # the function of the same name hides it
-    monkeypatch.setattr(module, "pca_of_counts", lambda adata, layer, some, seed: adata.X.toarray()[some])
+    monkeypatch.setattr(module, "pca_of_counts", lambda adata, layer, some, **_: adata.X.toarray()[some])
     monkeypatch.setattr(module, "umap", lambda representation, seed: np.log1p(np.asarray(representation)[:, :2]))
     half = np.arange(cells.n_obs) % 2 == 0
     assert_looks_as_stored(pl.generation(cells[half].copy(), cells[~half].copy()), "generation", tmp_path)
