@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sccvae.names import in_order
+
 _EXPECTED = "expected a mask or numbers of cells"
 _BY_NAME = "adata.obs_names.get_indexer"
 _FEW = 10  # cells, up to which zeros and ones may be meant as numbers of cells
@@ -111,17 +113,7 @@ def _mask(index: Any, mask: np.ndarray, what: str, n_cells: int, names: pd.Index
         raise ValueError(f"{what} is a mask of shape {mask.shape}; expected a boolean for each of {n_cells} cells.")
     if not isinstance(index, pd.Series) or names is None:
         return mask
-    own, known = index.index.astype(str), names.astype(str)
-    if own.equals(known):
-        return mask
-    by_name = own.is_unique and index.index.dtype.kind not in "iufb"  # numbers in another order may be places
-    at = own.get_indexer(known) if by_name else np.array([-1])
-    if (at < 0).any():
-        raise ValueError(
-            f"{what} is a Series whose index does not hold the names of the cells: it has {own[0]!r}, and the first "
-            f"cell is {known[0]!r}. If its order is that of the cells, pass {what}.to_numpy()."
-        )
-    return mask[at]
+    return in_order(pd.Series(mask, index=index.index), names, what, "cells").to_numpy()
 
 
 def _hint(values: np.ndarray, what: str) -> str:

@@ -100,14 +100,16 @@ def in_order(values: pd.Series, names: pd.Index, what: str, of: str) -> pd.Serie
     Raises
     ------
     ValueError
-        The index does not hold the same names, or some name comes twice and the order differs.
+        The index does not hold the same names, or some name comes twice and the order differs; or it holds numbers in
+        another order, which may be places as well as names.
     """
     if same_names(values.index, names):
         return values
     index, wanted = (pd.Index([str(name) for name in one]) for one in (values.index, names))
     if index.equals(wanted):
         return values
-    if len(index) == len(wanted) and index.is_unique and wanted.is_unique:
+    numbers = values.index.dtype.kind in "iufb"
+    if len(index) == len(wanted) and index.is_unique and wanted.is_unique and not numbers:
         at = index.get_indexer(wanted)
         if (at >= 0).all():
             return values.iloc[at]

@@ -59,8 +59,8 @@ ARROWS = {
     "gradients": {"backprop", "data", "kernels", "vae"},
     "steps": {"adam", "data", "device", "gradients", "vae"},
     "train": {"adam", "data", "device", "gradients", "parallel", "steps", "vae"},
-    "cells": set(),
     "names": set(),
+    "cells": {"names"},
     "differential": {"arguments", "cells", "names"},
     "predictive": set(),
     "posterior": {

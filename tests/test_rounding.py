@@ -100,7 +100,7 @@ def test_integrate_rounds_and_leaves_the_matrix_alone(fractional):
 
 
 def test_the_picture_before_integration_is_of_the_rounded_counts(fractional, monkeypatch):
-    monkeypatch.setattr(sccvae.pl.embedding, "umap", lambda representation, seed: representation[:, :2])
+    monkeypatch.setattr(sccvae.pl.embedding, "umap", lambda representation, **_: representation[:, :2])
     options = {"model_options": {"n_hidden": 8}, "train_options": {"max_epochs": 1, "progress_bar": False}}
     sccvae.tl.integrate(fractional, batch_key="batch", mask_var=None, round_counts=True, **options)
     whole = fractional.copy()
