@@ -76,7 +76,7 @@ def scanpy_like(
             if args:
                 function(adata, *args[1:], **kwargs)
             else:
-                function(**{**kwargs, "adata": adata})
+                function(**{**kwargs, "adata": adata})  # type: ignore[call-arg]
             return adata
 
         return call

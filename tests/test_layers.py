@@ -83,7 +83,7 @@ def test_expression_over_a_wide_range_of_logits(add):
     row, factor = rng.integers(3, size=7), rng.gamma(2, 1, 7).astype(f32)
     before = rng.random((7, 33)).astype(f32)
     out = before.copy()
-    layers.expression((logits, bias, row, factor, add, out), 1)
+    layers.expression((logits, bias, row, factor, add, out))
     expected = factor[:, None] * softmax(logits.astype(float) + bias[row].astype(float), axis=1)
     np.testing.assert_allclose(out, expected + before if add else expected, rtol=2e-5)
 
@@ -93,6 +93,6 @@ def test_expression_of_a_row_that_is_not_finite_is_no_number(bad):
     logits, row = np.zeros((2, 5), f32), np.zeros(2, np.int64)
     logits[0, 3] = bad
     out = np.zeros_like(logits)
-    layers.expression((logits, np.zeros((1, 5), f32), row, np.ones(2, f32), False, out), 1)
+    layers.expression((logits, np.zeros((1, 5), f32), row, np.ones(2, f32), False, out))
     assert np.isnan(out[0]).all()
     np.testing.assert_allclose(out[1], 0.2, rtol=1e-6)
