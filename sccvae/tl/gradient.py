@@ -299,7 +299,7 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
                 f"root={root!r} is the name of {len(cells)} cells: pass the number of one of them, such as {cells[0]}."
             )
         return cells
-    if isinstance(root, Real) and not isinstance(root, bool):
+    if isinstance(root, Real) and not isinstance(root, bool) and float(root).is_integer():
         if not 0 <= (cell := whole("root", root)) < adata.n_obs:
             raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
         return np.array([cell])
