@@ -168,21 +168,16 @@ def _read(path: Path):
 
 def _check_names(adata, arguments: argparse.Namespace) -> None:
     """Find out before the training whether the output can hold the names of the input: one cell is written and read."""
-    import anndata
-
+    from sccvae import anndata_files
     from sccvae.names import why_no_key
 
     if arguments.mask_var == "all" and "all" in adata.var:
         raise ValueError("--mask-var all means all genes, and var has a column 'all', too: rename the column.")
     places = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
-    suffix, some = Path(arguments.output).suffix.lower().lstrip("."), adata[:1].copy()
+    some, why = adata[:1].copy(), None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"names.{suffix}"
         try:
-            getattr(some, f"write_{suffix}")(path)
-            again = getattr(anndata, f"read_{suffix}")(path)
-            lost = [place for place in places if set(getattr(again, place)) != set(getattr(some, place))]
-            why = f"adata.{lost[0]} comes back with other names" if lost else None
+            anndata_files.write(some, Path(folder) / f"names{Path(arguments.output).suffix}")
         except Exception as error:  # noqa: BLE001  whatever the names do to the file
             if isinstance(error, OSError) and error.errno is not None:
                 return  # the folder for temporary files has no room: that says nothing of names

@@ -139,6 +139,8 @@ def _full(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error.errno
+        if (told := re.search(r"\berrno = (\d+)", str(error))) and int(told[1]) in _FULL:  # as HDF5 tells it
+            return int(told[1])
         error = error.__cause__ or error.__context__
     return None
 
