@@ -228,9 +228,9 @@ def test_trends():
 
 @pytest.mark.slow
 def test_trends_of_many_genes():
-    figure = pl.trends(curves(NAMES, ["all"]))
+    figure = pl.trends(curves(NAMES[:80], ["all"]))
     assert_fits(figure)
-    assert len([axes for axes in figure.axes if axes.get_visible()]) == 150
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 80
 
 
 def test_scores():

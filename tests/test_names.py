@@ -457,7 +457,7 @@ def storable(name: str) -> bool:
 
 @pytest.mark.slow
 @settings(
-    max_examples=1500 if LONG else 20,
+    max_examples=1500 if LONG else 10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
