@@ -130,7 +130,8 @@ def _write_zarr(adata: Any, part: Path) -> None:
     import zarr
 
     adata.strings_to_categoricals()
-    version = getattr(anndata.settings, "zarr_write_format", 2)
+    newer = tuple(map(int, anndata.__version__.split(".")[:2])) >= (0, 13)  # which writes format 3, without a choice
+    version = 3 if newer else getattr(anndata.settings, "zarr_write_format", 2)
     options: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
     anndata.io.write_elem(zarr.open_group(str(part), mode="w", **options), "/", adata)
 

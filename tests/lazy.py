@@ -42,6 +42,8 @@ def with_matrix(adata: ad.AnnData, matrix) -> ad.AnnData:
     """A copy of `adata` whose `X` is `matrix`, even where AnnData does not know its class."""
     new = ad.AnnData(np.zeros(adata.shape, dtype=np.float32), obs=adata.obs.copy(), var=adata.var.copy())
     new._X = matrix
+    if new.X is not matrix:  # anndata 0.13 keeps `X` among the layers, as None
+        new.layers._data[None] = matrix
     return new
 
 
