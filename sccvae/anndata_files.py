@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,10 @@ def _write_zarr(adata: Any, part: Path) -> None:
     import zarr
 
     adata.strings_to_categoricals()
-    newer = tuple(map(int, anndata.__version__.split(".")[:2])) >= (0, 13)  # which writes format 3, without a choice
+    newer = tuple(map(int, metadata.version("anndata").split(".")[:2])) >= (
+        0,
+        13,
+    )  # which writes format 3, without a choice
     version = 3 if newer else getattr(anndata.settings, "zarr_write_format", 2)
     options: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
     anndata.io.write_elem(zarr.open_group(str(part), mode="w", **options), "/", adata)
