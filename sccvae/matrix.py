@@ -242,7 +242,7 @@ def _holds_counts(adata: AnnData, layer: str | None) -> bool:
 
 def holds(adata: AnnData, layer: str | None, support: Support) -> bool:
     """Whether the matrix is there and holds nothing but what the likelihood is about."""
-    matrix = None if layer is not None and layer not in adata.layers else _stored(adata, layer)
+    matrix = None if layer is not None and layer not in layer_names(adata) else _stored(adata, layer)
     return matrix is not None and _holds(matrix, adata.shape, support)
 
 

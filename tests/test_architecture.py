@@ -116,7 +116,7 @@ ARROWS = {
     "seeding": {"arguments"},
     "similarity": {"arguments"},
     "conventions": {"arguments"},
-    "pl": {"arguments", "blocks", "columns", "conventions", "distances", "seeding", "similarity", "wording"},
+    "pl": {"arguments", "blocks", "columns", "conventions", "distances", "matrix", "seeding", "similarity", "wording"},
     "report": {"files", "metrics", "pl", "wording"},
     "analysis": {"arguments", "diagnostics", "differential", "fitted", "posterior", "predictive", "report"},
     "cross_validation": {"arguments", "corruption"},

@@ -11,6 +11,7 @@ from sccvae.arguments import SEEDS, checked_seed, limit
 from sccvae.blocks import rows_of
 from sccvae.columns import one_column
 from sccvae.conventions import scanpy_like
+from sccvae.matrix import layer_names
 from sccvae.pl.style import (
     MEDIUM,
     MISSING,
@@ -163,8 +164,7 @@ def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[A
     """`X` or a layer, and how a user writes it, where the AnnData is called `name`."""
     if layer is None:
         return adata.X, f"{name}.X"
-    known = [key for key in adata.layers if key is not None]  # anndata 0.13 counts `X` among the layers, as None
-    if layer not in known:
+    if layer not in (known := layer_names(adata)):
         raise KeyError(f"{layer!r} is not in {name}.layers, which has {listed(known)}.")
     return adata.layers[layer], f"{name}.layers[{layer!r}]"
 
