@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sccvae.data import Minibatch
-from sccvae.kernels import FUSED, fits
+from sccvae.kernels import fits
 from sccvae.parallel import alone, multiply
 from sccvae.vae import VAE
 
@@ -21,8 +21,7 @@ class Expressed:
 
     def __init__(self, vae: VAE):
         self.vae, self.kept = vae, torch.empty(0, 0)
-        counts = vae.likelihood.has_library and vae.likelihood.kernel is FUSED.likelihood
-        self.compiled = counts and all(map(fits, vae.decoder.parameters()))
+        self.compiled = vae.likelihood.is_compiled and all(map(fits, vae.decoder.parameters()))
 
     @torch.no_grad()
     def into(

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from sccvae.data import Minibatch
+from sccvae.densities import MixturePrior
 from sccvae.kernels import FUSED, fits
+from sccvae.networks import Block, CovariateOffset, Decoder, Dropout, Encoder, Linear, SparseLinear
 from sccvae.vae import VAE
 
 # (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
@@ -20,6 +23,11 @@ from sccvae.vae import VAE
 Gradients = Callable[[Minibatch, torch.Generator, Any, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 
+# The classes that `backprop` knows; torch's own hold them, or do nothing by themselves.
+WRITTEN_BY_HAND = {
+    *(VAE, Encoder, Decoder, Block, CovariateOffset, Dropout, Linear, SparseLinear, MixturePrior),
+    *(nn.LayerNorm, nn.ModuleList, nn.ParameterList),
+}
 DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
 
 
@@ -28,13 +36,26 @@ def gradients_of(vae: VAE, precision: Precision) -> Gradients:
 
     `mixed` lets the products by hand be of bfloat16 where the processor has them.
     """
-    counts = type(vae) is VAE and vae.likelihood.support == "counts"
-    compiled = counts and vae.encoder.first.encode is FUSED.encode and vae.likelihood.kernel is FUSED.likelihood
-    if not compiled or not all(map(fits, vae.parameters())):
+    if not is_written_by_hand(vae):
         return Autograd(vae)
     from sccvae.backprop import FASTEST, ByHand, Product  # imports numba
 
     return ByHand(vae, Autograd(vae), FASTEST if precision == "mixed" else Product)
+
+
+def is_written_by_hand(vae: VAE) -> bool:
+    """Whether `backprop` computes exactly what `vae.forward` does, and the gradients of exactly its trainable weights.
+
+    A class derived from one of the parts, a hook, or a weight that is frozen is left to autograd.
+    """
+    known = all(type(part) in WRITTEN_BY_HAND and not _has_hooks(part) for part in vae.modules())
+    compiled = known and vae.likelihood.is_compiled and vae.encoder.first.encode is FUSED.encode
+    return compiled and all(fits(w) and w.requires_grad for w in vae.parameters())
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)  # or another forward, set on the object
 
 
 class Autograd:

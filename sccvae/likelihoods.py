@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import softplus
 
 from sccvae.data import Minibatch
-from sccvae.kernels import Kernel, count_log_likelihood, plain
+from sccvae.kernels import FUSED, Kernel, count_log_likelihood, plain
 
 LikelihoodName = Literal["zinb", "nb", "poisson", "normal", "bernoulli"]
 
@@ -42,9 +42,17 @@ class Likelihood:
     has_library: ClassVar[bool] = False
     has_dispersion: ClassVar[bool] = False
     has_dropout: ClassVar[bool] = False
+    # Whether the compiled passes compute this class. Each class declares it in its own body: a subclass with another
+    # `log_prob` or `expression` would otherwise be trained as its parent.
+    compiled: ClassVar[bool] = False
 
     def __init__(self, kernel: Kernel = plain):
         self.kernel = kernel  # computes the likelihood of counts
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled passes give the value, the gradients and the expression of exactly this likelihood."""
+        return vars(type(self)).get("compiled", False) and self.kernel is FUSED.likelihood
 
     def log_prob(
         self, x: Minibatch, decoded: Decoded, log_library: torch.Tensor | None, dropout_cost: float = 0.0
@@ -70,6 +78,7 @@ class Poisson(Likelihood):
 
     name = "poisson"
     has_library = True
+    compiled = True
 
     def log_prob(self, x, decoded, log_library, dropout_cost=0.0):  # noqa: D102
         logits, log_theta, dropout = decoded
@@ -90,6 +99,7 @@ class NB(Poisson):
 
     name = "nb"
     has_dispersion = True
+    compiled = True
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         mean, theta = _numpy(self.mean(decoded, log_library)), np.exp(_numpy(decoded.log_dispersion))
@@ -101,6 +111,7 @@ class ZINB(NB):
 
     name = "zinb"
     has_dropout = True
+    compiled = True
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         counts = super().sample(decoded, log_library, rng)

@@ -94,8 +94,9 @@ def fit(
     """
     device, rng = vae.device, np.random.default_rng([seed, first_epoch := progress.first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    decays = [plan.weight_decay + precision / len(train) for precision in vae.precisions()]
-    optimizer = Adam(list(vae.parameters()), clip=plan.gradient_clip, decays=decays)
+    trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
+    decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
+    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
     minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
     n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
     epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))

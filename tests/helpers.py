@@ -13,6 +13,7 @@ from sccvae.data import Counts, Minibatch
 from sccvae.kernels import PLAIN, Kernels
 from sccvae.networks import Architecture
 from sccvae.stored import Rows
+from sccvae.train import Plan
 from sccvae.vae import VAE
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
@@ -38,6 +39,23 @@ def warnings_are_errors():
         options = "The '(future.infer_string|mode.chained_assignment)' option is deprecated"
         warnings.filterwarnings("ignore", message=options, module="anndata")
         yield
+
+
+def a_plan(**choices) -> Plan:
+    """A short run."""
+    defaults = {
+        "max_epochs": 4,
+        "batch_size": 32,
+        "learning_rate": 1e-2,
+        "kl_warmup": 0.3,
+        "early_stopping": False,
+        "patience": 20,
+        "gradient_clip": 50.0,
+        "weight_decay": 0.0,
+        "n_draws": 1,
+        "precision": "full",
+    }
+    return Plan(**{**defaults, **choices})
 
 
 def move(adam: Adam, rate: float) -> None:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import LIKELIHOOD_NAMES, same_state, small_counts, small_vae, state_of, support_of
+from helpers import LIKELIHOOD_NAMES, a_plan, same_state, small_counts, small_vae, state_of, support_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,25 +23,9 @@ N_CELLS = 90
 TRAIN, VALIDATION = np.arange(70), np.arange(70, N_CELLS)
 
 
-def plan(**choices) -> Plan:
-    defaults = {
-        "max_epochs": 4,
-        "batch_size": 32,
-        "learning_rate": 1e-2,
-        "kl_warmup": 0.3,
-        "early_stopping": False,
-        "patience": 20,
-        "gradient_clip": 50.0,
-        "weight_decay": 0.0,
-        "n_draws": 1,
-        "precision": "full",
-    }
-    return Plan(**{**defaults, **choices})
-
-
 def run(vae, counts, *, train=TRAIN, validation=VALIDATION, seed=0, first_epoch=1, **choices):
     progress = Progress(first_epoch=first_epoch)
-    fit(vae, counts, train, validation, plan(**choices), progress, seed=seed, progress_bar=False)
+    fit(vae, counts, train, validation, a_plan(**choices), progress, seed=seed, progress_bar=False)
     return progress
 
 
@@ -103,24 +87,24 @@ def judged(monkeypatch):
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 7, 10, 1000])
 @pytest.mark.parametrize("kl_warmup", [0.0, 0.3, 0.9, 1.0])
 def test_kl_weight_rises_to_one_within_the_run_whatever_its_length(n_steps, kl_warmup):
-    weights = [plan(kl_warmup=kl_warmup).kl_weight(step, n_steps) for step in range(n_steps)]
+    weights = [a_plan(kl_warmup=kl_warmup).kl_weight(step, n_steps) for step in range(n_steps)]
     assert weights[-1] == 1
     assert all(0 < w <= 1 for w in weights)
     assert weights == sorted(weights)
 
 
 def test_kl_weight_rises_linearly_over_its_share_of_the_run():
-    weights = [plan(kl_warmup=0.3).kl_weight(step, 1000) for step in range(1000)]
+    weights = [a_plan(kl_warmup=0.3).kl_weight(step, 1000) for step in range(1000)]
     np.testing.assert_allclose(weights[:300], np.arange(1, 301) / 300, atol=0.01)
     np.testing.assert_allclose(np.diff(weights[:299]), weights[0], rtol=1e-9)
     assert weights[301:] == [1.0] * 699
-    assert [plan(kl_warmup=0.0).kl_weight(step, 5) for step in range(5)] == [1.0] * 5
+    assert [a_plan(kl_warmup=0.0).kl_weight(step, 5) for step in range(5)] == [1.0] * 5
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(n_steps=st.integers(1, 3000), learning_rate=st.floats(1e-6, 1))
 def test_learning_rate_is_one_cycle_within_its_bounds(n_steps, learning_rate):
-    rates = np.array([plan(learning_rate=learning_rate).rate(step, n_steps) for step in range(n_steps)])
+    rates = np.array([a_plan(learning_rate=learning_rate).rate(step, n_steps) for step in range(n_steps)])
     assert (rates > 0.0099 * learning_rate).all() if n_steps < 10 else rates[-1] > 0.0099 * learning_rate
     assert (rates > 0).all()
     assert rates.max() <= learning_rate * (1 + 1e-12)
@@ -141,7 +125,7 @@ def test_schedules_are_what_the_optimizer_and_the_loss_get(counts, monkeypatch):
     numbers = Adam.numbers
     monkeypatch.setattr(Adam, "numbers", lambda self, rate: (rates.append(rate), numbers(self, rate))[1])
     run(vae, counts, max_epochs=5)
-    expected, n_steps = plan(max_epochs=5), 15  # 70 cells in 3 minibatches of at most 32
+    expected, n_steps = a_plan(max_epochs=5), 15  # 70 cells in 3 minibatches of at most 32
     assert rates == [expected.rate(step, n_steps) for step in range(n_steps)]
     assert weights == [expected.kl_weight(step, n_steps) for step in range(n_steps)]
     assert weights[0] < 0.3
@@ -183,7 +167,7 @@ def test_several_draws_for_each_cell_estimate_the_same_gradient_with_less_noise(
     assert (one.mean(0) - eight.mean(0)).norm() < 4 * (one.var(0).sum() / 60).sqrt()
     seen = []
     monkeypatch.setattr(VAE, "forward", lambda self, x, noise, f=VAE.forward: (seen.append(x), f(self, x, noise))[1])
-    fit(vae, counts, TRAIN, VALIDATION[:0], plan(max_epochs=1, n_draws=3), Progress(), seed=0, progress_bar=False)
+    fit(vae, counts, TRAIN, VALIDATION[:0], a_plan(max_epochs=1, n_draws=3), Progress(), seed=0, progress_bar=False)
     assert [x.n_cells for x in seen] == [72, 69, 69]
     assert torch.equal(seen[0].dense()[0::3], seen[0].dense()[2::3])
     assert torch.equal(seen[0].log_size[0::3], seen[0].log_size[1::3])
@@ -309,7 +293,7 @@ def test_going_on_never_ends_with_weights_worse_than_it_began_with(counts, overf
     vae.load_state_dict(overfitted[0].state_dict())
     before, elbo = state_of(vae), elbo_of(vae, counts)
     progress = Progress(first_epoch=31, best_epoch=overfitted[1].best_epoch)
-    rough = plan(max_epochs=9, learning_rate=1.0, early_stopping=True, patience=3)
+    rough = a_plan(max_epochs=9, learning_rate=1.0, early_stopping=True, patience=3)
     fit(vae, counts, np.arange(10), VALIDATION, rough, progress, seed=0, progress_bar=False)
     assert max(row["elbo"] for row in rows_of(progress, "validation")) < elbo
     assert same_state(state_of(vae), before)
@@ -357,8 +341,8 @@ def test_history_has_a_complete_row_for_each_epoch_and_split(counts):
     assert 0 < sum(row["seconds"] for row in progress.rows) <= passed
     assert progress.stopped == "finished"
     last, n_steps = progress.rows[-1], 9
-    assert last["kl_weight"] == plan().kl_weight(n_steps - 1, n_steps)
-    assert last["learning_rate"] == plan().rate(n_steps - 1, n_steps)
+    assert last["kl_weight"] == a_plan().kl_weight(n_steps - 1, n_steps)
+    assert last["learning_rate"] == a_plan().rate(n_steps - 1, n_steps)
 
 
 def test_training_row_is_the_mean_over_cells_of_that_epochs_minibatches(counts, monkeypatch):
@@ -569,7 +553,7 @@ def test_a_failure_keeps_the_last_good_epoch_even_when_an_earlier_one_was_better
     monkeypatch.setattr(vae, "forward", worse_and_worse)
     progress = Progress()
     with pytest.raises(TrainingError, match="last good epoch"):
-        fit(vae, counts, TRAIN, VALIDATION, plan(), progress, seed=0, progress_bar=False)
+        fit(vae, counts, TRAIN, VALIDATION, a_plan(), progress, seed=0, progress_bar=False)
     held_out = [row["elbo"] for row in rows_of(progress, "validation")]
     assert len(held_out) == 2
     assert held_out[0] > held_out[1]
