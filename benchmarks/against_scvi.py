@@ -68,7 +68,7 @@ def prepare(name: str, path: str, repeats: int, **_) -> dict:
     import scanpy as sc
 
     from sccvae import simulate
-    from sccvae.data import split
+    from sccvae.data.counts import split
 
     file, n_genes = SETS[name]
     if file is None:
@@ -111,7 +111,7 @@ def train(method: str, model, adata, seed: int, epochs: int | None, **options) -
     held_out = adata.obs[f"held_out_{seed}"].to_numpy()
     cells, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     if method in OURS:
-        from sccvae.data import split
+        from sccvae.data.counts import split
 
         found = split(model._counts.codes[:, 0], 0.9, np.random.default_rng(seed))  # as SCCVAE.train does
         model.train(epochs, batch_size=BATCH_SIZE, train_size=0.9, precision=OURS[method], progress_bar=False)
@@ -249,7 +249,7 @@ def child(task: dict, functions: tuple) -> None:
 
         torch.set_num_threads(task["threads"])
         ours = task["method"] in OURS
-        for module in ["sccvae.model", "numba"] if ours else {"floor": []}.get(task["method"], ["scvi"]):
+        for module in ["sccvae.models.sccvae", "numba"] if ours else {"floor": []}.get(task["method"], ["scvi"]):
             importlib.import_module(module)
         if ours:
             sys.modules["numba"].njit(lambda x: x)(0)  # it imports half of itself at its first call

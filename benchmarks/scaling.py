@@ -36,7 +36,7 @@ LABELS = {"sccvae": ("sccvae", "#0072B2", "o"), "scvi": ("scvi-tools", "#D55E00"
 def prepare(path: str, cells: int, **_) -> dict:
     """Write the first `cells` simulated cells, which are the same whatever their number, to `path`."""
     from sccvae import simulate
-    from sccvae.data import split
+    from sccvae.data.counts import split
 
     adata = simulate.simulate(cells, 2000, n_batches=2, mean_library=200.0, keep_truth=False, seed=0)
     codes = adata.obs["batch"].cat.codes.to_numpy()

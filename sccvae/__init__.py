@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sccvae import corruption, datasets, generation, metrics, pl, simulate, tl
-    from sccvae.autoencoders import Autoencoder
-    from sccvae.denoising import DenoisingAutoencoder
-    from sccvae.model import SCCVAE, cross_validate
-    from sccvae.storage import ModelFileError
-    from sccvae.train import TrainingError
+    from sccvae.io.storage import ModelFileError
+    from sccvae.models.autoencoder import Autoencoder
+    from sccvae.models.denoising_autoencoder import DenoisingAutoencoder
+    from sccvae.models.sccvae import SCCVAE, cross_validate
+    from sccvae.training.loop import TrainingError
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it here, so a folder that is not installed has it, too
 __all__ = [
@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SCCVAE": "sccvae.model",
-    "Autoencoder": "sccvae.autoencoders",
-    "DenoisingAutoencoder": "sccvae.denoising",
-    "ModelFileError": "sccvae.storage",
-    "TrainingError": "sccvae.train",
-    "cross_validate": "sccvae.model",
+    "SCCVAE": "sccvae.models.sccvae",
+    "Autoencoder": "sccvae.models.autoencoder",
+    "DenoisingAutoencoder": "sccvae.models.denoising_autoencoder",
+    "ModelFileError": "sccvae.io.storage",
+    "TrainingError": "sccvae.training.loop",
+    "cross_validate": "sccvae.models.sccvae",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is first used: torch alone takes two seconds."""
     if name not in __all__:
-        hint = import_module("sccvae.scvi_attributes").PACKAGE.get(name)
+        hint = import_module("sccvae.models.scvi_attributes").PACKAGE.get(name)
         raise AttributeError(f"module 'sccvae' has no attribute {name!r}" + (f". {hint}" if hint else ""))
     return getattr(import_module(_HOMES[name]), name) if name in _HOMES else import_module(f"sccvae.{name}")
 

@@ -90,8 +90,9 @@ def parser() -> argparse.ArgumentParser:
 
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
-    from sccvae import SCCVAE, anndata_files, tl
-    from sccvae.names import check_key
+    from sccvae import SCCVAE, tl
+    from sccvae.io import anndata_files
+    from sccvae.validation.names import check_key
 
     _check_paths(arguments)
     check_key("--key-added", arguments.key_added)
@@ -122,7 +123,8 @@ def integrate(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Run `sccvae report`."""
-    from sccvae import SCCVAE, files
+    from sccvae import SCCVAE
+    from sccvae.io import files
 
     _check_paths(arguments)
     target = files.checked(arguments.output)
@@ -149,7 +151,7 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Find out before the training, not after it, whether output and model can be written."""
-    from sccvae import anndata_files, storage
+    from sccvae.io import anndata_files, storage
 
     target = anndata_files.checked(arguments.output)
     if arguments.save_model is None:
@@ -161,15 +163,15 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 
 def _read(path: Path):
     """The AnnData of a file or folder."""
-    from sccvae.reading import read
+    from sccvae.io.reading import read
 
     return read(path)
 
 
 def _check_names(adata, arguments: argparse.Namespace) -> None:
     """Find out before the training whether the output can hold the names of the input: one cell is written and read."""
-    from sccvae import anndata_files
-    from sccvae.names import why_no_key
+    from sccvae.io import anndata_files
+    from sccvae.validation.names import why_no_key
 
     if arguments.mask_var == "all" and "all" in adata.var:
         raise ValueError("--mask-var all means all genes, and var has a column 'all', too: rename the column.")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from sccvae.arguments import FLOAT32, finite
+from sccvae.validation.arguments import FLOAT32, finite
 
 Support = Literal["counts", "real", "binary"]
 

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sccvae import anndata_files, checksums, files
+from sccvae.io import anndata_files, checksums, files
 
 __all__ = ["cortex", "hematopoiesis", "load", "names", "paul15", "retina"]
 

@@ -5,8 +5,9 @@ import os
 import numpy as np
 import scanpy as sc
 
-from sccvae import anndata_files, files, metrics, pl, simulate, tl
-from sccvae.seeding import seeded
+from sccvae import metrics, pl, simulate, tl
+from sccvae.io import anndata_files, files
+from sccvae.statistics.seeded_scanpy import seeded
 
 
 def run(folder: str | os.PathLike, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0) -> str:

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae import files, metrics, pl
+from sccvae import metrics, pl
+from sccvae.io import files
 from sccvae.pl.embedding import categories, draw_cells, sample, umap
 from sccvae.pl.style import MEDIUM, as_text, draw_legend, finished, legend_width, new_figure
-from sccvae.wording import shortened
+from sccvae.validation.wording import shortened
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-    from sccvae.diagnostics import Diagnosis
+    from sccvae.statistics.diagnostics import Diagnosis
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of the page: it loads and runs nothing
 STYLE = """

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
 
-from sccvae.arguments import MOST, checked_seed, finite, flag, whole
+from sccvae.validation.arguments import MOST, checked_seed, finite, flag, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,20 +4,28 @@ import warnings
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
-from sccvae.adam import Adam
-from sccvae.data import Counts, Minibatch
-from sccvae.kernels import PLAIN, Kernels
-from sccvae.networks import Architecture
-from sccvae.stored import Rows
-from sccvae.train import Plan
-from sccvae.vae import VAE
+from sccvae.data.counts import Counts, Minibatch
+from sccvae.data.packed_rows import Rows
+from sccvae.kernels.reference import PLAIN, Kernels
+from sccvae.modules.architecture import Architecture
+from sccvae.modules.vae import VAE
+from sccvae.training.loop import Plan, Progress, fit
+from sccvae.training.optimizer import Adam
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
 COUNT_LIKELIHOODS = ("zinb", "nb", "poisson")
+N_CELLS = 90
+TRAIN, VALIDATION = np.arange(70), np.arange(70, N_CELLS)
+CPU = torch.device("cpu")
+CUDA = pytest.param(
+    torch.device("cuda"),
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
 
 
 @contextmanager
@@ -56,6 +64,13 @@ def a_plan(**choices) -> Plan:
         "precision": "full",
     }
     return Plan(**{**defaults, **choices})
+
+
+def run(vae, counts, *, train=TRAIN, validation=VALIDATION, seed=0, first_epoch=1, **choices) -> Progress:
+    """Train for a few epochs on `TRAIN`."""
+    progress = Progress(first_epoch=first_epoch)
+    fit(vae, counts, train, validation, a_plan(**choices), progress, seed=seed, progress_bar=False)
+    return progress
 
 
 def move(adam: Adam, rate: float) -> None:

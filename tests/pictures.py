@@ -2,7 +2,7 @@
 
 Both are blurred, so that fonts, antialiasing and a shift by a pixel, which differ between versions, count for nothing,
 while a panel or a legend that is missing counts. What curves and points show is for other tests to read from the axes.
-`SCCVAE_UPDATE_IMAGES=1 pytest tests/test_images.py` stores new pictures: look at them before they are committed.
+`SCCVAE_UPDATE_IMAGES=1 pytest tests/pl/test_images.py` stores new pictures: look at them before they are committed.
 """
 
 from __future__ import annotations

@@ -370,7 +370,7 @@ def test_a_model_that_cannot_be_saved_is_answered_in_one_line(counts, output, tm
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("sccvae.storage.save_file", full)
+    monkeypatch.setattr("sccvae.io.storage.save_file", full)
     said = refused(capsys, "integrate", counts, "-o", output, "--save-model", tmp_path / "m", *QUICK)
     assert said == f"[Errno 28] No space left on device: '{tmp_path / 'm'}'"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
@@ -502,7 +502,7 @@ try:
     raise SystemExit(f"sccvae {version('sccvae')} is installed")
 except PackageNotFoundError:
     pass
-from sccvae import storage
+from sccvae.io import storage
 from sccvae.__main__ import main
 print(sccvae.__version__, storage.versions()["sccvae"])
 main(["--version"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sccvae.metrics import batch_entropy, knn_accuracy
+from sccvae.metrics.embedding import batch_entropy, knn_accuracy
 from sccvae.simulate import simulate
 
 

@@ -4,16 +4,16 @@ The AnnData and matplotlib's settings stay as they were.
 """
 
 from sccvae.pl.diagnostics import diagnostics
+from sccvae.pl.differential_expression import dotplot, volcano
 from sccvae.pl.embedding import integration
 from sccvae.pl.generation import generation
-from sccvae.pl.gradient import gradient, trends
 from sccvae.pl.images import images
 from sccvae.pl.latent import latent_grid, latent_scatter
 from sccvae.pl.lines import interpolation
-from sccvae.pl.ranking import dotplot, volcano
+from sccvae.pl.loss_curves import history
+from sccvae.pl.pseudotime import gradient, trends
 from sccvae.pl.scores import score_table
 from sccvae.pl.similarity import similarity
-from sccvae.pl.training import history
 
 __all__ = [
     "diagnostics",

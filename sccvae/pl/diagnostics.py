@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sccvae.conventions import scanpy_like
+from sccvae.pl.loss_curves import draw_curves, history_frame
 from sccvae.pl.style import BLACK, COLOURS, MEDIUM, SMALL, as_text, finished, new_figure, style
-from sccvae.pl.training import draw_curves, history_frame
+from sccvae.validation.conventions import scanpy_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sccvae.diagnostics import Diagnosis
+    from sccvae.statistics.diagnostics import Diagnosis
 
 GOOD, BAD, MODEL, IDLE = COLOURS[0], COLOURS[3], COLOURS[1], "0.6"
 NAMES = {

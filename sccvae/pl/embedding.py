@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import SEEDS, checked_seed, limit
-from sccvae.blocks import rows_of
-from sccvae.columns import one_column
-from sccvae.conventions import scanpy_like
-from sccvae.matrix import layer_names
+from sccvae.data.blocks import rows_of
+from sccvae.data.columns import one_column
+from sccvae.data.matrix import layer_names
+from sccvae.pl.loss_curves import draw_curves, history_frame, is_used
 from sccvae.pl.style import (
     MEDIUM,
     MISSING,
@@ -24,9 +23,10 @@ from sccvae.pl.style import (
     new_figure,
     style,
 )
-from sccvae.pl.training import draw_curves, history_frame, is_used
-from sccvae.seeding import seeded
-from sccvae.wording import listed
+from sccvae.statistics.seeded_scanpy import seeded
+from sccvae.validation.arguments import SEEDS, checked_seed, limit
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

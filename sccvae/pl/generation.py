@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from sccvae.arguments import limit
-from sccvae.blocks import rows_of
-from sccvae.conventions import scanpy_like
+from sccvae.data.blocks import rows_of
 from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
 from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
+from sccvae.validation.arguments import limit
+from sccvae.validation.conventions import scanpy_like
 
 if TYPE_CHECKING:
     from anndata import AnnData

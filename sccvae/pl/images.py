@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sccvae.arguments import positive
-from sccvae.conventions import scanpy_like
 from sccvae.pl.style import as_text, axes_for, finished, font_for
+from sccvae.validation.arguments import positive
+from sccvae.validation.conventions import scanpy_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

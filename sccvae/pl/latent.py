@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none
-from sccvae.conventions import ANY_MODEL, scanpy_like
 from sccvae.pl.embedding import sample
 from sccvae.pl.images import checked_shape, draw_images
 from sccvae.pl.style import (
@@ -27,6 +25,8 @@ from sccvae.pl.style import (
     rows_and_columns,
     style,
 )
+from sccvae.validation.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none
+from sccvae.validation.conventions import ANY_MODEL, scanpy_like
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-    from sccvae.held import HeldModel
+    from sccvae.models.base import HeldModel
 
 PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sccvae.arguments import positive, whole
-from sccvae.conventions import ANY_MODEL, scanpy_like
-from sccvae.distances import line_log_density
+from sccvae.metrics.distances import line_log_density
 from sccvae.pl.images import checked_shape, draw_images
 from sccvae.pl.latent import PER_10_000, codes_of, edges_of, genes_of
 from sccvae.pl.style import (
@@ -26,6 +24,8 @@ from sccvae.pl.style import (
     rows_and_columns,
     style,
 )
+from sccvae.validation.arguments import positive, whole
+from sccvae.validation.conventions import ANY_MODEL, scanpy_like
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from sccvae.held import HeldModel
+    from sccvae.models.base import HeldModel
 
 MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; so few have matplotlib's own legend
 
@@ -58,7 +58,7 @@ def interpolation(
     """What is decoded on straight lines between the codes of cells, and how many cells have codes like it.
 
     The lower panel is the log density of the aggregate posterior along each line minus its mean at the codes of the
-    cells, in nats, as `sccvae.distances.line_log_density` estimates it: far below 0 a line crosses a hole. The
+    cells, in nats, as `sccvae.metrics.distances.line_log_density` estimates it: far below 0 a line crosses a hole. The
     codes are the encoder's means; of an `SCCVAE`, all but the ends of the lines are draws from q(z|x). Codes that are
     the same, as those of equal images, count once.
 

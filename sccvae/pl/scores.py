@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sccvae.conventions import scanpy_like
 from sccvae.pl.style import MEDIUM, SMALL, as_text, axes_for, finished
-from sccvae.wording import listed, shortened
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.wording import listed, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

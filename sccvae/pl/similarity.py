@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sccvae.columns import one_column
-from sccvae.conventions import scanpy_like
+from sccvae.data.columns import one_column
 from sccvae.pl.embedding import categories, embedding, sample
-from sccvae.pl.labels import spread
-from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, finished, new_figure
-from sccvae.similarity import linkage, matrix
-from sccvae.wording import listed
+from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, finished, new_figure, spread
+from sccvae.statistics.posterior_distances import linkage, matrix
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData

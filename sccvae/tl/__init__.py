@@ -1,9 +1,9 @@
 """Scanpy-style functions: they run a model on an AnnData and write the results back into it."""
 
 from sccvae.tl.denoising import denoise
-from sccvae.tl.gradient import gradient, trends
+from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
-from sccvae.tl.ranking import rank_genes_groups
+from sccvae.tl.pseudotime import gradient, trends
 from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
 

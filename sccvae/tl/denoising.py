@@ -9,14 +9,14 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae import posterior
-from sccvae.arguments import MOST, checked_seed, finite, whole
-from sccvae.conventions import scanpy_like
-from sccvae.matrix import check_adata
-from sccvae.model import SCCVAE
-from sccvae.names import check_key, why_no_key
-from sccvae.similarity import neighbours
-from sccvae.wording import listed_names
+from sccvae.data.matrix import check_adata
+from sccvae.inference import posterior
+from sccvae.models.sccvae import SCCVAE
+from sccvae.statistics.posterior_distances import neighbours
+from sccvae.validation.arguments import MOST, checked_seed, finite, whole
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.names import check_key, why_no_key
+from sccvae.validation.wording import listed_names
 
 NEAREST = 20  # cells, itself among them, whose counts tell a cell's expression
 
@@ -44,10 +44,10 @@ def denoise(
     and the decoder, which was fitted to the noise of these counts. A draw is therefore multiplied by r ~ Gamma(1/2 + n,
     1/2 + n), n = E^2 / V, where E and V are the sums over the cell and those nearest to it in z, 20 in all, of the
     expected counts and of their variances: the posterior of a mean that as many overdispersed counts tell, as in
-    `sccvae.trends`. Twenty is what simulations asked for: in 12 others, intervals of 90 % held the truth 0.85 to 0.92
-    of the time (without r 0.62 to 0.79), least where batches are far apart; with ``gene_likelihood="poisson"`` on
-    counts that scatter more than it knows, 0.6. Where there are fewer than 20 cells, all count. Compare groups of
-    cells by `SCCVAE.differential_expression` instead.
+    `sccvae.statistics.trends`. Twenty is what simulations asked for: in 12 others, intervals of 90 % held the truth
+    0.85 to 0.92 of the time (without r 0.62 to 0.79), least where batches are far apart; with
+    ``gene_likelihood="poisson"`` on counts that scatter more than it knows, 0.6. Where there are fewer than 20 cells,
+    all count. Compare groups of cells by `SCCVAE.differential_expression` instead.
 
     Parameters
     ----------

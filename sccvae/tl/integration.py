@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from sccvae.conventions import scanpy_like
-from sccvae.matrix import check_adata
-from sccvae.model import SCCVAE
-from sccvae.names import check_key
-from sccvae.wording import warn
+from sccvae.data.matrix import check_adata
+from sccvae.models.sccvae import SCCVAE
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.names import check_key
+from sccvae.validation.wording import warn
 
 MAX_LAYER_BYTES = 2 * 2**30
 

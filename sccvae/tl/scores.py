@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae.columns import labels_of
-from sccvae.conventions import scanpy_like
-from sccvae.matrix import check_adata
-from sccvae.wording import listed
+from sccvae.data.columns import labels_of
+from sccvae.data.matrix import check_adata
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.wording import listed
 
 
 @scanpy_like(instead={"copy": "nothing is written to adata, the scores are returned"})
@@ -51,7 +51,7 @@ def score_integration(
 
     Returns
     -------
-    DataFrame, a row for each embedding; columns as in `sccvae.integration_scores.compare_embeddings`. Own scores have
+    DataFrame, a row for each embedding; columns as in `sccvae.metrics.integration.compare_embeddings`. Own scores have
     plain names (``biology``, ``mixing``, ``total``), those of scib-metrics begin with ``scib_`` (``scib_total``);
     ``attrs["implementation"]`` tells package and version of each column.
 
@@ -71,7 +71,7 @@ def score_integration(
     >>> scores.index.tolist(), scores.loc["truth", "batch_entropy"] > 0.9
     (['truth'], True)
     """
-    from sccvae.integration_scores import compare_embeddings
+    from sccvae.metrics.integration import compare_embeddings
 
     check_adata(adata)
     labels, batches = (labels_of(key, adata.obs, adata.obs_names) for key in (label_key, batch_key))

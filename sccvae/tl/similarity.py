@@ -9,16 +9,16 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sccvae.arguments import SEEDS, checked_seed, flag, whole
-from sccvae.autoencoders import AutoencodingModel
-from sccvae.columns import labels_of
-from sccvae.conventions import ANY_MODEL, scanpy_like
-from sccvae.matrix import check_adata
-from sccvae.model import SCCVAE
-from sccvae.names import check_key, why_no_key
-from sccvae.seeding import seeded
-from sccvae.similarity import Linkage, Metric, group_distances, linkage, matrix, neighbours
-from sccvae.wording import listed, warn
+from sccvae.data.columns import labels_of
+from sccvae.data.matrix import check_adata
+from sccvae.models.autoencoder import AutoencodingModel
+from sccvae.models.sccvae import SCCVAE
+from sccvae.statistics.posterior_distances import Linkage, Metric, group_distances, linkage, matrix, neighbours
+from sccvae.statistics.seeded_scanpy import seeded
+from sccvae.validation.arguments import SEEDS, checked_seed, flag, whole
+from sccvae.validation.conventions import ANY_MODEL, scanpy_like
+from sccvae.validation.names import check_key, why_no_key
+from sccvae.validation.wording import listed, warn
 
 MAX_DENSE = 20_000  # cells; a matrix of 1.6 GB
 
@@ -50,7 +50,7 @@ def similarity(
     model
         A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which takes `use_rep`.
     metric
-        Distance between two cells; `sccvae.similarity` has the formulas.
+        Distance between two cells; `sccvae.statistics.posterior_distances` has the formulas.
     n_neighbors
         Size of a neighbourhood, the cell itself included, as Scanpy counts.
     dense

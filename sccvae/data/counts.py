@@ -1,0 +1,257 @@
+"""Counts in memory and the minibatches that training reads from them.
+
+`Counts` knows no AnnData (see `schema`): it is an immutable sparse matrix with what goes along each cell.
+A `Minibatch` stays sparse; nothing here ever builds a dense (cells, genes) array of more than one minibatch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sccvae.data.packed_rows import Rows, log_factorials
+
+ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
+_GATHERED = 8  # minibatches gathered at once: fewer calls, and still little memory
+
+
+class Minibatch(NamedTuple):
+    """The cells of one step: stored values in CSR form, and what goes along each cell."""
+
+    indptr: torch.Tensor  # (cells + 1,) int64, where each cell's values begin
+    genes: torch.Tensor  # (stored,) int32
+    values: torch.Tensor  # (stored,) float32
+    n_genes: int
+    log_total: torch.Tensor  # (cells,) log of the cell's total count
+    log_size: torch.Tensor  # (cells,) log of the observed library size: total count or scaled size factor
+    log_factorial: torch.Tensor  # (cells,) sum over genes of log(x!), a constant of the data
+    codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
+    continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
+    copies: int = 1  # of each cell, side by side
+    full: bool = False  # whether every entry is stored, zeros too, and in order
+
+    @classmethod
+    def of_covariates(cls, codes: np.ndarray, n_continuous: int, n_genes: int) -> "Minibatch":
+        """Cells without counts: only their covariates, the continuous ones at their means (0)."""
+        n, none = len(codes), torch.zeros(0)
+        return cls(
+            indptr=torch.zeros(n + 1, dtype=torch.int64),
+            genes=none.int(),
+            values=none,
+            n_genes=n_genes,
+            log_total=torch.zeros(n),
+            log_size=torch.zeros(n),
+            log_factorial=torch.zeros(n),
+            codes=torch.from_numpy(codes),
+            continuous=torch.zeros(n, n_continuous),
+        )
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.indptr) - 1
+
+    def part(self, first: int, last: int) -> "Minibatch":
+        """The cells first..last, as views."""
+        start, stop = int(self.indptr[first]), int(self.indptr[last])
+        along = {name: getattr(self, name)[first:last] for name in ALONG_CELLS}
+        indptr = self.indptr[first : last + 1] - start
+        return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
+
+    def take(self, cells: torch.Tensor, n_stored: int | None = None) -> "Minibatch":
+        """The cells numbered `cells`, in order, any more than once; without `n_stored`, their values, a GPU waits."""
+        starts, lengths = self.indptr[cells], self.indptr[cells + 1] - self.indptr[cells]
+        indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
+        stored = torch.arange(len(shift), device=cells.device) + shift
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
+        return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along, full=self.full)
+
+    def repeated(self, times: int) -> "Minibatch":
+        """Every cell `times` times, copies side by side."""
+        cells = torch.arange(self.n_cells, device=self.indptr.device)
+        if times == 1:
+            return self
+        return self.take(cells.repeat_interleave(times), times * len(self.genes))._replace(copies=times)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Row of every stored value, (stored,)."""
+        cells, lengths = torch.arange(self.n_cells, device=self.indptr.device), self.indptr.diff()
+        return torch.repeat_interleave(cells, lengths, output_size=len(self.genes))
+
+    def dense(self) -> torch.Tensor:
+        """The minibatch as a dense array, (cells, genes)."""
+        if self.full:
+            return self.values.view(self.n_cells, self.n_genes)
+        x = self.values.new_zeros(self.n_cells, self.n_genes)
+        x[self.rows, self.genes.long()] = self.values
+        return x
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Minibatch":
+        """The minibatch on `device`, its real numbers as `dtype`."""
+        moved = {
+            name: field.to(device, dtype if field.is_floating_point() else None, non_blocking=True)
+            for name, field in self._asdict().items()
+            if isinstance(field, torch.Tensor)
+        }
+        return self._replace(**moved)  # type: ignore[arg-type]
+
+    def with_batch(self, code: int) -> "Minibatch":
+        """The same cells as if they had been measured in batch number `code`."""
+        codes = torch.cat([torch.full_like(self.codes[:, :1], code), self.codes[:, 1:]], dim=1)
+        return self._replace(codes=codes)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Checked values of all cells, sparse, with library sizes and covariates; its arrays are read-only.
+
+    Attributes
+    ----------
+    stored
+        The values, (cells, genes), in as few bytes as hold them.
+    codes
+        (cells, 1 + categorical covariates) int64; column 0 is the batch.
+    n_levels
+        Number of categories of each column of `codes`.
+    continuous
+        (cells, continuous covariates) float32, standardised.
+    log_size
+        (cells,) float32, log of the library size the model takes as observed: the total count unless size factors
+        are given.
+    log_total, log_factorial
+        (cells,) float32: log total count; sum over genes of log(x!).
+    """
+
+    stored: Rows
+    codes: np.ndarray
+    n_levels: tuple[int, ...]
+    continuous: np.ndarray
+    log_size: np.ndarray
+    log_total: np.ndarray
+    log_factorial: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        stored: Rows,
+        *,
+        codes: np.ndarray | None = None,
+        n_levels: tuple[int, ...] = (1,),
+        continuous: np.ndarray | None = None,
+        log_size: np.ndarray | None = None,
+        nonnegative: bool = True,
+    ) -> "Counts":
+        """Counts that have these values, which are taken over, not copied.
+
+        `nonnegative=False` is for real-valued data, which have no totals and no factorials.
+        """
+        n = len(stored)
+        log_total, log_factorial = np.zeros((2, n), dtype=np.float32)
+        if nonnegative:
+            log_total = np.log(np.maximum(stored.row_sums(lambda x: x), 1e-8)).astype(np.float32)
+            log_factorial = stored.row_sums(log_factorials).astype(np.float32)
+        counts = cls(
+            stored=stored,
+            codes=np.zeros((n, 1), dtype=np.int64) if codes is None else codes,
+            n_levels=n_levels,
+            continuous=np.zeros((n, 0), dtype=np.float32) if continuous is None else continuous,
+            log_size=log_total if log_size is None else log_size,
+            log_total=log_total,
+            log_factorial=log_factorial,
+        )
+        for array in [getattr(owner, f.name) for owner in (counts, stored) for f in fields(owner)]:
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
+        return counts
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.stored.n_genes
+
+    @property
+    def matrix(self) -> sp.csr_matrix:
+        """All values as float32 CSR, made anew at each call: three times the memory."""
+        return self.stored.csr()
+
+    def __getitem__(self, cells: np.ndarray) -> "Counts":
+        """The cells numbered `cells`, in that order."""
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
+        return replace(self, stored=self.stored.take(cells), **along)
+
+    def gene_means(self, power: int = 1) -> np.ndarray:
+        """(genes,) float64: mean over all cells of the values to a power."""
+        return self.stored.gene_sums(lambda x: x.astype(np.float64) ** power) / len(self)
+
+    def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
+        """The cells numbered `cells` as tensors on the CPU, in that order."""
+        part = self.stored.wide(cells)
+        along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
+        arrays = {"indptr": part.indptr, "genes": part.genes, "values": part.values, **along}
+        # Slices are read-only views, which tensors cannot be.
+        tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
+        return Minibatch(n_genes=self.n_genes, **tensors)  # type: ignore[arg-type]
+
+    def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
+        """A minibatch for each group of cells, gathered many at a time."""
+        for start in range(0, len(groups), _GATHERED):
+            some = groups[start : start + _GATHERED]
+            block, first = self.minibatch(np.concatenate(some)), 0
+            for cells in some:
+                yield block.part(first, first + len(cells))
+                first += len(cells)
+
+    def chunks(self, size: int, cells: np.ndarray | None = None) -> Iterator[tuple[slice, Minibatch]]:
+        """All cells in order, or those numbered `cells`, `size` at a time: (places among them, minibatch)."""
+        n = len(self) if cells is None else len(cells)
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            yield rows, self.minibatch(rows if cells is None else cells[rows])
+
+    def library_prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the log total counts within each batch, 2 x (batches,) float32.
+
+        A batch without two different totals takes the variance over all cells.
+        """
+        batch, log_size = self.codes[:, 0], self.log_size.astype(np.float64)
+        n = np.maximum(np.bincount(batch, minlength=self.n_levels[0]), 1)
+        mean = np.bincount(batch, log_size, len(n)) / n
+        variance = np.bincount(batch, (log_size - mean[batch]) ** 2, len(n)) / n
+        overall = max(float(log_size.var()), 1e-2)
+        return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
+
+
+def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cells for training and for validation: 2 arrays of sorted cell numbers.
+
+    Every batch gives the same share; a batch too small to spare a cell goes to training whole.
+
+    Parameters
+    ----------
+    batch
+        (cells,) batch code of every cell.
+    train_size
+        Share of the cells to train on, in (0, 1].
+    """
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size is {train_size}; expected a share of the cells in (0, 1], such as 0.9.")
+    held = []
+    for code in np.unique(batch):
+        cells = np.flatnonzero(batch == code)
+        n_held = min(round(len(cells) * (1 - train_size)), len(cells) - 1)
+        held.append(rng.permutation(cells)[:n_held])
+    validation = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(batch)), validation), validation
+
+
+def shuffled(cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One epoch: `cells` in random order, in minibatches of nearly equal size: a short one's cells would weigh more."""
+    return np.array_split(rng.permutation(cells), -(-len(cells) // batch_size))

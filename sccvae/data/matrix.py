@@ -1,0 +1,306 @@
+"""The matrix of an AnnData -> `Rows`, wherever it is stored: read in blocks, every value checked."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from sccvae.data.blocks import blocks_of
+from sccvae.data.packed_rows import BLOCK, Rows
+from sccvae.validation.wording import Text, did_you_mean, listed_names
+
+Support = Literal["counts", "real", "binary"]
+MAX_COUNT = 2**24  # the largest whole number below which float32 holds every one exactly
+BLOCK_BYTES = 64 * 2**20  # rows read at once from a dense or backed matrix
+
+
+def read_rows(
+    adata: AnnData,
+    layer: str | None,
+    support: Support,
+    genes: Sequence[str],
+    *,
+    at: np.ndarray | None = None,
+    round_counts: bool = False,
+    learning: bool = True,
+) -> Rows:
+    """All cells, the genes named in that order, checked, in memory of its own. In passing little else is taken.
+
+    Parameters
+    ----------
+    at
+        Columns of these genes; None finds them by name.
+    round_counts
+        Take the nearest whole numbers, an even one where two are as near.
+    learning
+        Whether a model is made of these data, whose arguments can be chosen; else it is asked about them.
+    """
+    columns = _columns_of(adata, genes) if at is None else at
+    source = _Source(adata, layer, support, genes, round_counts, learning)
+    parts = []
+    for start, whole in blocks_of(_matrix_of(adata, layer, learning), source.where, adata.shape, BLOCK_BYTES):
+        block = whole if columns is None else whole[:, columns]
+        if not block.has_canonical_format:
+            block = block.astype(np.float64)  # a copy
+            block.sum_duplicates()
+        if wrong := _wrong_values(block.data, support, round_counts):
+            raise ValueError(source.message(start, whole, block, wrong))
+        if round_counts and block.data.dtype.kind == "f":
+            block = sp.csr_matrix((np.rint(block.data), block.indices, block.indptr), shape=block.shape)
+        if np.count_nonzero(block.data) < len(block.data):
+            block = block.copy()
+            block.eliminate_zeros()
+        parts.append(Rows.of(block, counts=support != "real"))
+    rows = Rows.joined(parts)
+    if support == "counts":
+        source.check_empty_cells(rows)
+    return rows
+
+
+def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
+    """Where the genes stand in the AnnData, each once; None when they are its own, in its order."""
+    names = adata.var_names.astype(str)
+    if len(names) == len(genes) and (names == np.asarray(genes)).all():
+        return None
+    asked = pd.Index(genes)
+    check_unique(names[names.isin(asked)], "var_names", "adata.var_names_make_unique()")
+    first = np.flatnonzero(~names.duplicated())  # names that the model does not ask for may come twice
+    at = names[first].get_indexer(asked)
+    check_known_genes(
+        [g for g, i in zip(genes, at, strict=True) if i < 0], names, "The model needs genes that adata lacks:"
+    )
+    return first[at]
+
+
+def where_of(layer: str | None) -> str:
+    """How a user writes a layer, or `X`."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """Names of the layers; anndata 0.13 counts `X` among them, as None."""
+    return [name for name in adata.layers if name is not None]
+
+
+def _matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
+    """`X` or a layer as it is stored."""
+    names = layer_names(adata)
+    if layer is not None and layer not in names:
+        hint = ""
+        if not learning and _holds_counts(adata, None):
+            hint = f" The model reads that layer; adata.X holds counts: adata.layers[{layer!r}] = adata.X.copy()."
+        raise KeyError(Text(f"adata.layers has no {layer!r}.{did_you_mean(layer, names)}{hint}"))
+    matrix = _stored(adata, layer)
+    if matrix is None:
+        if learning:
+            hint = f"pass layer= one of {listed_names(names)}" if names else "put the counts there"
+        else:
+            hint = "the model reads counts there" + (f": adata.X = adata.layers[{names[0]!r}]" if names else "")
+        raise ValueError(f"adata.X is None; {hint}.")
+    return matrix
+
+
+def _wrong_values(values: np.ndarray, support: Support, rounded: bool = False) -> tuple[int, int] | None:
+    """Where the first value lies that is not what the likelihood is about, and how many do. Every one is looked at."""
+    first: int | None = None
+    n = 0
+    for start in range(0, len(values) if values.dtype != bool else 0, BLOCK):
+        wrong = _are_wrong(values[start : start + BLOCK], support, rounded)
+        if found := np.count_nonzero(wrong):
+            first, n = (start + int(wrong.argmax()) if first is None else first), n + int(found)
+    return None if first is None else (first, n)
+
+
+def _are_wrong(values: np.ndarray, support: Support, rounded: bool) -> np.ndarray:
+    if support == "real":
+        return ~(np.abs(values) <= np.finfo(np.float32).max)
+    if support == "binary":
+        return (values != 0) & (values != 1)
+    if rounded or np.issubdtype(values.dtype, np.integer):
+        return ~((values >= 0) & (values <= MAX_COUNT))
+    return ~((values >= 0) & (values <= MAX_COUNT) & (np.floor(values) == values))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is read, for what: enough to say what is wrong with it, and what to do."""
+
+    adata: AnnData
+    layer: str | None
+    support: Support
+    genes: Sequence[str]
+    round_counts: bool
+    learning: bool
+
+    @property
+    def where(self) -> str:
+        return where_of(self.layer)
+
+    def message(self, start: int, whole: sp.csr_matrix, block: sp.csr_matrix, wrong: tuple[int, int]) -> str:
+        """What is wrong with values of some cells, from number `start` on: all genes, and those of the model."""
+        (at, n_wrong), where, support = wrong, self.where, self.support
+        row = int(np.searchsorted(block.indptr, at, side="right")) - 1
+        value, cell, gene = block.data[at], self.adata.obs_names[start + row], self.genes[block.indices[at]]
+        within = "in this block of cells" if start or block.shape[0] < self.adata.n_obs else "in all"
+        found = f"{value:g} at cell {str(cell)!r}, gene {str(gene)!r} ({n_wrong} such values {within})"
+        if support == "real":
+            return (
+                f"{where} holds a value that is not finite: {found}. Mend or remove it before building the model."
+                f"{_of_nan(value)}"
+            )
+        if support == "binary":
+            return (
+                f"{where} holds values other than 0 and 1: {found}. gene_likelihood='bernoulli' models 0/1 data: "
+                f"binarise first, or choose gene_likelihood='zinb' for counts.{_of_nan(value)}"
+            )
+        if np.isfinite(value) and value > MAX_COUNT:
+            return (
+                f"{where} holds a count above 2**24 = {MAX_COUNT}: {found}. Is this matrix really counts of molecules?"
+            )
+        what = "negative values" if value < 0 else "values that are not counts"
+        known, cure = self._where_counts_are()
+        if np.isfinite(value) and value > 0:
+            cure += _of_fractions(whole, known)
+        return f"{where} holds {what}: {found}. sccvae models raw counts.{_of_nan(value)} {cure}"
+
+    def _where_counts_are(self) -> tuple[bool, str]:
+        """Whether there are counts elsewhere, and what to do."""
+        adata, where = self.adata, self.where
+        candidates = [n for n in [None, *layer_names(adata)] if n != self.layer and _holds_counts(adata, n)]
+        if candidates:
+            cure = f"pass layer={candidates[0]!r}" if self.learning else f"{where} = {where_of(candidates[0])}"
+            return True, f"{where_of(candidates[0])} holds counts: {cure}."
+        if adata.raw is not None and _holds(adata.raw.X, adata.raw.shape, "counts"):
+            return True, "adata.raw holds counts: use adata.raw.to_adata() (with adata.obs)."
+        cure = "go back to the raw matrix, before sc.pp.normalize_total and log1p"
+        return False, f"No other layer of adata holds counts: {cure}."
+
+    def check_empty_cells(self, rows: Rows) -> None:
+        """Raise if a cell has no counts."""
+        empty = np.diff(rows.indptr) == 0
+        if not empty.any():
+            return
+        cure = "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
+        if self.round_counts or len(self.genes) < self.adata.n_vars:
+            cure = "Leave those cells out, or model genes in which they have counts."
+        elif self.layer is not None:
+            cure = f"Leave those cells out: adata[np.ravel({self.where}.sum(1)) > 0].copy()."
+        rounded = " once they are rounded" if self.round_counts else ""
+        raise ValueError(
+            f"{empty.sum()} of {self.adata.n_obs} cells have no counts in the genes modelled{rounded}, such as "
+            f"{listed_names(self.adata.obs_names[empty])}. {cure}"
+        )
+
+
+def _of_nan(value: float) -> str:
+    """Where missing values come from."""
+    if not np.isnan(value):
+        return ""
+    return (
+        " Missing values often come from anndata.concat(..., join='outer'), where not all tables have the gene: "
+        "join='inner' keeps the genes that all have."
+    )
+
+
+def _of_fractions(whole: sp.csr_matrix, known: bool) -> str:
+    """What else to do about fractions, by what the rows look like and whether counts are known elsewhere."""
+    how = "pass round_counts=True when the model is built (command line: --round-counts)"
+    if not _look_normalised(whole):
+        return f" If these are expected counts, as of RSEM, Salmon or Smart-seq2: {how}."
+    return "" if known else f" These look normalised; only if they are expected counts, as of RSEM or Salmon, {how}."
+
+
+def _look_normalised(block: sp.csr_matrix) -> bool:
+    """Whether most values are fractions, and are logarithms or add up to the same in all cells."""
+    values = block.data
+    if np.mean(values != np.floor(values)) <= 0.5:
+        return False
+    if values.max() < 20:
+        return True
+    totals = np.asarray(block.sum(1, dtype=np.float64))
+    return len(totals) > 1 and float(np.ptp(totals)) <= 1e-3 * float(totals.mean())
+
+
+def _stored(adata: AnnData, layer: str | None) -> Any:
+    """`X` or a layer; None where a backed file has no `X`, for which anndata raises KeyError."""
+    if layer is not None:
+        return adata.layers[layer]
+    try:
+        return adata.X
+    except KeyError:
+        return None
+
+
+def _holds_counts(adata: AnnData, layer: str | None) -> bool:
+    return holds(adata, layer, "counts")
+
+
+def holds(adata: AnnData, layer: str | None, support: Support) -> bool:
+    """Whether the matrix is there and holds nothing but what the likelihood is about."""
+    matrix = None if layer is not None and layer not in layer_names(adata) else _stored(adata, layer)
+    return matrix is not None and _holds(matrix, adata.shape, support)
+
+
+def _holds(matrix: Any, shape: tuple[int, int], support: Support) -> bool:
+    try:
+        return not any(_wrong_values(block.data, support) for _, block in blocks_of(matrix, "", shape, BLOCK_BYTES))
+    except (TypeError, ValueError):
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_adata(adata: AnnData) -> None:
+    """Raise unless it is an AnnData that holds cells and genes."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected an AnnData; found {type(adata).__name__}. {_instead(adata)}")
+    if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
+        raise TypeError(
+            f"adata was read lazily: adata.obs is a {type(adata.obs).__name__}, not yet in memory. Pass "
+            "adata.to_memory(). To leave the counts in the file: adata.obs, adata.var = adata.obs.to_memory(), "
+            "adata.var.to_memory()."
+        )
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata holds {adata.n_obs} cells and {adata.n_vars} genes; both must be at least 1.")
+
+
+def _instead(given: Any) -> str:
+    """How to come to an AnnData from what was given in its place."""
+    name = type(given).__name__
+    if isinstance(given, str | PathLike):
+        return f"Read the file first: sccvae takes sc.read_h5ad({str(given)!r})."
+    if name == "MuData":
+        names = list(getattr(given, "mod", {})) or ["rna"]
+        chosen = "rna" if "rna" in names else names[0]
+        return f"Pass the modality with the counts of genes, such as mdata[{chosen!r}]; there is {listed_names(names)}."
+    if name == "SpatialData":
+        names = list(getattr(given, "tables", {})) or ["table"]
+        return f"Pass the table with the counts of genes, such as sdata.tables[{names[0]!r}]."
+    if name == "Raw":
+        return "Pass adata.raw.to_adata(), with the columns of adata.obs."
+    if isinstance(given, list | tuple | dict):
+        return "Join several first: anndata.concat([...], label='batch')."
+    return "Wrap a matrix as anndata.AnnData(matrix)."
+
+
+def check_unique(names: pd.Index, what: str, fix: str) -> None:
+    """Raise unless no name comes twice."""
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise ValueError(f"adata.{what} are not unique: {listed_names(twice)} appear more than once. Call {fix} first.")
+
+
+def check_known_genes(missing: list[str], known: Iterable[str], what: str) -> None:
+    """Raise if genes are missing."""
+    if missing:
+        known = [str(k) for k in known]
+        raise ValueError(
+            f"{what} {len(missing)} unknown gene{'s' if len(missing) > 1 else ''}: {listed_names(missing)}."
+            f"{did_you_mean(missing[0], known, listed=True)} Genes are matched by name."
+        )

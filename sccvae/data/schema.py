@@ -1,0 +1,231 @@
+"""AnnData -> checked `Counts`, by way of `columns` and `matrix`.
+
+A `Schema` is what a model remembers of the AnnData it was built on: genes, keys, categories, scaling. The same schema
+reads new data, so genes are matched by name, batches by category, and nothing by position. The AnnData is only read.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sccvae.data.columns import (
+    categories_of,
+    codes_of,
+    log_sizes,
+    moments_of,
+    numbers_of,
+    one_column,
+    position_of,
+    size_factors_of,
+    standardised,
+)
+from sccvae.data.counts import Counts
+from sccvae.data.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
+from sccvae.data.packed_rows import Rows
+from sccvae.validation.arguments import flag
+from sccvae.validation.names import in_order
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How to read an AnnData the way the training data were read.
+
+    Attributes
+    ----------
+    genes
+        Names in the model's order.
+    categories
+        For the batch and every categorical covariate (in the order of the code columns): its categories, as text.
+    means, scales
+        Of the continuous covariates in the training data; values are standardised with them.
+    log_size_offset
+        Added to log size factors so that the mean library size is the mean total count; 0 without size factors.
+    round_counts
+        Whether counts are rounded to whole numbers.
+    """
+
+    genes: tuple[str, ...]
+    layer: str | None
+    support: Support
+    batch_key: str | None
+    categorical_covariate_keys: tuple[str, ...]
+    continuous_covariate_keys: tuple[str, ...]
+    size_factor_key: str | None
+    categories: tuple[tuple[str, ...], ...]
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+    log_size_offset: float
+    round_counts: bool = False
+
+    @classmethod
+    def learn(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        support: Support = "counts",
+        batch_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = (),
+        continuous_covariate_keys: Sequence[str] | None = (),
+        size_factor_key: str | None = None,
+        genes: np.ndarray | None = None,
+        round_counts: bool = False,
+    ) -> tuple["Schema", Counts]:
+        """Check the data a model is built on; return what to remember of them and the counts.
+
+        Parameters
+        ----------
+        genes
+            (genes,) boolean mask of the genes to model; None takes all.
+        round_counts
+            Take the whole numbers nearest to the values.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            What is wrong with the data, where, and how to mend it.
+        """
+        check_adata(adata)
+        if flag("round_counts", round_counts) and support != "counts":
+            raise ValueError("round_counts=True is for counts: gene_likelihood='zinb', 'nb' or 'poisson'.")
+        at = None if genes is None else np.flatnonzero(genes)
+        names = adata.var_names.astype(str) if at is None else adata.var_names[at].astype(str)
+        check_unique(names, "var_names", "adata.var_names_make_unique()")
+        categorical_covariate_keys = () if categorical_covariate_keys is None else categorical_covariate_keys
+        continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
+        for given in (categorical_covariate_keys, continuous_covariate_keys):
+            if isinstance(given, str):
+                raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")
+        keys: list[str | None] = [batch_key, *categorical_covariate_keys]
+        categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
+        moments = [
+            moments_of(numbers_of(adata, key), one_column(adata.obs, key).dtype) for key in continuous_covariate_keys
+        ]
+        rows = read_rows(adata, layer, support, names, at=at, round_counts=round_counts)
+        offset = 0.0
+        if size_factor_key is not None and support == "counts":
+            mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
+            offset = float(np.log(mean_total) - np.log(moments_of(size_factors_of(adata, size_factor_key), float)[0]))
+        schema = cls(
+            genes=tuple(names),
+            layer=layer,
+            support=support,
+            batch_key=batch_key,
+            categorical_covariate_keys=tuple(categorical_covariate_keys),
+            continuous_covariate_keys=tuple(continuous_covariate_keys),
+            size_factor_key=size_factor_key,
+            categories=categories,
+            means=tuple(mean for mean, _ in moments),
+            scales=tuple(scale for _, scale in moments),
+            log_size_offset=offset,
+            round_counts=bool(round_counts),
+        )
+        return schema, schema.assemble(adata, rows)
+
+    def values_of(self, adata: AnnData) -> Rows:
+        """The values alone of new data, genes in the model's order."""
+        options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
+        return read_rows(adata, self.layer, self.support, self.genes, **options)
+
+    def codes_of(self, adata: AnnData) -> np.ndarray:
+        """(cells, 1 + categorical covariates) codes of batch and covariates."""
+        keys = [self.batch_key, *self.categorical_covariate_keys]
+        codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
+        for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
+            if key is not None:
+                codes[:, column] = codes_of(adata, key, known)
+        return codes
+
+    def read(self, adata: AnnData) -> Counts:
+        """Counts of new data, read as the training data were: genes in the model's order, known categories only.
+
+        Raises
+        ------
+        ValueError, KeyError
+            What is wrong with the data, where, and how to mend it.
+        """
+        check_adata(adata)
+        return self.assemble(adata, self.values_of(adata))
+
+    def code_of_batch(self, batch: Any) -> int:
+        """Number of a batch known by name."""
+        return position_of(batch, self.categories[0], "batch", self.batch_key)
+
+    def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
+        """Columns of the genes named, in the order asked."""
+        if isinstance(gene_list, str):
+            raise TypeError(f"gene_list is a list of gene names; found the text {gene_list!r}: pass [{gene_list!r}].")
+        asked = [str(gene) for gene in gene_list]
+        index = pd.Index(self.genes).get_indexer(asked)
+        check_known_genes(
+            [gene for gene, at in zip(asked, index, strict=True) if at < 0], self.genes, "gene_list names"
+        )
+        return index
+
+    def columns_of(self, codes: np.ndarray) -> dict[str, Any]:
+        """Columns of `obs` for codes (cells, 1 + categorical covariates), continuous covariates at their means."""
+        keys = (self.batch_key, *self.categorical_covariate_keys)
+        categorical = {
+            key: pd.Categorical.from_codes(codes[:, column], categories=list(self.categories[column]))
+            for column, key in enumerate(keys)
+            if key is not None
+        }
+        means = zip(self.continuous_covariate_keys, self.means, strict=True)
+        return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
+
+    def assemble(self, adata: AnnData, rows: Rows) -> Counts:
+        """The values of an AnnData with what its `obs` says of the cells."""
+        codes = self.codes_of(adata)
+        continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
+        for column, key in enumerate(self.continuous_covariate_keys):
+            moments = self.means[column], self.scales[column]
+            continuous[:, column] = standardised(numbers_of(adata, key), *moments, key, adata.obs_names)
+        log_size = None
+        if self.size_factor_key is not None:
+            log_size = log_sizes(adata, self.size_factor_key, self.log_size_offset).astype(np.float32)
+        return Counts.of(
+            rows,
+            codes=codes,
+            n_levels=tuple(map(len, self.categories)),
+            continuous=continuous,
+            log_size=log_size,
+            nonnegative=self.support != "real",
+        )
+
+
+def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:
+    """(genes,) boolean mask from a column of `var` (0 and 1 will do there), an array, or a Series with genes' names."""
+    check_adata(adata)
+    what, column = "mask_var", isinstance(mask_var, str)
+    if isinstance(mask_var, str):
+        what, mask_var = f"adata.var[{mask_var!r}]", one_column(adata.var, mask_var, "var")
+    elif isinstance(mask_var, pd.Series):
+        mask_var = in_order(mask_var, adata.var_names, what, "genes")
+    mask = np.asarray(mask_var)
+    if (missing := np.asarray(pd.isna(mask))).any():
+        raise ValueError(
+            f"{what} has dtype {mask.dtype} and shape {mask.shape}, without a value for {missing.sum()} genes; "
+            f"expected {adata.n_vars} booleans. Tables that were joined leave such gaps: {what} = {what}.fillna(False)"
+            ".astype(bool)."
+        )
+    if _is_yes_or_no(mask, numbers=column):
+        mask = mask.astype(bool)
+    if mask.dtype != bool or mask.shape != (adata.n_vars,):
+        cure = f" Of zeros and ones: {what}.astype(bool)." if mask.dtype.kind in "iuf" else ""
+        raise ValueError(
+            f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected {adata.n_vars} booleans, one a gene.{cure}"
+        )
+    if not mask.any():
+        raise ValueError(f"{what} selects none of {adata.n_vars} genes; at least one is needed.")
+    return mask
+
+
+def _is_yes_or_no(values: np.ndarray, *, numbers: bool) -> bool:
+    """Whether values of another dtype are all booleans or, with `numbers`, all 0 or 1."""
+    if values.dtype == object:
+        return all(isinstance(value, bool | np.bool_) for value in values.flat)
+    return numbers and values.dtype.kind in "iuf" and bool(np.isin(values, (0, 1)).all())

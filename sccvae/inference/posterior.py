@@ -1,0 +1,446 @@
+"""What a trained `VAE` says of cells: arrays in, arrays out, a chunk of cells at a time.
+
+Every function is deterministic: posterior means, or draws from a generator seeded by the caller.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sccvae.data.counts import Counts, Minibatch
+from sccvae.data.device_loading import chunk_of, chunks
+from sccvae.inference.expression import Expressed
+from sccvae.inference.noise import Noise, streams
+from sccvae.kernels.parallel import alone, each_alone, multiply
+from sccvae.modules.distributions import Gaussian
+from sccvae.modules.likelihoods import Decoded
+from sccvae.modules.vae import VAE
+from sccvae.statistics.differential_expression import Group
+from sccvae.statistics.predictive_checks import CountParameters
+
+SAMPLED = 64  # cells whose x is drawn from one stream, and at once
+SUMMED = 256  # cells whose expression is summed at once
+
+
+class Draw(NamedTuple):
+    """One decoding of a chunk of cells."""
+
+    rows: slice
+    x: Minibatch
+    decoded: Decoded
+    log_library: torch.Tensor | None  # (cells,); None where the likelihood has no library
+
+
+@each_alone
+@torch.no_grad()
+def encode(
+    vae: VAE, counts: Counts, chunk_size: int | None = None
+) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
+    """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
+    vae.eval()
+    for rows in chunks(len(counts), chunk_size or chunk_of(counts.n_genes, vae.device)):
+        x = counts.minibatch(rows).to(vae.device)
+        yield rows, x, *vae.encoder(x)
+
+
+def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tensor]]:
+    """Function: rows and number of a sample -> what z is drawn with, (cells, n_latent), and then log l, (cells,)."""
+    noise = Noise(seed, vae.architecture.n_latent + 1, vae.library_mean)
+
+    def of(rows: slice, sample: int) -> Iterator[torch.Tensor]:
+        numbers = noise(rows, sample)
+        return iter((numbers[:, :-1], numbers[:, -1]))
+
+    return of
+
+
+@alone()
+def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of q(z|x), (cells, n_latent) float32 each."""
+    mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
+    for rows, _, q_z, _ in encode(vae, counts):
+        mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
+    return mean, variance
+
+
+@alone()
+def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of q(y|x), (cells, dimensions) each; y is z and, where there is one, the library size.
+
+    That is as log l in standard deviations from its mean in the cell's batch, as its prior has them.
+    """
+    mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
+    log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
+    for rows, _, q_z, q_l in encode(vae, counts):
+        mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
+        if q_l is not None:
+            log_l[rows], uncertainty[rows] = q_l.mean.cpu().numpy(), q_l.variance.cpu().numpy()
+    if not vae.likelihood.has_library:
+        return mean, variance
+    centre, spread2 = (m.cpu().numpy()[counts.codes[:, 0]] for m in (vae.library_mean, vae.library_variance))
+    deviation = (log_l - centre) / np.sqrt(spread2)
+    return np.column_stack([mean, deviation]), np.column_stack([variance, uncertainty / spread2])
+
+
+@each_alone
+@torch.no_grad()
+def codes(
+    vae: VAE,
+    counts: Counts,
+    chunk_size: int | None = None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+) -> Iterator[tuple[slice, Minibatch, torch.Tensor, torch.Tensor | None]]:
+    """What to decode, (rows, minibatch, z, log l): for all cells in order, chunk by chunk, each sample, each batch.
+
+    Parameters
+    ----------
+    batches
+        Codes of the batches to decode in; None stands for each cell's own.
+    n_samples
+        Draws of z and l per cell; None decodes the posterior means once.
+    """
+    noise = noise_of(vae, seed)
+    for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
+        for sample in range(n_samples or 1):
+            numbers = iter(()) if n_samples is None else noise(rows, sample)
+            z = q_z.mean if n_samples is None else q_z.sample(numbers)
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.mean if n_samples is None else q_l.sample(numbers)
+            for batch in batches:
+                yield rows, x if batch is None else x.with_batch(batch), z, log_l
+
+
+@each_alone
+@torch.no_grad()
+def decode(
+    vae: VAE,
+    counts: Counts,
+    chunk_size: int | None = None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+) -> Iterator[Draw]:
+    """The same, decoded."""
+    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        yield Draw(rows, x, vae.decoder(z, x), log_l)
+
+
+@each_alone
+@torch.no_grad()
+def expression(
+    vae: VAE,
+    counts: Counts,
+    library_size: float | Literal["latent", "observed"],
+    genes: np.ndarray | None,
+    chunk_size: int | None,
+    *,
+    batches: Sequence[int | None],
+    n_samples: int | None,
+    seed: int,
+    keep_draws: bool = False,
+    out: np.ndarray | None = None,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows, normalised expression of the genes asked), chunk by chunk; (cells, genes), averaged over batches.
+
+    Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes). `out`, an array for all cells that
+    `can_be_filled`, is filled, and what is yielded are its rows.
+    """
+    per_chunk, n_means = (n_samples or 1) * len(batches), (n_samples or 1) if keep_draws else 1
+    per_mean, done = per_chunk // n_means, 0
+    n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
+    direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
+    if expressed.compiled and direct and out is not None and chunk_size is None and n_samples is None:
+        # Only codes are made of so many at once.
+        chunk_size = 4 * chunk_of(counts.n_genes, vae.device)
+    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        if done == 0:
+            if out is None:
+                means = np.empty((n_means, len(z), n_columns), np.float32)
+            else:
+                means = (out if keep_draws else out[None])[:, rows]
+            if not direct and len(whole) < len(z):
+                whole = z.new_empty(len(z), counts.n_genes)
+        factor: torch.Tensor | float = 1 / per_mean
+        if not isinstance(library_size, str):
+            factor *= library_size
+        elif log_l is not None:
+            factor = factor * (x.log_size if library_size == "observed" else log_l).exp()
+        mean, within = divmod(done, per_mean)
+        target = torch.from_numpy(means[mean]) if direct else whole[: len(z)]
+        expressed.into(target, z, x, factor, add=within > 0)
+        if not direct and within == per_mean - 1:
+            means[mean] = target.cpu().numpy()[:, slice(None) if genes is None else genes]
+        done = (done + 1) % per_chunk
+        if done == 0:
+            yield rows, means if keep_draws else means[0]
+
+
+def can_be_filled(out: Any) -> bool:
+    """Whether `expression` can write into it; anything else is to be given the rows that it yields."""
+    return isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
+
+
+@alone()
+def group_expression(
+    vae: VAE,
+    counts: Counts,
+    cells: Sequence[np.ndarray],
+    batches: Sequence[int | None],
+    n_samples: int,
+    *,
+    max_cells: int,
+    chunk_size: int | None,
+    seed: int,
+) -> list[Group]:
+    """Posterior draws of the mean expression of groups of cells, each decoded in the same batches, and its counts.
+
+    A draw is the Bayesian bootstrap (Rubin 1981) over the cells: their decoded z, weighted at random.
+
+    Parameters
+    ----------
+    cells
+        Numbers of the cells of each group.
+    batches
+        As in `decode`. In each cell's own, batch effects are left in, so counts are not split by batch, either.
+    max_cells
+        Cells of a group to decode; a larger group is represented by a random choice.
+    """
+    if n_samples < 10:
+        raise ValueError(f"n_samples is {n_samples}; expected at least 10, as their standard deviation is taken.")
+    groups = []
+    for number, of_group in enumerate(cells):
+        rng = np.random.default_rng([seed, number])
+        taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
+        some, draws_seed = counts[taken], int(rng.integers(2**62))
+        repeats = -(-1000 // (len(taken) * len(batches)))  # a small group has each cell's z drawn more often
+        decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=draws_seed)
+        draws = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
+        observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
+        raw = counts.stored.take(of_group)
+        groups.append(
+            Group(
+                n_cells=len(of_group),
+                samples=draws,
+                observed=observed,
+                expected=expected,
+                library=library * len(of_group) / len(taken),
+                raw=raw.gene_sums(lambda x: x),
+                detected=raw.gene_sums(np.ones_like).astype(np.int64),
+            )
+        )
+    return groups
+
+
+def _bootstrap(
+    chunks: Iterator[np.ndarray], n_samples: int, size: int, n_genes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means of rows with random weights, (n_samples, genes); rows are summed `size` at a time, however they come."""
+    draws, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
+    kept, n = np.empty((size, n_genes), dtype=np.float32), 0
+
+    def add(rows: np.ndarray) -> None:
+        weights = rng.standard_exponential((len(rows), n_samples), dtype=np.float32)
+        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), draws, add=True)
+        total[:, 0] += weights.sum(0)
+
+    for rows in chunks:
+        begin = 0
+        while begin < len(rows):
+            taken = rows[begin : begin + size - n]
+            kept[n : n + len(taken)] = taken
+            begin, n = begin + len(taken), n + len(taken)
+            if n == size:
+                add(kept)
+                n = 0
+    if n:
+        add(kept[:n])
+    return draws.numpy() / total.astype(np.float32)
+
+
+@each_alone
+@torch.no_grad()
+def count_moments(
+    vae: VAE, counts: Counts, chunk_size: int | None = None
+) -> Iterator[tuple[Draw, torch.Tensor, torch.Tensor]]:
+    """(decoding, E[x], E[x] / Var[x]) at the posterior means, chunk by chunk, (cells, genes) each.
+
+    ZINB: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
+    """
+    for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
+        assert draw.log_library is not None
+        mean = vae.likelihood.mean(draw.decoded, draw.log_library)
+        spread, kept = torch.zeros_like(mean), torch.ones_like(mean)
+        if draw.decoded.log_dispersion is not None:
+            spread = spread + torch.exp(-draw.decoded.log_dispersion)
+        if draw.decoded.dropout is not None:
+            spread, kept = spread + draw.decoded.dropout.sigmoid(), torch.sigmoid(-draw.decoded.dropout)
+        yield draw, mean * kept, 1 / (1 + mean * spread)
+
+
+@each_alone
+def gene_moments(vae: VAE, counts: Counts, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """(rows, E[x], Var[x]) of some genes at the posterior means, chunk by chunk, (cells, genes) each."""
+    columns = torch.from_numpy(genes).to(vae.device)
+    for draw, expected, weight in count_moments(vae, counts):
+        yield draw.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy()
+
+
+@torch.no_grad()
+def _counts_and_expectation(
+    vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes."""
+    shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), np.zeros(len(counts))
+    observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
+    for draw, mean, weight in count_moments(vae, counts, chunk_size):
+        assert draw.log_library is not None
+        batch = draw.x.codes[:, 0] if by_batch else torch.zeros_like(draw.x.codes[:, 0])
+        observed.index_add_(0, batch, (weight * draw.x.dense()).double())
+        expected.index_add_(0, batch, (weight * mean).double())
+        library[draw.rows] = draw.log_library.exp().cpu().numpy()
+    return observed.cpu().numpy(), expected.cpu().numpy(), float(library.sum())
+
+
+@alone()
+@torch.no_grad()
+def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
+    """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
+    shape = (len(counts), counts.n_genes)
+    spread = "scale" if vae.likelihood.support == "real" else "dispersions"
+    result: dict[str, np.ndarray] = {"mean": np.empty(shape, dtype=np.float32)}
+    for draw in decode(vae, counts, batches=[None], n_samples=None, seed=0):
+        result["mean"][draw.rows] = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
+        if (log_dispersion := draw.decoded.log_dispersion) is not None:
+            values = log_dispersion.exp().cpu().numpy()
+            if values.ndim == 1:
+                result[spread] = np.broadcast_to(values, shape)
+            else:
+                result.setdefault(spread, np.empty(shape, dtype=np.float32))[draw.rows] = values
+        if draw.decoded.dropout is not None:
+            probability = torch.sigmoid(draw.decoded.dropout).cpu().numpy()
+            result.setdefault("dropout", np.empty(shape, dtype=np.float32))[draw.rows] = probability
+    return result
+
+
+@each_alone
+@torch.no_grad()
+def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> Iterator[tuple[slice, CountParameters]]:
+    """(rows, parameters of p(x | z, l)) for chunks of cells in order, `n_samples` draws of z and l for each."""
+    for draw in decode(vae, counts, batches=[None], n_samples=n_samples, seed=seed):
+        mean = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
+        log_theta, logit = draw.decoded.log_dispersion, draw.decoded.dropout
+        theta = None if log_theta is None else log_theta.exp().cpu().numpy()
+        yield draw.rows, CountParameters(mean, theta, None if logit is None else logit.sigmoid().cpu().numpy())
+
+
+@alone()
+@torch.no_grad()
+def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
+    """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
+    rng = np.random.default_rng(seed)
+    noise_seed, rng_of = int(rng.integers(2**62)), streams(rng)
+    draws = enumerate(decode(vae, counts, SAMPLED, batches=[None], n_samples=1, seed=noise_seed))
+    parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng_of(part))) for part, d in draws]
+    return sp.vstack(parts, format="csr")
+
+
+@alone()
+@torch.no_grad()
+def generate(
+    vae: VAE,
+    codes: np.ndarray,
+    rng: np.random.Generator,
+    z: np.ndarray | None = None,
+    deviation: np.ndarray | None = None,
+) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
+    """Cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
+
+    z is drawn from the prior unless it is given; so is l, of which `deviation`, (cells,), gives log l in standard
+    deviations from its mean in the batch.
+    """
+    vae.eval()
+    a, device, parts, library = vae.architecture, vae.device, [], []
+    if z is None:
+        n = len(codes)
+        z = rng.standard_normal((n, a.n_latent)).astype(np.float32) if vae.prior is None else vae.prior.sample(n, rng)
+    if deviation is None and vae.likelihood.has_library:
+        deviation = rng.standard_normal(len(codes))
+    rng_of = streams(rng)
+    for part, rows in enumerate(chunks(len(codes), SAMPLED)):
+        x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
+        log_l = None
+        if vae.likelihood.has_library:
+            log_l = draw_log_library(vae, x, rng, None if deviation is None else deviation[rows])
+            library.append(log_l.exp().cpu().numpy())
+        decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
+        parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
+    return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
+
+
+def draw_log_library(
+    vae: VAE, x: Minibatch, rng: np.random.Generator, deviation: np.ndarray | None = None
+) -> torch.Tensor:
+    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read.
+
+    `deviation`, (cells,), in standard deviations, is standard normal unless it is given.
+    """
+    prior = vae.library_prior(x)
+    deviation = rng.standard_normal(x.n_cells) if deviation is None else deviation
+    return prior.mean + prior.variance.sqrt() * torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
+
+
+@alone()
+@torch.no_grad()
+def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
+    """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
+    terms, noise = np.zeros((3, len(counts))), noise_of(vae, seed)
+    vae.eval()
+    for rows in chunks(len(counts), chunk_of(counts.n_genes, vae.device)):
+        x = counts.minibatch(rows).to(vae.device)
+        elbo = vae(x, noise(rows, 0))
+        terms[:, rows] = torch.stack([elbo.reconstruction, elbo.kl_z, elbo.kl_l]).cpu().numpy()
+    return terms
+
+
+@alone()
+@torch.no_grad()
+def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
+    """(cells,) importance-sampled log p(x): log of the mean of p(x|z,l) p(z) p(l) / (q(z|x) q(l|x)), z, l ~ q.
+
+    Burda, Grosse & Salakhutdinov 2016, equation 8; a lower bound that tightens with `n_samples`.
+    """
+    result, noise = np.zeros(len(counts)), noise_of(vae, seed)
+    for rows, x, q_z, q_l in encode(vae, counts):
+        log_weights = []
+        for sample in range(n_samples):
+            numbers = noise(rows, sample)
+            z = q_z.sample(numbers)
+            log_w = vae.log_prior(z) - q_z.log_prob(z).sum(1)
+            log_l = x.log_size if vae.likelihood.has_library else None
+            if q_l is not None:
+                log_l = q_l.sample(numbers)
+                log_w = log_w + vae.library_prior(x).log_prob(log_l) - q_l.log_prob(log_l)
+            log_p, _ = vae.likelihood.log_prob(x, vae.decoder(z, x), log_l)
+            log_weights.append((log_w + log_p).double())
+        result[rows] = (torch.logsumexp(torch.stack(log_weights), dim=0) - np.log(n_samples)).cpu().numpy()
+    return result
+
+
+@alone()
+@torch.no_grad()
+def decoded_codes(vae: VAE, z: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Expression at codes, (codes, n_latent), under the covariates `profile`, (1, categorical): (codes, genes)."""
+    a, mean = vae.architecture, np.empty((len(z), vae.architecture.n_genes), dtype=np.float32)
+    for rows in chunks(len(z), chunk_of(a.n_genes, vae.device)):
+        part = torch.from_numpy(z[rows]).to(vae.device)
+        x = Minibatch.of_covariates(np.repeat(profile, len(part), 0), a.n_continuous, a.n_genes).to(vae.device)
+        mean[rows] = vae.likelihood.expression(vae.decoder(part, x, only_logits=True)).cpu().numpy()
+    return mean

@@ -1,0 +1,237 @@
+"""What a training step does with z, compiled by numba for the CPU: each one pass, float32.
+
+The Gaussian draws with their KL divergence; the mixture that is their prior; what batches that lie apart are charged.
+Each with its gradient, for `manual_step`; names of gradients begin with `by_`.
+"""
+
+import math
+from functools import partial
+
+import numba
+import numpy as np
+
+from sccvae.kernels.cpu.layers import SOME, multiple
+from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, exp, f32
+from sccvae.kernels.parallel import share
+
+DISTANCES = 2**22  # between cells, kept at once
+
+
+@numba.njit(**EXACT)
+def gaussian(head, bounds, shift, prior_mean, prior_variance, noise, variance, draw, kl):
+    """Draw from q = Normal(shift + first half of head, exp(second half)), and KL(q || prior) summed over a cell.
+
+    Parameters
+    ----------
+    head
+        (cells, 2 n): means, and log variances.
+    bounds
+        Lowest and highest log variance, and what is added to the variance.
+    shift, prior_mean, prior_variance
+        (cells,).
+    noise, variance, draw
+        (cells, n): standard normal; filled; filled.
+    kl
+        (cells,): filled.
+    """
+    n = noise.shape[1]
+    for i in range(len(head)):
+        total, m0, v0 = f32(0.0), prior_mean[i], prior_variance[i]
+        for k in range(n):
+            mean, log_variance = head[i, k] + shift[i], min(max(head[i, n + k], bounds[0]), bounds[1])
+            v = f32(math.exp(log_variance)) + bounds[2]
+            variance[i, k], draw[i, k] = v, mean + np.sqrt(v) * noise[i, k]
+            total += v / v0 + (mean - m0) ** 2 / v0 - f32(1.0) - f32(math.log(v / v0))
+        kl[i] = f32(0.5) * total
+
+
+@numba.njit(**EXACT)
+def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, variance, by_draw, weight, by_head):
+    """Fill by_head from by_draw and weight * KL; the rest is as `gaussian` left it."""
+    n = noise.shape[1]
+    for i in range(len(head)):
+        m0, v0 = prior_mean[i], prior_variance[i]
+        for k in range(n):
+            mean, log_variance, v = head[i, k] + shift[i], head[i, n + k], variance[i, k]
+            by_head[i, k] = by_draw[i, k] + weight * (mean - m0) / v0
+            by_v = by_draw[i, k] * noise[i, k] / (f32(2.0) * np.sqrt(v)) + weight * f32(0.5) * (1 / v0 - 1 / v)
+            inside = bounds[0] <= log_variance <= bounds[1]
+            by_head[i, n + k] = by_v * (v - bounds[2]) if inside else f32(0.0)
+
+
+@numba.njit(**LOOP, **INNER)
+def _add(row, x):
+    for i in range(row.size):
+        row[i] += x
+
+
+@numba.njit(**LOOP, **INNER)
+def _add_squares(z, mean, precision, square):
+    for i in range(z.size):
+        square[i] += (z[i] - mean) * (z[i] - mean) * precision
+
+
+@numba.njit(**LOOP, **INNER)
+def _log_sum(share, value):
+    """Add minus the log of the sum of exp(share), (components, cells), to value; share leaves as shares of that sum."""
+    highest, total = np.empty(value.size, f32), np.empty(value.size, f32)
+    for i in range(value.size):
+        highest[i], total[i] = share[0, i], f32(0.0)
+    for k in range(1, len(share)):
+        for i in range(value.size):
+            highest[i] = max(highest[i], share[k, i])
+    for k in range(len(share)):
+        row = share[k]
+        for i in range(value.size):
+            row[i] = exp(row[i] - highest[i])
+            total[i] += row[i]
+    for i in range(value.size):
+        value[i] -= highest[i] + f32(math.log(total[i]))
+    for k in range(len(share)):
+        row = share[k]
+        for i in range(value.size):
+            row[i] /= total[i]
+
+
+@numba.njit(**LOOP, **INNER)
+def _by_component(z, share, mean, precision, by_z):
+    """Add what a component gives to the gradient of -log p(z) in one dimension; returns those by mean and variance."""
+    by_mean, by_variance = f32(0.0), f32(0.0)
+    for i in range(z.size):
+        pull = share[i] * (z[i] - mean) * precision
+        by_z[i] += pull
+        by_mean -= pull
+        by_variance += share[i] - pull * (z[i] - mean)
+    return by_mean, f32(0.5) * by_variance * precision
+
+
+@numba.njit(**LOOP)
+def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by_z, by_logits, by_mean, by_log_v):
+    """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of weight * its sum.
+
+    Parameters
+    ----------
+    z, by_z
+        (n, cells): loops are over cells.
+    logits, mean, log_variance, floor
+        (components,), (components, n), (components, n), a number: as in `MixturePrior`.
+    share
+        (components, cells): filled with the share of each component.
+    """
+    # No row is assigned to a row: numba takes seconds to compile that.
+    total, n_cells = f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
+    value[:] = f32(0.0)
+    for d in range(len(z)):
+        _add_squares(z[d], f32(0.0), f32(-0.5), value)
+        multiple(-weight, z[d], by_z[d])
+    for k in range(len(share)):
+        share[k] = logits[k] - total
+        for d in range(len(z)):
+            v = f32(math.exp(log_variance[k, d])) + floor
+            _add(share[k], f32(-0.5) * f32(math.log(v)))
+            _add_squares(z[d], mean[k, d], f32(-0.5) / v, share[k])
+    _log_sum(share, value)
+    for k in range(len(share)):
+        by_logits[k] = weight * (n_cells * f32(math.exp(logits[k] - total)) - share[k].sum())
+        multiple(weight, share[k], share[k])
+        for d in range(len(z)):
+            e = f32(math.exp(log_variance[k, d]))
+            by_mean[k, d], by_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), by_z[d])
+            by_log_v[k, d] = by_v * e
+
+
+@numba.njit(**EXACT, **INNER)
+def _nearest(square, nearest):
+    """Fill nearest with the smallest entries of square, in order."""
+    nearest[:] = f32(np.inf)
+    last = nearest.size - 1
+    for j in range(square.size):
+        if square[j] < nearest[last]:
+            k = last
+            while k > 0 and nearest[k - 1] > square[j]:
+                nearest[k] = nearest[k - 1]
+                k -= 1
+            nearest[k] = square[j]
+
+
+@numba.njit(**LOOP, **INNER)
+def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
+    """Log of the excess of its batch around a cell, at least 0; by_square, (cells,), is its gradient by `square`.
+
+    `square` leaves as kernel weights.
+    """
+    total, own, faster = f32(0.0), f32(0.0), f32(1.0) / scale
+    for j in range(square.size):
+        x = (first - square[j]) * faster
+        square[j] = exp(x) if x > f32(-40.0) else f32(0.0)
+        total += square[j]
+        own += square[j] if batch[j] == batch[i] else f32(0.0)
+    share, more = own / total, smoothing * expected
+    ratio = (share + more) / ((f32(1.0) + smoothing) * expected)
+    if not ratio > 1:
+        return f32(0.0)
+    factor = f32(-1.0) / (scale * total * (share + more))
+    for j in range(square.size):
+        by_square[j] = factor * square[j] * ((f32(1.0) if batch[j] == batch[i] else f32(0.0)) - share)
+    return f32(math.log(ratio))
+
+
+@numba.njit(**LOOP, **INNER)
+def _pull(z, i, by_square, by_z):
+    """Add the gradient by one dimension of z, (cells,), from that by the squared distances of cell i."""
+    total = f32(0.0)
+    for j in range(z.size):
+        by = f32(2.0) * by_square[j] * (z[i] - z[j])
+        total += by
+        by_z[j] -= by
+    by_z[i] += total
+
+
+@numba.njit(**EXACT)
+def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbours, begin, value, by_square):
+    """Cells first..last after number `begin`: fill value, and by_square, (cells, cells), where that is above 0."""
+    n = batch.size
+    nearest, square = np.empty(n_neighbours, f32), np.empty(n, f32)
+    for row in range(first, last):
+        i = begin + row
+        value[i], expected = f32(0.0), f32((batch == batch[i]).sum() - copies) / f32(n - copies)
+        if expected <= 0 or expected >= 1:
+            continue
+        square[:] = f32(0.0)
+        for d in range(len(z)):
+            _add_squares(z[d], z[d, i], f32(1.0), square)
+        own = i - i % copies
+        square[own : own + copies] = f32(np.inf)
+        _nearest(square, nearest)
+        scale = max(nearest[-1] - nearest[0], f32(1e-6)) / width
+        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, by_square[row])
+
+
+@numba.njit(**EXACT)
+def _pull_all(first, last, z, begin, value, by_square, by_z):
+    """Dimensions first..last of by_z: add what the cells of by_square give, in their order."""
+    for d in range(first, last):
+        for row in range(min(len(by_square), value.size - begin)):
+            if value[begin + row] > 0:
+                _pull(z[d], begin + row, by_square[row], by_z[d])
+
+
+def _call(work, arguments, first, last):
+    work(first, last, *arguments)
+
+
+def own_batch_excess(arguments):
+    """`batch_penalty.own_batch_excess`: fill value, (cells,), and return the gradient of its sum, (n, cells).
+
+    `arguments`: z, (n, cells): loops are over cells; codes of batches, (cells,); how many copies of each cell lie side
+    by side; width, smoothing, number of neighbours; value.
+    """
+    *given, value = arguments
+    z, (n, n_cells) = given[0], given[0].shape
+    some = min(max(DISTANCES // n_cells, 1), n_cells)
+    by_z, by_square = np.zeros_like(z), np.empty((some, n_cells), f32)
+    for begin in range(0, n_cells, some):
+        kept = begin, value, by_square
+        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin), SOME)
+        share(partial(_call, _pull_all, (z, *kept, by_z)), n, 4)
+    return by_z

@@ -1,0 +1,300 @@
+"""What is computed from sparse counts, their log-likelihood first: in plain torch on any device, or fused on the CPU.
+
+An entry is zero, as nearly all are, or not; `fused` takes lgamma of the latter alone. With mean m = l * rho,
+dispersion theta, r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
+
+    x = 0:  log p = softplus(t - pi) - softplus(-pi)
+    x > 0:  log p = -softplus(pi) + t + x (log m - log(theta + m)) + lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)
+
+Without pi this is the negative binomial (log p(0) = t); without theta as well, the Poisson (t = -m).
+The gradients are closed forms of the same quantities, so forward computes both and backward only scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid, softplus
+
+if TYPE_CHECKING:
+    from sccvae.data.counts import Minibatch
+
+
+class Result(NamedTuple):
+    """What a kernel returns: the value of each cell, and the gradients of the sum of `weight` times it."""
+
+    value: torch.Tensor  # (cells,) log-likelihood less the cost of drop-outs
+    dropouts: torch.Tensor  # (cells,) expected number of drop-outs
+    to_logits: torch.Tensor  # (cells, genes)
+    to_log_library: torch.Tensor  # (cells,)
+    to_log_theta: torch.Tensor | None  # as log_theta
+    to_dropout: torch.Tensor | None  # (cells, genes)
+
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]  # the last four of these
+
+# (x, logits, log_library, log_theta, dropout, dropout_cost, weight (cells,)) -> Result; shapes as below.
+Kernel = Callable[
+    ["Minibatch", torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, torch.Tensor], Result
+]
+
+
+def count_log_likelihood(
+    x: Minibatch,
+    logits: torch.Tensor,
+    log_library: torch.Tensor,
+    log_theta: torch.Tensor | None = None,
+    dropout: torch.Tensor | None = None,
+    dropout_cost: float = 0.0,
+    kernel: Kernel | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-likelihood of each cell's counts, less what its expected drop-outs cost.
+
+    Parameters
+    ----------
+    x
+        Counts of the minibatch.
+    logits
+        (cells, genes): normalised expression is softmax(logits).
+    log_library
+        (cells,): log library size.
+    log_theta
+        (genes,) or (cells, genes): log inverse dispersion; None for Poisson.
+    dropout
+        (cells, genes): drop-out logits; None without zero inflation.
+    dropout_cost
+        Nats charged for each expected drop-out.
+    kernel
+        `plain` (also None) or `fused`.
+
+    Returns
+    -------
+    (cells,) `sum_g log p(x_g) - dropout_cost * sum_g sigmoid(pi_g)`, differentiable; and
+    (cells,) the expected number of drop-outs `sum_g sigmoid(pi_g)`, a constant.
+    """
+    return _CountLogLikelihood.apply(kernel or plain, x, logits, log_library, log_theta, dropout, dropout_cost)
+
+
+class _CountLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel, x, logits, log_library, log_theta, dropout, dropout_cost):
+        ctx.save_for_backward(logits, log_library, log_theta, dropout)
+        ctx.by_cell = kernel is plain
+        if ctx.by_cell:
+            r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
+        else:
+            # A guess, right for a loss that is minus the mean over cells: the gradients are then ready.
+            ctx.weight = torch.full_like(log_library, -1.0) / len(logits)
+            r = kernel(x, logits, log_library, log_theta, dropout, dropout_cost, ctx.weight)
+            ctx.again = lambda weight, *inputs: kernel(x, *inputs, dropout_cost, weight)
+        ctx.gradients = r[2:]
+        ctx.mark_non_differentiable(r.dropouts)
+        return r.value, r.dropouts
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_value, _):
+        if ctx.by_cell:  # without asking whether a guess was right, for which a GPU would have to be waited for
+            gradients = _weighted(ctx.gradients, grad_value, _is_by_gene(ctx.saved_tensors[2]))
+        elif torch.equal(grad_value, ctx.weight):
+            gradients = ctx.gradients
+        else:
+            gradients = ctx.again(grad_value.contiguous(), *ctx.saved_tensors)[2:]
+        return None, None, *gradients, None
+
+
+def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
+    """One pass over each cell's row, compiled; float32 on the CPU. What it cannot do exactly goes to `plain`."""
+    tensors = (logits, log_library, log_theta, dropout)
+    if all(t is None or fits(t) for t in tensors):
+        from sccvae.kernels.cpu import count_likelihood as compiled  # numba takes half a second to import
+
+        heads = _without_biases(compiled, *[None if t is None else t.detach().contiguous().numpy() for t in tensors])
+        r = compiled.count_log_likelihood(stored(x), heads, dropout_cost, weight.numpy())
+        if r is not None:
+            by_theta = r.log_theta[0] if log_theta is not None and log_theta.dim() == 1 else r.log_theta
+            arrays = (r.value - x.log_factorial.numpy(), r.dropouts, r.logits, r.log_library, by_theta, r.pi)
+            return Result(*[None if a is None else torch.from_numpy(a) for a in arrays])  # type: ignore[arg-type]
+    return plain(x, *tensors, dropout_cost, weight)
+
+
+def stored(x: Minibatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`indptr`, `genes` and `values` of a minibatch as arrays, on the CPU."""
+    return x.indptr.numpy(), x.genes.numpy(), x.values.numpy()
+
+
+def _without_biases(compiled, logits, log_library, log_theta, dropout):
+    """The heads of the compiled kernel, where biases were added before."""
+    n_cells, n_genes = logits.shape
+    zeros, one_row = np.zeros((1, n_genes), np.float32), np.zeros(n_cells, np.int64)
+    if log_theta is not None:
+        own = log_theta.ndim == 2
+        log_theta = compiled.Table(np.atleast_2d(log_theta), np.arange(n_cells) if own else one_row, own)
+    return compiled.Heads(logits, compiled.Table(zeros, one_row), log_library, log_theta, dropout, zeros[0])
+
+
+def fits(t: torch.Tensor) -> bool:
+    """Whether compiled code takes it."""
+    return t.dtype == torch.float32 and t.device.type == "cpu"
+
+
+def plain(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
+    """The same in torch operations, on any device and in any precision; each of a whole array, as a GPU likes them."""
+    r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
+    return Result(r.value, r.dropouts, *_weighted(r[2:], weight, _is_by_gene(log_theta)))
+
+
+def _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost) -> Result:
+    """Values, and the gradients of each cell's own value: (cells, genes), also by log_theta."""
+    log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
+    log_m, counts = log_rho + log_library[:, None], x.dense()
+    m = log_m.exp()
+    by_theta: Any = None
+    if log_theta is None:
+        entries, by_mean = counts * log_m - m, counts - m
+    else:
+        entries, by_mean, by_theta = _negative_binomial(counts, log_m, m, log_theta)
+    by_dropout, dropouts = None, torch.zeros_like(log_library)
+    if dropout is not None:
+        found, lost = counts > 0, torch.sigmoid(dropout)
+        zero = entries - dropout  # where there is no count, `entries` is t
+        entries = torch.where(found, zero, softplus(zero)) + logsigmoid(dropout)
+        kept = torch.sigmoid(zero).masked_fill_(found, 1)  # probability that it came from the counts: a zero may not
+        by_mean, by_theta, dropouts = by_mean * kept, by_theta * kept, lost.sum(1)
+        by_dropout = (1 - lost) * (1 - dropout_cost * lost) - kept
+    value = entries.sum(1) - x.log_factorial - dropout_cost * dropouts
+    slope = by_mean.sum(1)
+    return Result(value, dropouts, by_mean - log_rho.exp_() * slope[:, None], slope, by_theta, by_dropout)
+
+
+def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log NB(x) without log x!, and its gradients by log m and log theta, (cells, genes) each."""
+    # lgamma(x + theta) - lgamma(theta) cancels, and so does its derivative: these in float64.
+    exact = log_theta.double().exp()
+    theta, shifted = exact.to(m.dtype), counts + exact
+    total, t = theta + m, -theta * torch.log1p(m / theta)
+    r = theta / total
+    ratio, slope = torch.lgamma(shifted) - torch.lgamma(exact), torch.digamma(shifted) - torch.digamma(exact)
+    entries = t + counts * (log_m - total.log()) + ratio.to(m.dtype)
+    return entries, r * (counts - m), t + (m - counts) * r + (exact * slope).to(m.dtype)
+
+
+def _weighted(gradients: Gradients, weight: torch.Tensor, by_gene: bool) -> Gradients:
+    """The gradients of the sum of `weight` times the values, from those of each cell's own; theta's may be by gene."""
+    by_logits, by_log_library, by_theta, by_dropout = gradients
+    each = weight[:, None]
+    if by_theta is not None:
+        by_theta = weight @ by_theta if by_gene else each * by_theta
+    if by_dropout is not None:
+        by_dropout = each * by_dropout
+    return each * by_logits, weight * by_log_library, by_theta, by_dropout
+
+
+def _is_by_gene(log_theta: torch.Tensor | None) -> bool:
+    return log_theta is not None and log_theta.dim() == 1
+
+
+def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """log1p(scale * counts) @ weight, (cells, hidden).
+
+    Parameters
+    ----------
+    scale
+        (cells,): what a cell's counts are multiplied by; None takes the values as they are, without log1p.
+    weight
+        (genes, hidden).
+    """
+    counts = x.dense()
+    return (counts if scale is None else torch.log1p(counts * scale[:, None])) @ weight
+
+
+def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """The same compiled, for float32 on the CPU."""
+    return _Encode.apply(x, scale, weight) if fits(weight) else plain_encode(x, scale, weight)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, weight):
+        out = x.values.new_empty(x.n_cells, weight.shape[1])
+        ctx.x, ctx.values, ctx.n_genes = x, encode_into(out, x, scale, weight.detach()), len(weight)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_out):
+        by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
+        encode_gradient_into(by_weight, ctx.x, ctx.values, by_out.contiguous())
+        return None, None, by_weight
+
+
+def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """Fill out, (cells, hidden), as `plain_encode` would; return the left factor's stored values."""
+    from sccvae.kernels.cpu import layers
+
+    values = torch.empty_like(x.values)
+    scales = x.values.new_empty(0) if scale is None else scale
+    layers.encode([*stored(x), *(t.numpy() for t in (scales, weight, values, out))])
+    return values
+
+
+def encode_gradient_into(by_weight: torch.Tensor, x: Minibatch, values: torch.Tensor, by_out: torch.Tensor) -> None:
+    """Fill by_weight, (genes, hidden), from by_out, (cells, hidden), and the values that `encode_into` returned."""
+    from sccvae.kernels.cpu import layers
+
+    indptr, genes, _ = stored(x)
+    layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()))
+
+
+def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
+    """The same cells as if they had been sequenced less deeply, each by a share of its own.
+
+    A share s ~ Uniform(0, most_hidden) of each cell's molecules is hidden: of a count x, Binomial(x, s). A code should
+    say what a cell expresses, not how deeply it was sequenced; the evidence lower bound of the whole cell holds for any
+    q, also one that saw a part (Im et al. 2017, https://arxiv.org/abs/1511.06406). Hidden counts stay, as stored zeros.
+    """
+    if most_hidden == 0:
+        return x
+    hidden = _hidden(x, generator, most_hidden)
+    values = x.values - torch.binomial(x.values.floor(), hidden[x.rows], generator=generator)
+    return _with_values(x, values, torch.zeros_like(hidden).index_add_(0, x.rows, values))
+
+
+def fused_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
+    """The same compiled, for float32 on the CPU; from 64 molecules of a gene on, as many as a rounded normal says."""
+    if most_hidden == 0 or not fits(x.values):
+        return plain_thin(x, generator, most_hidden)
+    from sccvae.kernels.cpu import thinning
+
+    hidden, seed = _hidden(x, generator, most_hidden), torch.empty((), dtype=torch.int64).random_(generator=generator)
+    values, totals = torch.empty_like(x.values), torch.empty_like(hidden)
+    arrays = (t.numpy() for t in (x.indptr, x.values, hidden, values, totals))
+    thinning.thin(np.uint64(int(seed)), *arrays)
+    return _with_values(x, values, totals)
+
+
+def _hidden(x: Minibatch, generator: torch.Generator, most: float) -> torch.Tensor:
+    return most * torch.rand(x.n_cells, generator=generator, device=x.values.device, dtype=x.values.dtype)
+
+
+def _with_values(x: Minibatch, values: torch.Tensor, totals: torch.Tensor) -> Minibatch:
+    return x._replace(values=values, log_total=totals.clamp_min(1).log())
+
+
+class Kernels(NamedTuple):
+    """The three places where counts meet arithmetic, chosen once at construction."""
+
+    likelihood: Kernel
+    encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
+    thin: Callable[[Minibatch, torch.Generator, float], Minibatch]
+
+
+PLAIN, FUSED = Kernels(plain, plain_encode, plain_thin), Kernels(fused, fused_encode, fused_thin)
+
+
+def for_device(device: torch.device) -> Kernels:
+    """The fastest kernels for tensors on `device`."""
+    return FUSED if device.type == "cpu" else PLAIN

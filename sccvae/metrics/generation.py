@@ -1,0 +1,394 @@
+"""Scores of a generator: how like the real cells are the generated ones, and is the latent space filled.
+
+Arrays in, numbers out. Every score is relative to what real cells score against other real cells: put a second half of
+the data in the generator's place to see how good a perfect one would look. Scores by distance ask for features on
+one scale, such as `principal_components` of `log_normalized` counts; `score_generator` does all of it.
+
+`real` and `generated` are (cells, genes or features), dense or SciPy sparse, with the same columns. Arrays of more
+than `max_cells` cells are scored on random samples of so many, the same for the same `seed`. Sums are in float64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array, issparse
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import SVC
+
+from sccvae.metrics.distances import (
+    MMD,
+    PathLogDensity,
+    PrecisionCoverage,
+    as_float,
+    checked,
+    checked_pair,
+    line_log_density,
+    mmd,
+    path_log_density,
+    precision_coverage,
+    prior_fit,
+    spurious,
+    stacked,
+    stream,
+)
+from sccvae.validation.arguments import FLOAT32, MOST, SEEDS, checked_seed, finite, limit, unless_none, whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sccvae.metrics.distances import Matrix
+
+__all__ = [
+    "MMD",
+    "PathLogDensity",
+    "PrecisionCoverage",
+    "gene_agreement",
+    "line_log_density",
+    "log_normalized",
+    "mmd",
+    "path_log_density",
+    "precision_coverage",
+    "principal_components",
+    "prior_fit",
+    "score_generator",
+    "spurious",
+    "summaries",
+    "two_sample_auc",
+]
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+def log_normalized(counts: Matrix, *, total: float = 1e4) -> Any:
+    """Logarithm of one plus the counts, each cell scaled to the same total.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes), not negative. Cells without counts stay zero.
+    total
+        Counts per cell after scaling. Use one number for all that is compared, such as the median of the real cells.
+
+    Returns
+    -------
+    numpy.ndarray or scipy.sparse.csr_array
+        (cells, genes), float64; sparse if `counts` are.
+
+    Raises
+    ------
+    ValueError
+        `counts` is not a matrix of finite numbers, or holds negative ones; `total` is not positive.
+    """
+    total = finite("total", total, "counts per cell above 0, such as 1e4", above=0, most=FLOAT32)
+    x = as_float(checked(counts, "counts", nonnegative=True, least=1))
+    sums = np.asarray(x.sum(1)).ravel()
+    factors = total / np.where(sums > 0, sums, 1)
+    if not issparse(x):
+        return np.log1p(x * factors[:, None])
+    return csr_array((np.log1p(x.data * np.repeat(factors, np.diff(x.indptr))), x.indices, x.indptr), shape=x.shape)
+
+
+def summaries(counts: Matrix) -> NDArray:
+    """Describe each cell's counts by six numbers that no normalisation has touched.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes), not negative.
+
+    Returns
+    -------
+    numpy.ndarray
+        (cells, 6), float64: log(1 + total), share of genes with no count, share of ones among the detected genes,
+        share of the total in the highest gene, log(1 + variance over genes), entropy of the profile in nats. Of a
+        cell without counts, the last four are 0.
+
+    Raises
+    ------
+    ValueError
+        `counts` is not a matrix of finite numbers, or holds negative ones.
+    """
+    x = csr_array(as_float(checked(counts, "counts", nonnegative=True, least=1)))
+    x.eliminate_zeros()
+    n_cells, n_genes = x.shape
+    cell = np.repeat(np.arange(n_cells), np.diff(x.indptr))
+
+    def per_cell(values: NDArray) -> NDArray:
+        return np.bincount(cell, values, minlength=n_cells)
+
+    totals, detected = per_cell(x.data), np.diff(x.indptr)
+    share = x.data / totals[cell]
+    highest = np.zeros(n_cells)
+    np.maximum.at(highest, cell, share)
+    variance = np.maximum(per_cell(x.data**2) / n_genes - (totals / n_genes) ** 2, 0)
+    ones = per_cell(x.data == 1) / np.maximum(detected, 1)
+    entropy = -per_cell(share * np.log(share))
+    return np.column_stack([np.log1p(totals), 1 - detected / n_genes, ones, highest, np.log1p(variance), entropy])
+
+
+def principal_components(
+    real: Matrix, generated: Matrix, *, n_components: int = 50, seed: int = 0
+) -> tuple[NDArray, NDArray]:
+    """Principal components of real and generated cells together, so that neither is favoured.
+
+    Parameters
+    ----------
+    real, generated
+        Features of one scale, such as `log_normalized` counts; (cells, features) each.
+    n_components
+        At most so many; fewer where there are fewer features or cells.
+    seed
+        Seed of the solver's first vector.
+
+    Returns
+    -------
+    real, generated
+        (cells, components) each, dense float64, in the units of the features.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not match or are not finite; all cells are the same.
+    """
+    real, generated = checked_pair(real, generated)
+    n_components, seed = whole("n_components", n_components), checked_seed(seed, most=SEEDS)
+    if n_components < 1:
+        raise ValueError(f"n_components={n_components}: expected at least 1, such as 50.")
+    both = stacked(real, generated)
+    scores = _fitted_pca(both, n_components, seed).transform(both)
+    return scores[: real.shape[0]], scores[real.shape[0] :]
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+def two_sample_auc(
+    real: Matrix,
+    generated: Matrix,
+    *,
+    n_folds: int = 5,
+    n_components: int = 50,
+    max_cells: int | None = 2_000,
+    seed: int = 0,
+) -> float:
+    """How well a classifier tells generated cells from real ones: a classifier two-sample test [1]_.
+
+    Area under the ROC curve in cells that the classifier has not seen, the mean over folds. The classifier is the mean
+    rank of a support vector machine (RBF kernel) and of gradient-boosted trees: on simulated counts the first found
+    more, on cortex cells the second, and the mean was about as good as the better one on both.
+
+    Parameters
+    ----------
+    real, generated
+        Features, (cells, features) each, such as ``log_normalized(counts)`` or ``summaries(counts)``. As many cells of
+        each are used: a random sample of the larger.
+    n_folds
+        Number of folds of the cross-validation.
+    n_components
+        More features than so many are replaced by as many principal components, fewer are standardised; both as the
+        training part of each fold has it.
+    max_cells
+        At most so many of each, drawn at random; ``None`` takes all. Time grows with the square.
+    seed
+        Seed of the samples, the folds and the classifier.
+
+    Returns
+    -------
+    float
+        0.5: told apart no better than by chance, the best value; 1: always. A perfect generator scores 0.5 within
+        about ``1 / sqrt(cells)``. Well below 0.5 are copies: each is told to be of its twin's kind, which is wrong.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not match or are not finite; there are fewer cells than folds, or `n_folds` is below 2.
+
+    References
+    ----------
+    .. [1] Lopez-Paz & Oquab, Revisiting classifier two-sample tests, ICLR 2017.
+    """
+    n_folds, n_components = whole("n_folds", n_folds, most=MOST), whole("n_components", n_components)
+    if n_folds < 2 or n_components < 1:
+        raise ValueError(f"n_folds={n_folds}, n_components={n_components}: expected at least 2 and 1.")
+    real, generated = checked_pair(real, generated, max_cells=max_cells, seed=seed, balanced=True, least=n_folds)
+    x, y = stacked(real, generated), np.repeat([0, 1], real.shape[0])
+    state = int(stream(seed, 1).integers(2**31))
+    scores = []
+    for train, test in StratifiedKFold(n_folds, shuffle=True, random_state=state).split(np.zeros(len(y)), y):
+        seen, unseen = _reduced(x[train], x[test], n_components, state)
+        machine = SVC(C=1.0, gamma="scale", random_state=state).fit(seen, y[train])
+        trees = HistGradientBoostingClassifier(
+            max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=state
+        ).fit(seen, y[train])
+        votes = rankdata(machine.decision_function(unseen)) + rankdata(trees.decision_function(unseen))
+        scores.append(roc_auc_score(y[test], votes))
+    return float(np.mean(scores))
+
+
+def gene_agreement(real: Matrix, generated: Matrix, *, n_top_genes: int = 200) -> pd.DataFrame:
+    """Compare what generated counts say of each gene, and of pairs of genes, with what real ones say.
+
+    Parameters
+    ----------
+    real, generated
+        Counts, (cells, genes) each, not negative.
+    n_top_genes
+        Pairs are formed of so many genes, those with the largest variance of log-normalised counts in real cells.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row each for ``log_mean`` and ``log_variance`` (log10 of the gene's mean and variance plus one count in all
+        cells of the smaller array), ``zero_fraction``, and ``coexpression`` (over pairs of genes: Pearson's correlation
+        of log-normalised counts, 0 where a gene does not vary). Columns: ``correlation`` of the two arrays, at most 1,
+        ``nan`` where one is constant, and ``difference``, the mean absolute one: 0.3 is a factor of 2 in mean or
+        variance. Genes found in neither are left out.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not match, are not finite, or hold negative numbers; no gene has a count in real cells.
+    """
+    n_top_genes = limit("n_top_genes", n_top_genes)
+    real, generated = (csr_array(x) for x in checked_pair(real, generated, nonnegative=True))
+    (mean, variance, zeros), (mean_g, variance_g, zeros_g) = _moments(real), _moments(generated)
+    found = (mean > 0) | (mean_g > 0)
+    one = 1 / min(real.shape[0], generated.shape[0])
+    total = _median_total(real)
+    log, log_g = log_normalized(real, total=total), log_normalized(generated, total=total)
+    top = np.argsort(-_moments(log)[1], kind="stable")[:n_top_genes]
+    pairs = np.triu_indices(len(top), 1)
+    compared = {
+        "log_mean": (np.log10(mean + one)[found], np.log10(mean_g + one)[found]),
+        "log_variance": (np.log10(variance + one)[found], np.log10(variance_g + one)[found]),
+        "zero_fraction": (zeros[found], zeros_g[found]),
+        "coexpression": (_correlations(log[:, top])[pairs], _correlations(log_g[:, top])[pairs]),
+    }
+    rows = {name: _agreement(a, b) for name, (a, b) in compared.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["correlation", "difference"])
+
+
+def score_generator(
+    real: Matrix,
+    generated: Matrix,
+    *,
+    seconds: float | None = None,
+    n_components: int = 50,
+    max_cells: int | None = 2_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Every score of generated counts, as a row of a table: ``pd.DataFrame({name: score_generator(...)}).T``.
+
+    Parameters
+    ----------
+    real, generated
+        Counts, (cells, genes) each, not negative. Real cells that the generator was not trained on, for choice.
+    seconds
+        How long `generated` took to draw, if that is to be in the table.
+    n_components
+        Principal components of log-normalised counts (to the real cells' median total) by which cells are compared.
+    max_cells, seed
+        As in `two_sample_auc`; as many cells of each are compared, and all of them in `gene_agreement`.
+
+    Returns
+    -------
+    dict of str to float
+        ``auc_log``, ``auc_summaries`` (best 0.5); ``mmd`` (0), ``mmd_p``; ``precision`` and ``coverage`` (high),
+        ``spurious`` (0.01); of each of ``log_mean``, ``log_variance``, ``zero_fraction``, ``coexpression`` of
+        `gene_agreement` both ``..._correlation`` (1) and ``..._difference`` (0), which alone sees counts that are too
+        even in every gene; ``seconds_per_1000`` cells, if `seconds` is given.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not match, are not finite, hold negative numbers or fewer than 6 cells; no real cell has counts.
+    """
+    seconds = unless_none(finite, "seconds", seconds, "seconds, 0 or more", least=0)
+    n_components, seed = limit("n_components", n_components), checked_seed(seed, most=SEEDS)
+    real, generated = checked_pair(real, generated, nonnegative=True, least=6)
+    agreement = gene_agreement(real, generated)
+    total, n_generated = _median_total(real), generated.shape[0]
+    real, generated = checked_pair(real, generated, max_cells=max_cells, seed=seed, balanced=True, least=6)
+    log = log_normalized(real, total=total), log_normalized(generated, total=total)
+    near = principal_components(*log, n_components=n_components, seed=seed)
+    discrepancy = mmd(*near, max_cells=None, seed=seed)
+    precision, coverage = precision_coverage(*near, max_cells=None)
+    scores = {
+        "auc_log": two_sample_auc(*log, n_components=n_components, max_cells=None, seed=seed),
+        "auc_summaries": two_sample_auc(summaries(real), summaries(generated), max_cells=None, seed=seed),
+        "mmd": discrepancy.value,
+        "mmd_p": discrepancy.p_value,
+        "precision": precision,
+        "coverage": coverage,
+        "spurious": spurious(*near, max_cells=None),
+        **{f"{gene}_{kind}": float(value) for (gene, kind), value in agreement.stack(future_stack=True).items()},
+    }
+    return scores if seconds is None else {**scores, "seconds_per_1000": 1000 * seconds / n_generated}
+
+
+# ------------------------------------------------------------------------------------------------------------- the rest
+
+
+def _median_total(counts: csr_array | NDArray) -> float:
+    """Median total over the cells that have counts."""
+    totals = np.asarray(counts.sum(1)).ravel()
+    if not totals.any():
+        raise ValueError("real holds no counts at all: expected raw counts, such as adata.layers['counts'].")
+    return float(np.median(totals[totals > 0]))
+
+
+def _fitted_pca(x: Any, n_components: int, seed: int) -> PCA:
+    spread = x.max(axis=0) - x.min(axis=0)
+    spread, largest = spread.toarray() if issparse(spread) else spread, abs(x).max()
+    if not (spread > 1e-12 * largest).any():
+        raise ValueError("All cells, real and generated, are the same: there are no principal components.")
+    if min(x.shape) > n_components:
+        return PCA(n_components, svd_solver="arpack", random_state=seed).fit(x)
+    x = x.toarray() if issparse(x) else x
+    return PCA(min(x.shape), svd_solver="full").fit(x)
+
+
+def _reduced(seen: Any, unseen: Any, n_components: int, seed: int) -> tuple[NDArray, NDArray]:
+    """Principal components, or standardised features where they are few, as `seen` has them."""
+    if seen.shape[1] > n_components:
+        pca = _fitted_pca(seen, n_components, seed)
+        return pca.transform(seen), pca.transform(unseen)
+    seen, unseen = (x.toarray() if issparse(x) else x for x in (seen, unseen))
+    mean, sd = seen.mean(0), seen.std(0)
+    sd[sd <= 1e-12 * np.abs(seen).max(0)] = np.inf  # constant, whatever the rounding
+    return (seen - mean) / sd, (unseen - mean) / sd
+
+
+def _moments(x: csr_array) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean, variance and share of zeros of each column, from what is stored."""
+    n_cells, n_genes = x.shape
+    x.eliminate_zeros()
+    n_stored = np.bincount(x.indices, minlength=n_genes)
+    mean = np.bincount(x.indices, x.data, minlength=n_genes) / n_cells
+    squares = np.bincount(x.indices, (x.data - mean[x.indices]) ** 2, minlength=n_genes)
+    squares = squares + (n_cells - n_stored) * mean**2
+    return mean, squares / (n_cells - 1), 1 - n_stored / n_cells
+
+
+def _correlations(x: csr_array) -> NDArray:
+    """Pearson correlations between columns; 0 where a column does not vary."""
+    mean, variance, _ = _moments(x)
+    covariance = ((x.T @ x).toarray() - x.shape[0] * np.outer(mean, mean)) / (x.shape[0] - 1)
+    scale = np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0)
+    return covariance * np.outer(scale, scale)
+
+
+def _agreement(a: NDArray, b: NDArray) -> tuple[float, float]:
+    """Pearson correlation and mean absolute difference; nan where there is none."""
+    if len(a) == 0:
+        return np.nan, np.nan
+    varied = all(np.ptp(x) > 1e-12 * np.abs(x).max() for x in (a, b))
+    return float(np.corrcoef(a, b)[0, 1]) if varied else np.nan, float(np.abs(a - b).mean())

@@ -1,0 +1,237 @@
+"""What a trained `SCCVAE` says of groups of cells, and of itself: differential expression, diagnosis, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from sccvae.inference import posterior
+from sccvae.models.outputs import FittedModel
+from sccvae.statistics import diagnostics, differential_expression
+from sccvae.statistics.predictive_checks import predictive_check
+from sccvae.validation.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
+
+
+class AnalysedModel(FittedModel):
+    """The analyses of an `SCCVAE`."""
+
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | Sequence[Any] | pd.Series | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: Any = None,
+        idx2: Any = None,
+        mode: differential_expression.Mode = "change",
+        delta: float | None = 0.25,
+        *,
+        batch_correction: bool = True,
+        pseudocount: float | None = None,
+        fdr_target: float = 0.05,
+        n_samples: int = 200,
+        max_cells: int = 3000,
+        chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Genes whose mean normalised expression differs between groups of cells, judged by posterior samples.
+
+        After Boyeau et al. 2019 (https://doi.org/10.1101/794289); `sccvae.statistics.differential_expression`
+        says what differs, and why.
+
+        Parameters
+        ----------
+        groupby, group1, group2
+            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None, or
+            "Rest" where no group is called so: all other cells).
+        idx1, idx2
+            Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
+        mode
+            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`, the default of
+            scvi-tools: Bayes factor of group 1 above group 2.
+        delta
+            Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
+        batch_correction
+            Decode both groups in all batches, and hold counts against those of the same batch. scvi-tools does not,
+            unless asked.
+        pseudocount
+            Added to the mean expression (which sums to 1) of both; None takes it from the data.
+        n_samples, max_cells
+            Posterior draws; cells decoded per group. Memory: 4 bytes x groups x draws x genes, and a chunk of cells.
+
+        Returns
+        -------
+        Genes sorted by `bayes_factor` (log odds), with `proba_de`, `proba_not_de`; `lfc_mean`, `_median`, `_std`,
+        `_min`, `_max`, log2 of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean`
+        (counts per cell), `non_zeros_proportion`; `delta` and `pseudocounts` as they were taken; `is_de_fdr_0.05`, the
+        genes called at an expected false discovery rate of `fdr_target`. With groupby, also `comparison`, such as
+        "B vs Rest", `group1`, `group2`; all other cells are "Rest", or "Rest (all other cells)" beside a group of that
+        name. `vanilla` has `proba_m1`, `proba_m2`, but neither calls nor `delta` and `pseudocounts`.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            Which group is unknown, empty or compared with itself; the likelihood is not of counts.
+        """
+        if self.likelihood.support != "counts":
+            raise ValueError(
+                f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
+            )
+        options = differential_expression.Options(mode, delta, pseudocount, fdr_target)
+        n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
+        max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)
+        counts, names = self._cells(adata, None)
+        labels = None if groupby is None else self._labels(groupby, adata, names, "groupby")
+        design = differential_expression.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
+        batches = self._batch_codes(self.batches if flag("batch_correction", batch_correction) else None)
+        groups = posterior.group_expression(
+            self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
+        )
+        return differential_expression.tables(groups, design, self.gene_names, options, seed=seed)
+
+    def diagnose(
+        self,
+        adata: AnnData | None = None,
+        *,
+        batch_key: str | Sequence[Any] | pd.Series | None = None,
+        n_samples: int = 10,
+        n_neighbors: int = 50,
+        max_cells: int | None = 20_000,
+        seed: int = 0,
+    ) -> diagnostics.Diagnosis:
+        """Whether the model fits, trained long enough, mixes the batches, and what it leaves unexplained.
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        batch_key
+            Column of `obs`, or a label for each cell: batches that should be mixed. None takes those that the model
+            knows.
+        n_samples
+            Draws of z and l for each cell.
+        n_neighbors
+            Cells around each in which batches are counted.
+        max_cells
+            Look at a random choice of so many cells where there are more; None looks at all.
+
+        Returns
+        -------
+        A `Diagnosis`: print it, or read `table`, `sentences`, `warnings` and the arrays that `pl.diagnostics` draws.
+        It tells of active latent units (Burda, Grosse & Salakhutdinov 2016), the end of training and the held-out gap,
+        posterior predictive checks of zero fractions, variances and calibration (counts only), batches that stay apart,
+        and cells that are explained badly given their library size.
+
+        Raises
+        ------
+        RuntimeError, ValueError, KeyError
+            The model is not trained, or holds no data; there is no such column.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(300, 50, seed=0), batch_key="batch")
+        >>> model.train(max_epochs=1)
+        >>> "train longer" in model.diagnose().warnings[0]
+        True
+        """
+        n_samples, n_neighbors = positive("n_samples", n_samples), limit("n_neighbors", n_neighbors)
+        max_cells, seed = unless_none(limit, "max_cells", max_cells), checked_seed(seed)
+        counts, names = self._cells(adata, None)
+        if len(counts) < 10:
+            raise ValueError(f"There are {len(counts)} cells; expected at least 10 to tell how a model does.")
+        if batch_key is not None:
+            batches = self._labels(batch_key, adata, names, "batch_key")
+        else:
+            batches = pd.Series(np.array(self.batches)[counts.codes[:, 0]], index=names)
+        known = batch_key is None or batch_key == self._schema.batch_key
+        if max_cells is not None and len(counts) > max_cells:
+            some = np.sort(np.random.default_rng(seed).choice(len(counts), max_cells, replace=False))
+            counts, names, batches = counts[some], names[some], batches.iloc[some]
+        genes = ranks = None
+        if self.likelihood.support == "counts":
+            draws = posterior.count_parameters(self._vae, counts, n_samples=n_samples, seed=seed)
+            genes, ranks = predictive_check(draws, counts.matrix, self.gene_names, n_samples=n_samples, seed=seed)
+        log_likelihood, kl, _ = posterior.elbo_terms(self._vae, counts, seed=seed)
+        return diagnostics.diagnosis(
+            *posterior.latent(self._vae, counts),
+            log_likelihood=log_likelihood,
+            kl=kl,
+            log_size=counts.log_total,
+            names=names,
+            genes=genes,
+            ranks=ranks,
+            batches=batches,
+            batches_known=known,
+            n_neighbors=n_neighbors,
+            history=self.history,
+            thinned=self._vae.thinning > 0,
+        )
+
+    def report(
+        self,
+        path: str | os.PathLike,
+        adata: AnnData | None = None,
+        *,
+        batch_key: str | None = None,
+        label_key: str | None = None,
+        title: str | None = None,
+        max_cells: int = 20_000,
+        seed: int = 0,
+    ) -> None:
+        """Write a page for collaborators: data, embedding, scores, training, diagnostics, parameters.
+
+        One HTML file that holds its figures, prints well and asks nothing of a network; one that is there is replaced.
+
+        Parameters
+        ----------
+        path
+            File to write, such as `report.html`.
+        adata
+            New data, genes in any order; None takes the training data.
+        batch_key, label_key
+            Columns of `obs` with batches (None takes the one that the model knows) and with kinds of cells; the
+            embedding is drawn and scored by them.
+        title
+            Heading; None names the numbers of cells and genes.
+        max_cells
+            Draw, score and diagnose a random choice of so many cells where there are more.
+
+        Raises
+        ------
+        RuntimeError, ValueError, KeyError, OSError
+            The model is not trained, or holds no data; there is no such column; `path` cannot be written.
+        """
+        from sccvae import report  # draws and scores, which takes matplotlib and scikit-learn
+
+        report.checked_path(path)
+        max_cells, seed = limit("max_cells", max_cells), checked_seed(seed, most=SEEDS)
+        counts, names = self._cells(adata, None)
+        for what, key in (("batch_key", batch_key), ("label_key", label_key)):
+            if not isinstance(key, str | None):
+                raise TypeError(f"{what} is a {type(key).__name__}; expected the name of a column of adata.obs.")
+        batch_key = self._schema.batch_key if batch_key is None else batch_key
+        columns = {key: self._labels(key, adata, names, "key") for key in (batch_key, label_key) if key is not None}
+        text = report.page(
+            AnnData(
+                counts.matrix,
+                obs=pd.DataFrame(columns, index=names),
+                var=pd.DataFrame(index=self.gene_names),
+                obsm={"X_sccvae": posterior.latent(self._vae, counts)[0]},
+            ),
+            self.diagnose(adata, batch_key=batch_key, max_cells=max_cells, seed=seed),
+            self.describe(),
+            title=title or f"Integration of {len(counts):,} cells and {counts.n_genes:,} genes",
+            summary=repr(self),
+            batch_key=batch_key,
+            label_key=label_key,
+            counts=self.likelihood.support == "counts",
+            max_cells=max_cells,
+            seed=seed,
+        )
+        report.write(path, text)

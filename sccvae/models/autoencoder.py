@@ -1,0 +1,279 @@
+"""The relatives of `SCCVAE` without a prior: what they have in common, and the plain `Autoencoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from sccvae.data.counts import Counts
+from sccvae.data.schema import Schema, mask_of_genes
+from sccvae.inference import posterior
+from sccvae.models.base import HeldModel
+from sccvae.models.signatures import with_history
+from sccvae.modules.architecture import Architecture, check_choices
+from sccvae.modules.autoencoders import Reconstructor
+from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
+from sccvae.validation.arguments import FLOAT32, MOST, check_choice, checked_seed, finite, positive, real, whole
+
+Codes = Literal["fitted", "prior"]
+
+
+class AutoencodingModel(HeldModel):
+    """What the two autoencoders have in common: construction, training, and the code of a cell."""
+
+    objective: ClassVar[str] = "log-likelihood"
+    _vae: Reconstructor
+
+    def _build(
+        self,
+        adata: AnnData,
+        batch_key: str | None,
+        layer: str | None,
+        mask_var: str | np.ndarray | None,
+        round_counts: bool,
+        sizes: dict[str, int],
+        dropout_rate: float,
+        gene_likelihood: LikelihoodName,
+        seed: int,
+        device: str | torch.device,
+        options: dict[str, Any],
+    ) -> None:
+        """Read and check the data, and make the network."""
+        sizes, seed = {name: whole(name, n, most=MOST) for name, n in sizes.items()}, checked_seed(seed)
+        schema, counts = Schema.learn(
+            adata,
+            layer=layer,
+            support=LIKELIHOODS[gene_likelihood].support,
+            batch_key=batch_key,
+            genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+            round_counts=round_counts,
+        )
+        architecture = Architecture(
+            n_genes=counts.n_genes,
+            n_levels=counts.n_levels,
+            n_continuous=0,
+            **sizes,
+            dropout_rate=real("dropout_rate", dropout_rate),
+            dispersion="gene",
+            gene_likelihood=gene_likelihood,
+            library="observed",
+            encode_covariates=False,
+            dropout_cost=0.05,
+        )
+        self._begin(adata, schema, counts, architecture, seed, device, options)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        train_size: float = 0.9,
+        early_stopping: bool = True,
+        patience: int = 20,
+        learning_rate: float = 3e-3,
+        gradient_clip: float = 50.0,
+        weight_decay: float = 0.0,
+        progress_bar: bool = True,
+    ) -> None:
+        """Fit the model; called again, go on from where it stands.
+
+        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
+            least 5.
+        batch_size
+            Cells per step.
+        train_size
+            Share of each batch's cells to train on; the others choose the best epoch.
+        early_stopping, patience
+            Stop after `patience` epochs without a higher log-likelihood of the held-out cells. With
+            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
+        learning_rate
+            Highest rate of the one-cycle schedule of Adam.
+        gradient_clip, weight_decay
+            Highest norm of the gradient, infinity for none; L2 penalty.
+        progress_bar
+            One line on a terminal; nothing elsewhere.
+
+        Raises
+        ------
+        sccvae.TrainingError
+            The loss was not finite; the weights are those of the last good epoch.
+        """
+        self._train(
+            max_epochs,
+            train_size,
+            progress_bar,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            kl_warmup=0.0,
+            early_stopping=early_stopping,
+            patience=patience,
+            gradient_clip=gradient_clip,
+            weight_decay=weight_decay,
+            n_draws=1,
+            precision="full",
+        )
+
+    def _after_training(self) -> None:
+        self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch and split: log-likelihood of the reconstruction (nats per cell), learning rate, seconds.
+
+        `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
+        """
+        table = pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
+        return with_history(table)
+
+    def get_latent_representation(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
+        """The code of each cell, (cells, n_latent) float32.
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        """
+        return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
+
+
+class Autoencoder(AutoencodingModel):
+    """Plain autoencoder: a code of each cell from which the decoder gives the cell back, and no prior over codes.
+
+    The same networks as `SCCVAE`, trained on log p(x | f(x)), f the encoder's mean. Nothing shapes the codes, so they
+    are not distributed as N(0, I): `generate(codes="prior")` shows what that does, `"fitted"` what a Gaussian mends.
+
+    Parameters
+    ----------
+    adata
+        (cells, genes) values in `X` or in `layer`: cells or any other samples, such as images with a pixel per column.
+    batch_key
+        Column of `obs` whose effect the decoder takes over, so that codes need not hold it.
+    layer
+        Layer with the values; None takes `X`.
+    mask_var
+        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    round_counts
+        Round values to whole numbers, as in `SCCVAE`; for counts.
+    n_hidden, n_latent, n_layers
+        Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
+    dropout_rate
+        Share of the encoder's hidden units left out in each training step.
+    gene_likelihood
+        `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
+        `bernoulli` for 0/1 values.
+    scale
+        Standard deviation of `normal`, in the units of the data, held fixed: 1 is the squared error, halved. None
+        learns one for each gene.
+    seed
+        Of the weights, the split and the noise of training. The global random state is not touched.
+    device
+        `auto` takes a GPU when there is one.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        What is wrong with the input, where, and how to mend it.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> model = sccvae.Autoencoder(adata, n_latent=5)
+    >>> model.train(max_epochs=2)
+    >>> model.decode(model.sample_codes(10)).shape
+    (10, 50)
+    """
+
+    kind: ClassVar[str] = "Autoencoder"
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        mask_var: str | np.ndarray | None = None,
+        round_counts: bool = False,
+        n_hidden: int = 256,
+        n_latent: int = 20,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        gene_likelihood: LikelihoodName = "nb",
+        scale: float | None = None,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+    ):
+        check_choices(gene_likelihood=gene_likelihood)
+        sizes = {"n_hidden": n_hidden, "n_latent": n_latent, "n_layers": n_layers}
+        options = {"scale": checked_scale(scale, gene_likelihood)}
+        data = (adata, batch_key, layer, mask_var, round_counts)
+        self._build(*data, sizes, dropout_rate, gene_likelihood, seed, device, options)
+
+    @staticmethod
+    def _network(architecture, generator, kernels, options) -> Reconstructor:
+        return Reconstructor(architecture, generator, kernels, scale=options["scale"])
+
+    def sample_codes(self, n_codes: int, *, codes: Codes = "fitted", seed: int = 0) -> np.ndarray:
+        """Codes to decode, (n_codes, n_latent) float32.
+
+        Parameters
+        ----------
+        codes
+            `fitted`: from the Gaussian with the mean and covariance of the training cells' codes; `prior`: from
+            N(0, I), which an autoencoder was never asked to fill.
+        """
+        self._check_trained()
+        n_codes, seed = positive("n_codes", n_codes), checked_seed(seed)
+        check_choice("codes", codes, get_args(Codes))
+        z = np.random.default_rng(seed).standard_normal((n_codes, self._vae.architecture.n_latent))
+        if codes == "fitted":
+            z = self._vae.code_mean.cpu().numpy() + z @ self._vae.code_factor.cpu().numpy().T
+        return z.astype(np.float32)
+
+    def generate(
+        self, n_cells: int, *, codes: Codes = "fitted", batch: str | Sequence[str] | None = None, seed: int = 0
+    ) -> AnnData:
+        """New cells: codes as `sample_codes` draws them, library from the batch's log-normal, x from the likelihood.
+
+        Parameters
+        ----------
+        codes
+            `fitted` or `prior`, see `sample_codes`.
+        batch
+            Name or names of the batches to generate in; None takes all, in the proportions of the training data.
+
+        Returns
+        -------
+        AnnData with the batch in `obs`, the codes in `obsm["X_sccvae"]` and, for counts, the library size in
+        `obs["sccvae_library"]`.
+        """
+        self._check_trained()
+        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
+        z, rng = self.sample_codes(n_cells, codes=codes, seed=seed), np.random.default_rng([seed, 1])
+        profiles = self._draw_profiles(n_cells, batch, rng)
+        matrix, z, library = posterior.generate(self._vae, profiles, rng, z)
+        return self._generated(matrix, profiles, z, library)
+
+
+def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
+    """The standard deviation to hold, if it can be held."""
+    if scale is None:
+        return None
+    if gene_likelihood != "normal":
+        raise ValueError(
+            f"scale is for gene_likelihood='normal'; {gene_likelihood!r} has no standard deviation to hold."
+        )
+    what = "a standard deviation above 0, in the units of the data"
+    return finite("scale", scale, what, least=1 / FLOAT32, most=FLOAT32)

@@ -1,0 +1,444 @@
+"""What every model of the package is: weights, how to read data for them, a history; drawing, save and load."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from sccvae.data.columns import labels_of
+from sccvae.data.counts import Counts, split
+from sccvae.data.matrix import check_adata
+from sccvae.data.origin import Annotation, is_training_data
+from sccvae.data.schema import Schema
+from sccvae.inference import posterior
+from sccvae.io import storage
+from sccvae.kernels.reference import PLAIN, Kernels, for_device
+from sccvae.models.description import Description, understood
+from sccvae.models.signatures import Understanding, missing, with_history
+from sccvae.modules.architecture import Architecture
+from sccvae.modules.likelihoods import Likelihood
+from sccvae.modules.vae import VAE
+from sccvae.training.loop import Plan, Progress, fit
+from sccvae.validation.arguments import FLOAT32, MOST, checked_library_size, flag, limit, real, unless_none, whole
+from sccvae.validation.cells import numbers_of_cells
+from sccvae.validation.wording import Text, warn
+
+logger = logging.getLogger("sccvae")
+_READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
+    **dict.fromkeys(("max_epochs", "n_draws"), partial(whole, most=MOST)),
+    **dict.fromkeys(("batch_size", "patience"), whole),
+    **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
+    "early_stopping": flag,
+}
+
+
+def default_epochs(n_cells: int) -> int:
+    """35, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
+    n_steps = min(max(35 * n_cells / 128, 1200), 5000)
+    return max(5, round(n_steps * 128 / n_cells))
+
+
+class HeldModel(metaclass=Understanding):
+    """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
+
+    Outputs are deterministic: means, or draws from a generator with the seed given.
+    """
+
+    kind: ClassVar[str]  # the class that a saved model says it is of
+    objective: ClassVar[str] = "ELBO"  # what training makes as high as it can
+    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns that `generate` writes beside the batch
+
+    def _set(self, schema, architecture, profiles, frequencies, seed, device, options=None) -> None:
+        self._schema: Schema = schema
+        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
+        self._seed: int = seed
+        self._options: dict[str, Any] = options or {}  # what `_network` needs beside the architecture
+        device = device_of(device)
+        generator = torch.Generator().manual_seed(seed)
+        self._vae = self._network(architecture, generator, for_device(device), self._options).to(device).eval()
+        self._counts: Counts | None = None
+        self._cell_names: pd.Index | None = None
+        self._annotation: Annotation | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._best_epoch = 0
+
+    def _begin(
+        self,
+        adata: AnnData,
+        schema: Schema,
+        counts: Counts,
+        architecture: Architecture,
+        seed: int,
+        device: str | torch.device,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the model of data that were read, and start it from them."""
+        for key in (schema.batch_key, *schema.categorical_covariate_keys):
+            if key in self.generated:
+                raise ValueError(f"Batches or a covariate are in obs[{key!r}], which generate() writes: rename it.")
+        if schema.batch_key is not None and "all" in schema.categories[0] and len(schema.categories[0]) > 1:
+            warn(
+                "A batch is called 'all': transform_batch='all' and batch='all' mean that one, and "
+                "list(model.batches) means all of them."
+            )
+        profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
+        self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
+        self._vae.start_from(counts)
+        self._remember(adata, counts)
+
+    def _train(self, max_epochs: int | None, train_size: float, progress_bar: bool, **choices: Any) -> None:
+        """Train, or go on from where the model stands; `choices` are the other fields of a `Plan`."""
+        if self._counts is None:
+            raise RuntimeError(
+                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
+            )
+        rng = np.random.default_rng(self._seed)
+        cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+        if len(held_out) == 0 and choices["early_stopping"] is not False:
+            logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
+        choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
+        plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
+        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
+        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        try:
+            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+        finally:
+            self._rows += progress.rows
+            self._best_epoch = progress.best_epoch
+            self._after_training()
+        if progress.stopped == "interrupted":
+            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
+
+    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
+        """Epochs and steps of a run with these arguments of `train`; endless where there are no data."""
+        if self._counts is None:
+            return np.inf, np.inf
+        rng = np.random.default_rng(self._seed)
+        n_cells = len(split(self._counts.codes[:, 0], real("train_size", train_size), rng)[0])
+        n_epochs = default_epochs(n_cells) if max_epochs is None else max_epochs
+        return n_epochs, n_epochs * -(-n_cells // batch_size)
+
+    def _after_training(self) -> None:
+        """What else is kept of a run, however it ended."""
+
+    @staticmethod
+    def _network(
+        architecture: Architecture, generator: torch.Generator, kernels: Kernels, options: dict[str, Any]
+    ) -> VAE:
+        """The network that is trained."""
+        return VAE(architecture, generator, kernels)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds."""
+        return with_history(pd.DataFrame(self._rows))
+
+    def get_reconstruction(
+        self, adata: AnnData | None = None, indices: Any = None, *, chunk_size: int | None = None
+    ) -> np.ndarray:
+        """Mean of p(x | z) at each cell's code, (cells, genes) float32, in the units of the data.
+
+        For counts at the cell's library size, and before drop-out (`zinb`).
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        chunk_size
+            Cells decoded at once, a multiple of 32; None takes about half a million values.
+        """
+        counts, _ = self._cells(adata, indices)
+        chunk_size = unless_none(limit, "chunk_size", chunk_size)
+        mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
+        for _ in posterior.expression(
+            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0, out=mean
+        ):
+            pass
+        return mean
+
+    @torch.no_grad()
+    def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
+        """Mean of p(x | z) at codes, (codes, genes) float32.
+
+        Parameters
+        ----------
+        z
+            (codes, n_latent) finite numbers.
+        batch
+            Name of the batch to decode in; may be left out where there is one. Other categorical covariates take the
+            values that are commonest in it, continuous ones their means.
+        library_size
+            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
+
+        Raises
+        ------
+        ValueError
+            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+        """
+        self._check_trained()
+        a, expected = self._vae.architecture, "finite numbers, (codes, n_latent)"
+        try:
+            with np.errstate(over="ignore"):
+                z = np.asarray(z, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise TypeError(f"z is of type {type(z).__name__} and holds no numbers; expected {expected}.") from None
+        if z.ndim != 2 or z.shape[1] != a.n_latent or not np.isfinite(z).all():
+            raise ValueError(f"z has shape {z.shape}; expected finite codes, (codes, n_latent) = (any, {a.n_latent}).")
+        library_size = checked_library_size(library_size)
+        if batch is None and len(self.batches) > 1:
+            raise ValueError(
+                f"There are {len(self.batches)} batches; say which to decode in: batch={self.batches[0]!r}."
+            )
+        code = 0 if batch is None else self._schema.code_of_batch(batch)
+        in_batch = [(n, p) for n, p in zip(self._frequencies, self._profiles, strict=True) if p[0] == code]
+        profile = np.array([max(in_batch)[1]])  # (1, 1 + categorical covariates)
+        mean = posterior.decoded_codes(self._vae, z, profile)
+        return mean * np.float32(library_size) if self.likelihood.has_library else mean
+
+    # -------------------------------------------------------------------------------------------------------- storage
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write the model, without data, to the folder `path`: `weights.safetensors` and `model.json`.
+
+        A save that is killed leaves the old model or the new one.
+
+        Raises
+        ------
+        FileExistsError
+            There is a model at `path` and `overwrite` is False.
+        TypeError, ValueError
+            `overwrite` is neither True nor False; `path` is no path; a weight is not finite.
+        OSError
+            `path` cannot be written to, or the disk is full. A model that was there stays.
+        """
+        overwrite = flag("overwrite", overwrite)
+        description = {
+            "kind": self.kind,
+            "architecture": asdict(self._vae.architecture),
+            "schema": asdict(self._schema),
+            "profiles": self._profiles,
+            "frequencies": self._frequencies,
+            "seed": self._seed,
+            "options": self._options,
+            "best_epoch": self._best_epoch,
+            "history": self._rows,
+        }
+        storage.save(path, self._tensors(), description, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, adata: AnnData | None = None, *, device: str | torch.device = "auto"
+    ) -> Self:
+        """Read a model that `save` wrote. Nothing in the folder is executed.
+
+        Parameters
+        ----------
+        adata
+            Data to use where a method is given none, and to go on training with.
+
+        Raises
+        ------
+        FileNotFoundError, sccvae.ModelFileError
+            There is no model at `path`, or it is damaged, or another class or program made it.
+        """
+        device, model = device_of(device), cls.__new__(cls)
+        with storage.opened(path, cls.kind) as saved:
+            found = understood(saved.description, cls.kind)
+            saved.check(cls._expected(found, saved.arrays))
+            model._set(*found[:2], found.profiles, found.frequencies, found.seed, device, found.options)
+            model._take(saved.tensors())
+            model._rows, model._best_epoch = found.history, found.best_epoch
+        if adata is not None:
+            model._remember(adata, found.schema.read(adata))
+        return model
+
+    @classmethod
+    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
+        """What arrays a model has, found out without making them; `arrays` are those of the file."""
+        if found.architecture.n_layers > len(arrays):
+            raise ValueError(f"architecture.n_layers is {found.architecture.n_layers}, more than there are weights")
+        nothing: Any = None  # in place of a generator: no number is drawn
+        with torch.device("meta"):
+            network = cls._network(found.architecture, nothing, PLAIN, found.options)
+        return {name: ("F32", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What is saved beside the description."""
+        return self._vae.state_dict()
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set what `_tensors` gave."""
+        self._vae.load_state_dict(tensors)
+
+    # -------------------------------------------------------------------------------------------------------- details
+
+    @property
+    def gene_names(self) -> pd.Index:
+        """Names of the genes modelled, (genes,)."""
+        return pd.Index(self._schema.genes)
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches, in the order of their codes."""
+        return self._schema.categories[0]
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The distribution of the counts."""
+        return self._vae.likelihood
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._vae.device
+
+    @property
+    def adata(self) -> AnnData:
+        """The AnnData that the model was built on, or loaded with, as long as something else keeps it."""
+        if self._annotation is None or (found := self._annotation.adata()) is None:
+            raise AttributeError("adata")  # `__getattr__` says why
+        return found
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `train` was called, for an epoch at least."""
+        return bool(self._rows)
+
+    if not TYPE_CHECKING:  # mypy would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(type(self), name, f"{type(self).__name__!r} object has no attribute {name!r}", self)
+
+    def __repr__(self) -> str:
+        a, n_weights = self._vae.architecture, sum(p.numel() for p in self._vae.parameters())
+        hidden = " and ".join(map(str, dict.fromkeys(a.widths)))  # the encoder's, the decoder's
+        cells = "no data" if self._counts is None else f"{len(self._counts):,} cells"
+        state = "not trained: call train()"
+        if self._rows:
+            state = f"trained for {self._rows[-1]['epoch']} epochs; holds epoch {self._best_epoch}"
+            best = [r for r in self._rows if r["epoch"] == self._best_epoch]
+            state += f", {best[-1]['split']} {self.objective} {best[-1]['elbo']:.1f} nats per cell" if best else ""
+        return (
+            f"{self.kind} on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
+            f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
+            f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
+            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}\n"
+            f"  {state}"
+        )
+
+    def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
+        """The cells a method is asked about, and their names."""
+        self._check_trained()
+        if adata is None and self._counts is None:
+            raise ValueError(
+                f"This model was loaded without data: pass adata, here or as {self.kind}.load(path, adata)."
+            )
+        counts = self._schema.read(adata) if adata is not None else cast(Counts, self._counts)
+        names = adata.obs_names if adata is not None else cast(pd.Index, self._cell_names)
+        if indices is None:
+            return counts, names
+        at = numbers_of_cells(indices, "indices", len(counts), names)
+        return counts[at], names[at]
+
+    def _source(self, adata: AnnData) -> AnnData | None:
+        """None, which stands for the training data, if these are its cells (`is_training_data`); else `adata`."""
+        check_adata(adata)
+        if self._counts is None:
+            return adata
+        known = is_training_data(adata, self._schema, self._counts, cast(pd.Index, self._cell_names))
+        return None if known else adata
+
+    @property
+    def _obs(self) -> pd.DataFrame:
+        """What `obs` says now of the cells that the model was built on."""
+        return cast(Annotation, self._annotation).now()
+
+    def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
+        """Labels of the cells `names` of `adata`, None for the training data: see `labels_of`."""
+        if adata is not None:
+            return labels_of(key, adata.obs, names, what)
+        try:
+            return labels_of(key, self._obs, names, what)
+        except KeyError as error:
+            more = " That is the AnnData that the model was built on; if a copy of it has the column, pass that: adata."
+            raise KeyError(Text(error.args[0] + more)) from None
+
+    def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
+        """Codes of the batches named, "all" for all if none is called so; `[None]` for each cell's own."""
+        if batches is None:
+            return [None]
+        if isinstance(batches, str) and batches == "all" and "all" not in self.batches:
+            return list(range(len(self.batches)))
+        names: Iterable[Any] = [batches] if np.isscalar(batches) else batches
+        codes: list[int | None] = [self._schema.code_of_batch(name) for name in names]
+        if not codes:
+            raise ValueError("The list of batches is empty.")
+        return codes
+
+    def _draw_profiles(self, n_cells: int, batch: str | Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:
+        """Codes of batch and covariates for new cells, in the proportions of the training data."""
+        profiles, weights = np.array(self._profiles), np.array(self._frequencies, dtype=float)
+        if batch is not None:
+            weights[~np.isin(profiles[:, 0], np.array(self._batch_codes(batch)))] = 0
+        return profiles[rng.choice(len(profiles), size=n_cells, p=weights / weights.sum())]
+
+    def _generated(
+        self, matrix: sp.csr_matrix, codes: np.ndarray, z: np.ndarray, library: np.ndarray | None
+    ) -> AnnData:
+        """New cells as an AnnData: covariates and library size in `obs`, z in `obsm["X_sccvae"]`."""
+        obs: dict[str, Any] = self._schema.columns_of(codes)
+        if library is not None:
+            obs["sccvae_library"] = library
+            if self._schema.size_factor_key is not None:
+                obs[self._schema.size_factor_key] = library / np.exp(self._schema.log_size_offset)
+        frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(len(codes))])
+        return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
+
+    def _remember(self, adata: AnnData, counts: Counts) -> None:
+        """Keep what outputs take where they are given no data; what is done to `adata.obs` later is seen."""
+        self._counts, self._cell_names, self._annotation = counts, adata.obs_names.copy(), Annotation(adata)
+
+    def _check_trained(self) -> None:
+        if not self._rows:
+            raise RuntimeError("The model is not trained yet: call train() first.")
+
+
+def _checked(choices: dict[str, Any]) -> dict[str, int | float]:
+    """The numbers and switches of a `Plan`, if they make sense."""
+    read = {what: taken(what, choices[what]) for what, taken in _READ.items()}
+    for what, value in read.items():
+        if what not in ("early_stopping", "kl_warmup", "weight_decay") and not value > 0:
+            raise ValueError(f"{what} is {value}; expected more than 0.")
+    if read["learning_rate"] > FLOAT32:
+        raise ValueError(f"learning_rate is {read['learning_rate']}; expected a finite number above 0.")
+    if not 0 <= read["kl_warmup"] <= 1:
+        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
+    if not 0 <= read["weight_decay"] <= FLOAT32:
+        raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
+    return read
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        expected = "'auto', 'cpu', 'cuda' or another device of torch"
+        raise ValueError(f"device is {device!r}; expected {expected}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA device; pass device='cpu'.")
+    return device

@@ -1,0 +1,302 @@
+"""Everything that can be asked of an `SCCVAE` after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from sccvae.inference import aggregate_prior, posterior
+from sccvae.io import storage
+from sccvae.models.base import HeldModel
+from sccvae.models.description import Description
+from sccvae.modules.likelihoods import LIKELIHOODS
+from sccvae.validation.arguments import (
+    check_choice,
+    checked_library_size,
+    checked_seed,
+    flag,
+    float_dtype,
+    limit,
+    positive,
+    unless_none,
+)
+
+Prior = Literal["normal", "aggregate"]
+_STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
+
+
+class FittedModel(HeldModel):
+    """Outputs of the variational autoencoder: they need its weights, not its training data.
+
+    Outputs are deterministic: posterior means, or draws from a generator with the seed given.
+    """
+
+    kind: ClassVar[str] = "SCCVAE"
+    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors when it is needed
+
+    # -------------------------------------------------------------------------------------------------------- outputs
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Any = None, *, return_variance: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Mean of q(z|x), (cells, n_latent) float32; with `return_variance` also its variance.
+
+        Parameters
+        ----------
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        """
+        both = flag("return_variance", return_variance)
+        counts, _ = self._cells(adata, indices)
+        mean, variance = posterior.latent(self._vae, counts)
+        return (mean, variance) if both else mean
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        transform_batch: str | Sequence[str] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent", "observed"] = 1.0,
+        n_samples: int | None = None,
+        *,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        dtype: str = "float32",
+        out: Any = None,
+        chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Normalised expression rho, which sums to 1 over the genes of a cell: noise, depth and drop-out removed.
+
+        Parameters
+        ----------
+        adata, indices
+            As in `get_latent_representation`.
+        transform_batch
+            Batch to decode in: None, each cell's own; a name; the mean over several names; "all", over all batches.
+        gene_list
+            Genes to return, in that order.
+        library_size
+            What rho is multiplied by: a number, or each cell's library size, inferred ("latent"; scvi-tools means the
+            observed one by that, unless its models infer it) or observed.
+        n_samples
+            Mean over so many draws from q(z|x); None decodes its mean, where scvi-tools takes a draw.
+        return_mean
+            False returns the `n_samples` draws themselves.
+        return_numpy
+            Array instead of DataFrame.
+        out
+            (cells, genes) array, memmap or zarr array to fill chunk by chunk and return.
+        chunk_size
+            Cells decoded at once, a multiple of 32; None takes about half a million values.
+
+        Returns
+        -------
+        (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
+        `normal` and `bernoulli`, the mean of x.
+        """
+        return_mean, return_numpy = flag("return_mean", return_mean), flag("return_numpy", return_numpy)
+        n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
+        chunk_size, taken_dtype = unless_none(limit, "chunk_size", chunk_size), float_dtype("dtype", dtype)
+        counts, names = self._cells(adata, indices)
+        genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
+        shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
+        if not return_mean:
+            if n_samples is None:
+                raise ValueError("return_mean=False returns draws: say how many with n_samples.")
+            shape = (n_samples, *shape)
+        if isinstance(library_size, str) and library_size not in ("latent", "observed"):
+            raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
+        library_size = library_size if isinstance(library_size, str) else checked_library_size(library_size)
+        filled = np.empty(shape, dtype=taken_dtype) if out is None else out
+        if tuple(filled.shape) != shape:
+            axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
+            raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
+        batches = self._batch_codes(transform_batch)
+        options: dict[str, Any] = {"batches": batches, "n_samples": n_samples, "seed": seed}
+        options["keep_draws"] = not return_mean
+        options["out"] = filled if posterior.can_be_filled(filled) else None
+        for rows, rho in posterior.expression(self._vae, counts, library_size, genes, chunk_size, **options):
+            if options["out"] is None:
+                filled[(rows if return_mean else (slice(None), rows))] = rho
+        if out is not None or return_numpy or not return_mean:
+            return filled
+        columns = self.gene_names if genes is None else self.gene_names[genes]
+        return pd.DataFrame(filled, index=names, columns=columns, copy=False)
+
+    def get_latent_library_size(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
+        """(cells,) float32 library size in counts: the median of q(l|x), or the observed one."""
+        if not self.likelihood.has_library:
+            raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no library size.")
+        counts, _ = self._cells(adata, indices)
+        log_l = counts.log_size.copy()
+        if self._vae.architecture.infers_library:
+            for rows, _, _, q_l in posterior.encode(self._vae, counts):
+                assert q_l is not None
+                log_l[rows] = q_l.mean.cpu().numpy()
+        return np.exp(log_l)
+
+    def get_likelihood_parameters(self, adata: AnnData | None = None, indices: Any = None) -> dict[str, np.ndarray]:
+        """Parameters of p(x | z, l) at the posterior means, float32 arrays (cells, genes).
+
+        Returns
+        -------
+        `mean` of the count distribution; `dispersions` theta (`nb`, `zinb`) or `scale` sigma (`normal`), a read-only
+        view where it is the same in all cells; `dropout`, a probability (`zinb`). Expected counts are
+        `mean * (1 - dropout)`.
+        """
+        counts, _ = self._cells(adata, indices)
+        return posterior.likelihood_parameters(self._vae, counts)
+
+    def posterior_predictive_sample(
+        self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
+    ) -> sp.csr_matrix | np.ndarray:
+        """Counts drawn from p(x' | x): z and l from their posteriors, x' from the likelihood.
+
+        Returns
+        -------
+        One draw as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
+        """
+        n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
+        counts, _ = self._cells(adata, indices)
+        draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
+        return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
+
+    def generate(
+        self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
+    ) -> AnnData:
+        """Cells that nobody sequenced: z and library size from a prior, counts from the likelihood.
+
+        Parameters
+        ----------
+        prior
+            `normal`: z from the model's own prior (a mixture of Gaussians, or N(0, I) with `prior_components=0`),
+            library size from the batch's log-normal, as the model assumes. `aggregate`: both together from a mixture of
+            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`), which leaves
+            out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
+        batch
+            Name or names of the batches to generate in; None takes all. Batches and covariates come in the
+            proportions of the training data, continuous covariates at their means.
+
+        Returns
+        -------
+        AnnData of counts (CSR) with the batch and covariates in `obs`, z in `obsm["X_sccvae"]` and the library size in
+        `obs["sccvae_library"]`.
+
+        Raises
+        ------
+        ValueError
+            `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
+        """
+        self._check_trained()
+        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
+        check_choice("prior", prior, get_args(Prior))
+        rng = np.random.default_rng(seed)
+        codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
+        if prior == "aggregate":
+            profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
+            y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
+            z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
+        matrix, z, library = posterior.generate(self._vae, codes, rng, z, deviation)
+        return self._generated(matrix, codes, z, library)
+
+    def get_elbo(
+        self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
+    ) -> float | np.ndarray:
+        """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
+        reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
+
+    def get_reconstruction_error(
+        self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
+    ) -> float | np.ndarray:
+        """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
+        terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        return _mean_or_all(-terms[0], return_mean)
+
+    def get_marginal_ll(
+        self,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        n_samples: int = 100,
+        *,
+        return_mean: bool = True,
+        seed: int = 0,
+    ) -> float | np.ndarray:
+        """Marginal log-likelihood log p(x) in nats, mean over cells or (cells,).
+
+        By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
+        """
+        return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
+        n_samples = positive("n_samples", n_samples)
+        counts, _ = self._cells(adata, indices)
+        log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
+        return _mean_or_all(log_p, return_mean)
+
+    # -------------------------------------------------------------------------------------------------------- details
+
+    def _mixture(self) -> aggregate_prior.Mixture:
+        """The mixture fitted to the aggregate posterior: the one at hand, or else made from the data."""
+        if self._aggregate is None:
+            if self._counts is None:
+                raise ValueError(
+                    "This model was saved without its aggregate posterior and loaded without data to fit one to: load "
+                    "it as SCCVAE.load(path, adata), or pass prior='normal'."
+                )
+            profiles, index = np.unique(self._counts.codes, axis=0, return_inverse=True)
+            known = list(map(tuple, self._profiles))
+            at = np.array([known.index(tuple(p)) if tuple(p) in known else -1 for p in profiles.tolist()])
+            moments = posterior.aggregate(self._vae, self._counts)
+            self._aggregate = aggregate_prior.fit(*moments, at[index.ravel()], len(known), seed=self._seed)
+        return self._aggregate
+
+    def _after_training(self) -> None:
+        self._aggregate = None  # it was fitted to other posteriors
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The weights and, unless there are no data to fit it to, the mixture that `generate` draws from."""
+        tensors = super()._tensors()
+        if self._aggregate is None and (self._counts is None or not self._rows):
+            return tensors
+        return tensors | {_STORED + name: torch.from_numpy(a) for name, a in self._mixture()._asdict().items()}
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        stored = {name.removeprefix(_STORED): t for name, t in tensors.items() if name.startswith(_STORED)}
+        super()._take({name: t for name, t in tensors.items() if not name.startswith(_STORED)})
+        if stored:
+            self._aggregate = aggregate_prior.Mixture(**{name: t.clone().numpy() for name, t in stored.items()})
+
+    @classmethod
+    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
+        """What every model has, and the mixture if there is one: as many components as its array of means says."""
+        expected = super()._expected(found, arrays)
+        if any(name.startswith(_STORED) for name in arrays):
+            k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
+            d = found.architecture.n_latent + LIKELIHOODS[found.architecture.gene_likelihood].has_library
+            shapes: dict[str, tuple[int, ...]]
+            shapes = {"weights": (len(found.profiles), k), "means": (k, d), "factors": (k, d, d)}
+            expected |= {_STORED + name: ("F64", shape) for name, shape in shapes.items()}
+        return expected
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""
+        parameters = {**asdict(self._vae.architecture), **asdict(self._schema), "seed": self._seed}
+        del parameters["genes"], parameters["categories"]
+        parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items() if v not in (None, ())}
+        return {"parameters": parameters, "history": self.history, "versions": storage.versions()}
+
+
+def _mean_or_all(values: np.ndarray, return_mean: bool) -> float | np.ndarray:
+    return float(values.mean()) if return_mean else values

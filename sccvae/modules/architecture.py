@@ -1,0 +1,64 @@
+"""`Architecture`: everything that fixes the shape of a model."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
+from sccvae.validation.arguments import check_choice
+
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+Library = Literal["lognormal", "observed"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the shape of the model; the defaults are written in `SCCVAE`, where users see them."""
+
+    n_genes: int
+    n_levels: tuple[int, ...]  # categories of the batch and of each further categorical covariate
+    n_continuous: int
+    n_hidden: int | tuple[int, int]  # of encoder and decoder, where they differ
+    n_latent: int
+    n_layers: int
+    dropout_rate: float  # in the encoder
+    dispersion: Dispersion
+    gene_likelihood: LikelihoodName
+    library: Library
+    encode_covariates: bool
+    dropout_cost: float  # nats charged for each expected drop-out
+    prior_components: int = 0  # Gaussians in p(z), learnt; 0: N(0, I), which older models have
+    batch_mixing: float = 0.0  # nats charged for each nat of `batch_penalty.own_batch_excess`
+    weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
+    thinning: float = 0.0  # largest share of a cell's molecules that the encoder does not see in a step of training
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != 2:
+            raise ValueError(f"n_hidden is {self.n_hidden}; expected one width, or two: of encoder and of decoder.")
+        for name, least in {"n_hidden": min(self.widths), "n_latent": self.n_latent, "n_layers": self.n_layers}.items():
+            if least < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
+        for name, what in {"dropout_rate": "units", "thinning": "molecules"}.items():
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share of the {what} in [0, 1).")
+        floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
+        for name, what in (floors | {"weight_precision": "a finite number"}).items():
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Hidden units of a layer of the encoder, of the decoder."""
+        return self.n_hidden if isinstance(self.n_hidden, tuple) else (self.n_hidden, self.n_hidden)
+
+    @property
+    def infers_library(self) -> bool:
+        """Whether q(log l|x) exists."""
+        return LIKELIHOODS[self.gene_likelihood].has_library and self.library == "lognormal"
+
+
+def check_choices(**choices: str) -> None:
+    """Raise ValueError unless every choice is one that an `Architecture` knows."""
+    known = {"gene_likelihood": LIKELIHOODS, "dispersion": get_args(Dispersion), "library": get_args(Library)}
+    for name, value in choices.items():
+        check_choice(name, value, known[name])

@@ -1,0 +1,130 @@
+"""The generative model and its evidence lower bound.
+
+For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2):
+
+    z ~ sum_k w_k Normal(m_k, diag v_k)    cell embedding; a mixture that is learnt, or Normal(0, I)
+    log l ~ Normal(mu_s, sigma_s^2)        library size; moments of the log total counts of the cell's batch
+    rho = softmax(f(z, s))                 normalised expression
+    x_g ~ ZINB(l rho_g, theta_g, pi_g)     counts (or another likelihood)
+    w ~ Normal(0, 1 / weight_precision)    from hidden units to genes: each weight of the heads
+
+    ELBO = E_q[log p(x | z, l, s)] - KL(q(z|x) || p(z)) - KL(q(log l|x) || p(log l|s))
+
+Zero inflation must be earned: a prior charges `dropout_cost` nats for each drop-out that the model expects, because a
+free drop-out head also explains zeros that the counts' own dispersion explains better. Training also charges for
+batches that lie apart in z, which the model says is independent of s (`batch_penalty`), and thins what the
+encoder sees.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sccvae.data.counts import Counts, Minibatch
+from sccvae.kernels.reference import PLAIN, Kernels
+from sccvae.modules.architecture import Architecture
+from sccvae.modules.batch_penalty import own_batch_excess
+from sccvae.modules.distributions import Gaussian, MixturePrior, log_standard_normal
+from sccvae.modules.likelihoods import LIKELIHOODS
+from sccvae.modules.networks import Decoder, Encoder
+
+
+class Elbo(NamedTuple):
+    """The terms of the bound, (cells,) each, in nats."""
+
+    reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
+    kl_z: torch.Tensor
+    kl_l: torch.Tensor
+    penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+    apart: torch.Tensor | float = 0.0  # in training, batch_mixing * `batch_penalty.own_batch_excess`; neither
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The evidence lower bound of each cell, (cells,)."""
+        return self.reconstruction - self.kl_z - self.kl_l
+
+    def loss(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """What training minimises, a scalar. Batches are charged once the KL weight is 1: kinds of cells part first."""
+        apart = self.apart * (kl_weight == 1)  # a product, for a weight that lies on a GPU
+        return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l - apart).mean()
+
+
+class VAE(nn.Module):
+    """The model of this module's heading; the initial weights are drawn from `generator`.
+
+    `kernels` say how counts are thinned, encoded and given a likelihood; `kernels.reference.for_device` knows
+    the fastest.
+    """
+
+    library_mean: torch.Tensor  # (batches,)
+    library_variance: torch.Tensor  # (batches,)
+
+    def __init__(self, architecture: Architecture, generator: torch.Generator, kernels: Kernels = PLAIN):
+        super().__init__()
+        self.architecture = architecture
+        self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
+        self.thinning = architecture.thinning if self.likelihood.support == "counts" else 0.0
+        self.thin = kernels.thin
+        self.encoder = Encoder(architecture, generator, kernels.encode)
+        self.decoder = Decoder(architecture, generator)
+        self.prior = MixturePrior(n, architecture.n_latent, generator) if (n := architecture.prior_components) else None
+        self.batch_mixing = architecture.batch_mixing if architecture.n_levels[0] > 1 else 0.0
+        self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
+        self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.library_mean.device
+
+    @torch.no_grad()
+    def start_from(self, counts: Counts) -> None:
+        """Set what the data tell before the first step: the library prior, the decoder's bias, the dispersion."""
+        mean, n_cells = counts.gene_means(), len(counts)
+        if self.likelihood.support == "counts":
+            library_mean, library_variance = counts.library_prior()
+            self.library_mean.copy_(torch.from_numpy(library_mean))
+            self.library_variance.copy_(torch.from_numpy(library_variance))
+            self.encoder.log_target.fill_(float(counts.log_total.mean()))
+            start = np.log((mean * n_cells + 0.5) / (mean * n_cells + 0.5).sum())
+        elif self.likelihood.support == "binary":
+            ones = np.clip(mean, 0.5 / n_cells, 1 - 0.5 / n_cells)
+            start = np.log(ones / (1 - ones))
+        else:
+            start = mean
+            sigma = np.sqrt(np.maximum(counts.gene_means(power=2) - mean**2, 1e-4))
+            per_gene = self.decoder.dispersion_head.bias if self.decoder.per_cell else self.decoder.log_dispersion
+            per_gene.copy_(torch.from_numpy(np.log(sigma)))
+        self.decoder.logits.bias.copy_(torch.from_numpy(start))
+
+    def precisions(self) -> list[float]:
+        """Of the Gaussian prior of each weight, in their order; 0: none, as for values that are not counts."""
+        heads = (self.decoder.logits, self.decoder.dropout) if self.likelihood.support == "counts" else ()
+        places = {id(head.weight) for head in heads if head is not None}
+        return [self.architecture.weight_precision * (id(w) in places) for w in self.parameters()]
+
+    def library_prior(self, x: Minibatch) -> Gaussian:
+        """p(log l | s), (cells,)."""
+        return Gaussian(self.library_mean[x.codes[:, 0]], self.library_variance[x.codes[:, 0]])
+
+    def log_prior(self, z: torch.Tensor) -> torch.Tensor:
+        """The log density of the prior at z, (cells, n_latent): (cells,)."""
+        return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
+
+    def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
+        """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
+        q_z, q_l = self.encoder(self.thin(x, generator, self.thinning) if self.training else x, generator)
+        z = q_z.sample(generator)
+        log_l = x.log_size if q_l is None else q_l.sample(generator)
+        decoded = self.decoder(z, x, generator)
+        cost = self.architecture.dropout_cost
+        value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
+        penalty = cost * dropouts
+        kl_z = q_z.kl().sum(1) if self.prior is None else q_z.kl().sum(1) + self.prior.below_standard(z)
+        kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
+        # value already carries the penalty's gradient, so both terms below add up to value exactly.
+        mixes = self.training and self.batch_mixing
+        apart = self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies) if mixes else 0.0
+        return Elbo(value + penalty, kl_z, kl_l, penalty, apart)

@@ -1,0 +1,204 @@
+"""Training: one visible loop over epochs and minibatches, with everything that a run decides beside it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sccvae.data.counts import Counts, shuffled
+from sccvae.data.device_loading import chunk_of
+from sccvae.kernels.parallel import alone
+from sccvae.modules.vae import VAE
+from sccvae.training.gradients import DROPOUT_WAIT, Precision
+from sccvae.training.optimizer import Adam
+from sccvae.training.steps import steps
+
+
+class TrainingError(RuntimeError):
+    """The loss was not finite; the model holds the weights of the last good epoch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train; the defaults are written in `SCCVAE.train`, where users see them."""
+
+    max_epochs: int
+    batch_size: int
+    learning_rate: float
+    kl_warmup: float  # share of the run over which the KL weight of z rises to 1
+    early_stopping: bool
+    patience: int  # epochs without a better held-out ELBO before the run stops
+    gradient_clip: float
+    weight_decay: float
+    n_draws: int  # of z and l for each cell at each step
+    precision: Precision  # of the decoder's products
+
+    def kl_weight(self, step: int, n_steps: int) -> float:
+        """Weight of KL(q(z|x) || p(z)) at a step: rises linearly to 1 within the run, whatever its length."""
+        warmup = min(self.kl_warmup * n_steps, n_steps - 1)
+        return 1.0 if step >= warmup else (step + 1) / (warmup + 1)
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Learning rate at a step: one cycle, a short linear rise and a cosine fall to a hundredth."""
+        rise = max(0.1 * n_steps, 1.0)
+        if step < rise:
+            return self.learning_rate * (step + 1) / (rise + 1)
+        fallen = (step - rise) / max(n_steps - rise, 1.0)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
+
+
+@dataclass
+class Progress:
+    """What a run leaves behind: the rows of the history, and the best epoch."""
+
+    first_epoch: int = 1
+    best_epoch: int = 0  # of this run, or of an earlier one that it goes on from
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_elbo: float = -math.inf
+    stopped: Literal["finished", "early", "interrupted"] = "finished"
+
+    def record(self, epoch: int, split: str, terms: torch.Tensor, schedule: dict, seconds: float) -> None:
+        """Add a row of means per cell of the split `training` or `validation`, in nats."""
+        named = dict(zip(("reconstruction", "kl_z", "kl_l"), terms.tolist(), strict=True))
+        row = {"epoch": epoch, "split": split, "elbo": _elbo(terms), **named, **schedule, "seconds": seconds}
+        self.rows.append(row)
+
+
+@alone()
+def fit(
+    vae: VAE,
+    counts: Counts,
+    train: np.ndarray,
+    validation: np.ndarray,
+    plan: Plan,
+    progress: Progress,
+    *,
+    seed: int,
+    progress_bar: bool = True,
+) -> None:
+    """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
+
+    The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
+    Ctrl-C ends the run early in the same way.
+
+    Raises
+    ------
+    TrainingError
+        The loss became NaN or infinite; `vae` then holds the weights of the last good epoch.
+    """
+    device, rng = vae.device, np.random.default_rng([seed, first_epoch := progress.first_epoch])
+    noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
+    decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
+    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
+    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
+    n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
+    epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
+    chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)
+    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
+    if progress.best_epoch and held_out:
+        progress.best_elbo = _elbo(held_out())
+    try:
+        for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
+            started, losses, total = time.perf_counter(), [], torch.zeros(3, device=device)
+            vae.train()
+            groups = shuffled(train, plan.batch_size, rng)
+            for x in minibatches(groups):
+                kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
+                loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)
+                losses.append(loss)
+                total, step = total + terms, step + 1
+            _check_finite(losses, optimizer.weights, groups, epoch, rate)
+            schedule = {"kl_weight": kl_weight, "learning_rate": rate}
+            with optimizer.averaged():  # it is what is judged and kept
+                last_good = _close_epoch(vae, held_out, progress, epoch, total / n_drawn, schedule, started)
+            best = last_good if progress.best_epoch == epoch else best
+            bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
+            if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
+                progress.stopped = "early"
+                break
+    except KeyboardInterrupt:
+        progress.stopped = "interrupted"
+    except TrainingError:
+        best = last_good
+        progress.best_epoch = progress.rows[-1]["epoch"] if progress.rows else progress.best_epoch
+        raise
+    finally:
+        vae.load_state_dict(best)
+        vae.zero_grad()
+        vae.eval()
+
+
+def _close_epoch(
+    vae: VAE,
+    held_out: Callable[[], torch.Tensor] | None,
+    progress: Progress,
+    epoch: int,
+    terms: torch.Tensor,
+    schedule: dict[str, float],
+    started: float,
+) -> dict[str, torch.Tensor]:
+    """Look at the held-out cells, write the history, note the best epoch; return the weights."""
+    trained = time.perf_counter()
+    judged = held_out() if held_out else None
+    if judged is not None and not torch.isfinite(judged).all():
+        raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
+    progress.record(epoch, "training", terms, schedule, trained - started)
+    if judged is not None:
+        progress.record(epoch, "validation", judged, schedule, time.perf_counter() - trained)
+    elbo = progress.rows[-1]["elbo"]
+    if elbo > progress.best_elbo or judged is None:
+        progress.best_epoch, progress.best_elbo = epoch, elbo
+    return _weights(vae)
+
+
+@torch.no_grad()
+def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int) -> torch.Tensor:
+    """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
+    vae.eval()
+    noise = torch.Generator(vae.device).manual_seed(seed)
+    # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
+    total, n = torch.zeros(3, device=vae.device), 0
+    for _, x in counts.chunks(chunk_size, cells):
+        terms = torch.stack(vae(x.to(vae.device), noise)[:3])
+        total, n = total + terms.sum(1), n + terms.shape[1]
+    return total / n
+
+
+def _elbo(terms: torch.Tensor) -> float:
+    reconstruction, kl_z, kl_l = terms.tolist()
+    return reconstruction - kl_z - kl_l
+
+
+def _weights(vae: VAE) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+
+
+def _check_finite(
+    losses: list[torch.Tensor], weights: list[torch.nn.Parameter], groups: list[np.ndarray], epoch: int, rate: float
+) -> None:
+    """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
+    bad = np.flatnonzero(~np.isfinite(values := torch.stack(losses).cpu().numpy()))
+    extremes = torch.stack([extreme for w in weights for extreme in torch.aminmax(w)])  # NaN where a weight has one
+    if len(bad) == 0 and torch.isfinite(extremes).all():
+        return
+    step = int(bad[0]) if len(bad) else len(values) - 1
+    what = f"The loss became {values[step]}" if len(bad) else "The weights became not finite"
+    cells = np.sort(groups[step])
+    named = f"{', '.join(map(str, cells[:5]))}{', ...' if len(cells) > 5 else ''}"
+    where = f"in epoch {epoch}, step {step + 1} of {len(values)}, on the {len(cells)} cells numbered {named}"
+    raise TrainingError(_advice(f"{what} {where}", rate))
+
+
+def _advice(what: str, rate: float) -> str:
+    return (
+        f"{what}. The model holds the weights of the last good epoch. Usual causes: a learning rate that is too high "
+        f"(it was {rate:.2g}; pass a smaller learning_rate), a few cells with extreme counts (look at "
+        "adata.obs['total_counts'] after sc.pp.calculate_qc_metrics), or continuous covariates with outliers."
+    )

@@ -1,0 +1,144 @@
+"""Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with gradients clipped to a norm, and the weights' average.
+
+All weights lie side by side in one array, and so do their gradients: a step is one compiled pass on the CPU, and a
+dozen operations of torch elsewhere. torch's own Adam takes the same steps, but it goes from weight to weight, and its
+first step imports torch's compiler: more than a second and 70 MB.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from sccvae.kernels.parallel import alone
+from sccvae.kernels.reference import fits
+
+BETAS = (0.9, 0.999)
+ALIGNED = 16  # entries, 64 bytes: where every weight begins
+MEMORY = 0.98  # what the average keeps of itself at a step: it looks back some fifty steps
+EVERY = 5  # after 100 steps, how many lie between two looks of the average at the weights: a look costs memory traffic
+
+Number = float | torch.Tensor
+
+
+class Adam:
+    """Steps of Adam on `weights`; the gradients as a whole are first scaled down to the norm `clip`.
+
+    A weight without a gradient stays as it is.
+
+    Beside the weights goes their exponential moving average over the steps (Polyak & Juditsky 1992,
+    https://doi.org/10.1137/0330046), free of the noise of single minibatches: see `averaged`.
+
+    Parameters
+    ----------
+    eps
+        Added to the root of the mean square. 1e-4, not 1e-8: an entry that has hardly moved, such as a weight of a
+        gene that few cells have, then takes small steps.
+    decays
+        For each weight, the multiple of it that is added to its gradient; None: 0 for all.
+    """
+
+    def __init__(
+        self, weights: list[torch.nn.Parameter], *, clip: float, decays: list[float] | None = None, eps: float = 1e-4
+    ):
+        self.weights, self.clip, self.eps = weights, clip, eps
+        self.decays = np.zeros(len(weights), np.float32) if decays is None else np.array(decays, np.float32)
+        self.n_steps, self.compiled = 0, all(map(fits, weights))
+        self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
+        self.ends, self.moves = np.cumsum(_sizes(weights)), np.ones(len(weights), bool)
+        if not self.compiled:
+            self.decay = torch.from_numpy(np.repeat(self.decays, _sizes(weights))).to(self.arrays[0])  # of every entry
+        _point(weights, places)
+        for w, by_w in zip(weights, self.places, strict=True):
+            w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the average is the weights; nothing is copied."""
+        last = [w.data for w in self.weights]
+        _point(self.weights, self.averages)
+        try:
+            yield
+        finally:
+            _point(self.weights, last)
+
+    def numbers(self, rate: float) -> tuple[float, float, float]:
+        """What the next `move` needs, at a learning rate.
+
+        The rate and the factor of the roots, both corrected for Adam's bias; the share of the average that is replaced.
+        """
+        self.n_steps += 1
+        kept = min(MEMORY, (1 + self.n_steps) / (10 + self.n_steps))  # early averages look back less far
+        share = 1 - kept if self.n_steps <= 100 else 0.0 if self.n_steps % EVERY else 1 - kept**EVERY
+        bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
+        return rate / bias, 1 / math.sqrt(square_bias), share
+
+    def move(self, rate: Number, correction: Number, share: Number) -> None:
+        """Move the weights, and their average after them; the numbers may lie on their device."""
+        places, gradients = [], []  # of those that autograd made anew
+        for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
+            if w.grad is None and self.moves[k]:
+                place.zero_()
+            elif w.grad is not None and w.grad is not place:
+                places.append(place)
+                gradients.append(w.grad)
+                w.grad = place
+            self.moves[k] = w.grad is not None
+        if places:
+            torch._foreach_copy_(places, gradients)
+        if not self.compiled:
+            self._move(rate, correction, share)
+            return
+        from sccvae.kernels.cpu import layers
+
+        with alone():  # the order of a sum is that of one thread
+            norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
+        scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
+        numbers = (rate, correction, *(1 - beta for beta in BETAS), share)
+        arrays = [t.numpy() for t in self.arrays]
+        layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale))
+
+    @torch.no_grad()
+    def _move(self, rate: Number, correction: Number, share: Number) -> None:
+        """The same in operations of torch, each of all entries; weights without a gradient are put back."""
+        values, gradient, mean, square, average = self.arrays
+        begins = self.ends - _sizes(self.weights)
+        at_rest = [a[begins[k] : self.ends[k]] for k in np.flatnonzero(~self.moves) for a in (values, mean, square)]
+        as_they_were = [a.clone() for a in at_rest]
+        gradient = gradient * (self.clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1)
+        gradient.add_(values * self.decay)
+        mean.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient.square_(), 1 - BETAS[1])
+        values.sub_(rate * mean / (square.sqrt().mul_(correction).add_(self.eps)))
+        for a, before in zip(at_rest, as_they_were, strict=True):
+            a.copy_(before)
+        average.lerp_(values, share)
+
+
+def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
+    """Entries that each weight takes up."""
+    return [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
+
+
+def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Long arrays, (entries,), and each weight's views of them: values, gradient, mean, square, average."""
+    sizes = _sizes(weights)
+    arrays = [weights[0].new_zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
+    views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
+    _set(views[0], weights)
+    _set(views[-1], weights)
+    return arrays, views
+
+
+def _point(weights: list[torch.nn.Parameter], places: Sequence[torch.Tensor]) -> None:
+    """Let weights be what stands at these places."""
+    for w, place in zip(weights, places, strict=True):
+        w.data = place
+
+
+@torch.no_grad()
+def _set(weights: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for w, value in zip(weights, values, strict=True):
+        w.copy_(value)

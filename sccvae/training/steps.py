@@ -1,0 +1,95 @@
+"""A step of training: its gradients, then Adam; on a GPU recorded once and replayed, as a CUDA graph.
+
+A step is hundreds of small operations, each of which a GPU finishes sooner than Python asks for the next. Replayed,
+all are asked for at once (https://docs.pytorch.org/docs/stable/notes/cuda.html).
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sccvae.data.counts import Counts, Minibatch
+from sccvae.data.device_loading import Resident, minibatches_on
+from sccvae.modules.vae import VAE
+from sccvae.training.gradients import Precision, gradients_of
+from sccvae.training.optimizer import Adam, Number
+
+LARGEST = 3072  # cells of a step, above which the gradient of torch's embedding waits for the GPU
+
+Outputs = tuple[torch.Tensor, ...]
+# (minibatch, or the numbers of its cells; KL weight; what `Adam.numbers` says; whether the drop-out head waits)
+# -> loss, (); sums over cells of reconstruction, KL of z and KL of l, (3,)
+Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
+
+
+def steps(
+    vae: VAE, counts: Counts, optimizer: Adam, noise: torch.Generator, precision: Precision, n_draws: int
+) -> tuple[Callable[[list[np.ndarray]], Iterator[Any]], Step]:
+    """What gives, for each group of cells, that which a step is taken on, and what takes it."""
+    gradients, minibatches = gradients_of(vae, precision), minibatches_on(vae.device, counts)
+
+    def step(x: Minibatch, kl_weight: Number, of_adam: Sequence[Number], waits: bool) -> Outputs:
+        loss, elbo = gradients(x.repeated(n_draws), noise, kl_weight, waits)
+        optimizer.move(*of_adam)
+        return loss, elbo.sum(1)
+
+    if vae.device.type == "cuda" and isinstance(minibatches, Resident) and type(vae) is VAE:
+        return minibatches.cells, recorded(step, minibatches, noise, LARGEST // n_draws)
+    return minibatches, step
+
+
+def recorded(step: Step, counts: Resident, noise: torch.Generator, most: int) -> Step:
+    """`step`, but of the numbers of a minibatch's cells among `counts`; of at most so many, recorded."""
+
+    def work(kind: tuple[int, bool], cells: torch.Tensor, numbers: torch.Tensor) -> Outputs:
+        kl_weight, *of_adam = numbers.unbind()
+        return step(counts.minibatch(cells), kl_weight, of_adam, kind[1])
+
+    replayed = Replayed(work, noise)
+
+    def recorded_step(cells: torch.Tensor, kl_weight: float, of_adam: Sequence[Number], waits: bool) -> Outputs:
+        if len(cells) > most:
+            return step(counts.minibatch(cells), kl_weight, of_adam, waits)
+        return replayed((len(cells), waits), cells, torch.tensor([kl_weight, *of_adam]))
+
+    return recorded_step
+
+
+class Replayed:
+    """`work(kind, *inputs)`, which for each kind is recorded at the second call and replayed from then on.
+
+    What is done must depend on the kind and on shapes alone, not on what the inputs hold. The first call is an ordinary
+    one: libraries prepare themselves at it in ways that cannot be recorded.
+    """
+
+    def __init__(self, work: Callable[..., Outputs], noise: torch.Generator):
+        self.work, self.noise = work, noise
+        self.places: dict[Hashable, list[torch.Tensor]] = {}  # where a kind's recording reads its inputs
+        self.replays: dict[Hashable, Callable[[], Outputs]] = {}
+
+    def __call__(self, kind: Hashable, *inputs: torch.Tensor) -> Outputs:
+        """What `work` returns."""
+        if kind not in self.places:
+            self.places[kind] = [t.to(self.noise.device, copy=True, non_blocking=True) for t in inputs]
+            return self.work(kind, *self.places[kind])
+        for place, t in zip(self.places[kind], inputs, strict=True):
+            place.copy_(t, non_blocking=True)
+        if kind not in self.replays:
+            self.replays[kind] = cuda_graph(lambda: self.work(kind, *self.places[kind]), self.noise)
+        return tuple(t.clone() for t in self.replays[kind]())  # the next replay writes over them
+
+
+def cuda_graph(work: Callable[[], Outputs], noise: torch.Generator) -> Callable[[], Outputs]:
+    """What does `work` again, on the tensors that it reads, with further numbers of `noise`; nothing is done yet."""
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(noise)
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(noise.device)):  # torch's own may be another GPU's
+        outputs = work()
+
+    def replay() -> Outputs:
+        graph.replay()
+        return outputs
+
+    return replay

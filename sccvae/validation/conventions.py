@@ -1,0 +1,135 @@
+"""What all functions of `tl` and `pl` do alike, as Scanpy's do: copies, seeds, figures, and how a model is handed over.
+
+A function says in its signature what it takes; `scanpy_like` keeps the promises that are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from sccvae.validation.arguments import flag, whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ANY_MODEL = ("SCCVAE", "Autoencoder", "DenoisingAutoencoder")
+SEEDS = ("random_state", "rng")  # Scanpy's words for `seed`, older and newer
+# Arguments of Scanpy's functions that there are none of here, and what there is instead.
+INSTEAD = {
+    "save": "the figure is returned: figure.savefig('figure.pdf')",
+    "return_fig": "the figure is always returned",
+    "inplace": "results are written to adata; copy=True returns a copy with them",
+    "ax": "it draws several panels and returns their figure, whose parts are in figure.axes",
+    "figsize": "the figure is returned: figure.set_size_inches(width, height)",
+    "dpi": "the figure is returned: figure.savefig('figure.png', dpi=300)",
+}
+
+
+def scanpy_like(
+    *, kinds: tuple[str, ...] = (), instead: Mapping[str, str] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function of `tl` or `pl`.
+
+    - ``random_state=`` and ``rng=`` are taken for ``seed=``.
+    - ``copy=True`` has the function write to a copy, which is returned.
+    - ``model`` is a trained model of the classes `kinds`, or there is a sentence that says what was found.
+    - ``show`` is a bool, ``ax`` one pair of axes.
+    - Scanpy's arguments that have no counterpart, `INSTEAD` and `instead`, are answered in a sentence.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = signature(function).parameters
+        open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
+        refused = {**INSTEAD, **(instead or {})}
+        if open_ended:  # what it hands on to Scanpy is for Scanpy to judge
+            refused = {word: refused[word] for word in ("save", "return_fig")}
+        refused = {word: why for word, why in refused.items() if word not in known}
+        name = function.__name__
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs = _with_seed(name, kwargs, "seed" in known)
+            for word in refused.keys() & kwargs.keys():
+                raise TypeError(f"{name}() has no argument {word!r}: {refused[word]}.")
+            if kinds:
+                _check_model(name, known, kinds, args, kwargs)
+            if kwargs.get("show") is not None:
+                flag("show", kwargs["show"])
+            if kwargs.get("ax") is not None and "ax" in known and not hasattr(kwargs["ax"], "get_figure"):
+                found = type(kwargs["ax"]).__name__
+                raise TypeError(f"ax is of type {found}; expected one matplotlib Axes, as from plt.subplots().")
+            if "copy" not in known or not flag("copy", kwargs.pop("copy", False)):
+                return function(*args, **kwargs)
+            adata: Any = args[0] if args else kwargs.get("adata")
+            if not hasattr(adata, "isbacked"):
+                return function(*args, **kwargs)  # which says what it expected
+            if adata.isbacked or not all(map(_can_be_copied, (adata.X, *(adata.layers[key] for key in adata.layers)))):
+                raise ValueError(
+                    f"copy=True, but adata is backed by a file: pass adata.to_memory() to {name} in place of a copy."
+                )
+            adata = adata.copy()
+            if args:
+                function(adata, *args[1:], **kwargs)
+            else:
+                function(**{**kwargs, "adata": adata})  # type: ignore[call-arg]
+            return adata
+
+        return call
+
+    return decorate
+
+
+def _can_be_copied(matrix: Any) -> bool:
+    """Whether it is in memory; `AnnData.copy` fails for datasets of files."""
+    return matrix is None or hasattr(matrix, "copy")
+
+
+def _with_seed(name: str, kwargs: dict[str, Any], seeded: bool) -> dict[str, Any]:
+    """The arguments with the seed under its name here."""
+    given = [word for word in ("seed", *SEEDS) if word in kwargs]
+    if not set(given) & set(SEEDS):
+        return kwargs
+    if not seeded:
+        raise TypeError(f"{name}() has no argument {given[0]!r}: it draws no random numbers.")
+    if len(given) > 1:
+        raise TypeError(f"{name}() got {given[0]} and {given[1]}, which are the same here: pass seed alone.")
+    rest = {word: value for word, value in kwargs.items() if word != given[0]}
+    value = kwargs[given[0]]
+    if hasattr(value, "random") or hasattr(value, "bit_generator"):
+        raise TypeError(f"{given[0]} is a {type(value).__name__}; expected a whole number, as in seed=0.")
+    return {**rest, "seed": whole(given[0], value)}
+
+
+def _check_model(
+    name: str, known: Mapping[str, Parameter], kinds: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise unless the model is one that the function can ask."""
+    place = list(known).index("model")
+    required = [p for p in known.values() if p.default is Parameter.empty and p.kind is not Parameter.VAR_KEYWORD]
+    named = {p.name for p in required} | {"model"}
+    call = ", ".join(
+        f"{p.name}=..." if p.kind is Parameter.KEYWORD_ONLY else p.name for p in known.values() if p.name in named
+    )
+    usage = f"{name}({call})"
+    default = known["model"].default
+    model = args[place] if len(args) > place else kwargs.get("model", default)
+    if model is Parameter.empty:
+        raise TypeError(f"{name}() was given no model: {usage}.")
+    if model is None and default is None:
+        return
+    expected = f"expected a trained {' or '.join(kinds)}"
+    if isinstance(model, str | os.PathLike):
+        if isinstance(model, os.PathLike) or os.sep in model or Path(model).is_dir():
+            load = f"model = sccvae.{kinds[0]}.load({os.fspath(model)!r})"
+            raise TypeError(f"model is the path {os.fspath(model)!r}; {expected}. Load it first: {load}.")
+        raise TypeError(f"The {('first', 'second')[place]} argument is the model: {usage}. Found {model!r}.")
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; {expected}, which is made of it.")
+    if getattr(model, "kind", None) not in kinds:
+        raise TypeError(f"model is of type {type(model).__name__}; {expected}: {usage}.")
+    model._check_trained()
