@@ -52,7 +52,8 @@ class Likelihood:
     @property
     def is_compiled(self) -> bool:
         """Whether the compiled passes give the value, the gradients and the expression of exactly this likelihood."""
-        return vars(type(self)).get("compiled", False) and self.kernel is FUSED.likelihood
+        declared = vars(type(self)).get("compiled", False) and "log_prob" not in vars(self)
+        return declared and self.kernel is FUSED.likelihood
 
     def log_prob(
         self, x: Minibatch, decoded: Decoded, log_library: torch.Tensor | None, dropout_cost: float = 0.0

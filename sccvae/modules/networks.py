@@ -140,10 +140,13 @@ class Encoder(nn.Module):
         if self.library is not None:
             nn.init.constant_(self.library.bias[1:], -4.0)  # the observed total is a good guess: start sure of it
 
+    def scale(self, x: Minibatch) -> torch.Tensor | None:
+        """Return what the counts of each cell are multiplied by, (cells,); None for values that are not counts."""
+        return torch.exp(self.log_target - x.log_total) if self.takes_counts else None
+
     def forward(self, x: Minibatch, generator: torch.Generator | None = None) -> tuple[Gaussian, Gaussian | None]:
         """q(z|x), (cells, n_latent), and q(log l|x), (cells,), None where the library is observed or absent."""
-        scale = torch.exp(self.log_target - x.log_total) if self.takes_counts else None
-        h = self.blocks[0](self.first(x, scale), x, generator)
+        h = self.blocks[0](self.first(x, self.scale(x)), x, generator)
         for layer, block in zip(self.linears, self.blocks[1:], strict=True):
             h = block(layer(h), x, generator)
         mean, log_variance = self.z(h).chunk(2, dim=1)
@@ -179,7 +182,10 @@ class Decoder(nn.Module):
         self, z: torch.Tensor, x: Minibatch, generator: torch.Generator | None = None, *, only_logits: bool = False
     ) -> Decoded:
         """(cells, n_latent) -> heads, (cells, n_genes) each; of `x` only the covariates are read."""
-        h = self.hidden(z, x, generator)
+        return self.heads(self.hidden(z, x, generator), x, only_logits=only_logits)
+
+    def heads(self, h: torch.Tensor, x: Minibatch, *, only_logits: bool = False) -> Decoded:
+        """(cells, n_hidden) -> heads, (cells, n_genes) each."""
         logits = self.offset(self.logits(h), x)
         if only_logits:
             return Decoded(logits, None, None)

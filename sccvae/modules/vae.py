@@ -25,8 +25,8 @@ from torch import nn
 from sccvae.data.counts import Counts, Minibatch
 from sccvae.kernels.reference import PLAIN, Kernels
 from sccvae.modules.architecture import Architecture
-from sccvae.modules.batch_penalty import own_batch_excess
-from sccvae.modules.distributions import Gaussian, MixturePrior, log_standard_normal
+from sccvae.modules.distributions import Gaussian, log_standard_normal
+from sccvae.modules.latent_terms import TERMS, LatentTerm, MixturePrior
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.modules.networks import Decoder, Encoder
 
@@ -37,8 +37,8 @@ class Elbo(NamedTuple):
     reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
     kl_z: torch.Tensor
     kl_l: torch.Tensor
-    penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
-    apart: torch.Tensor | float = 0.0  # in training, batch_mixing * `batch_penalty.own_batch_excess`; neither
+    dropout_penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+    penalties: tuple[tuple[LatentTerm, torch.Tensor], ...] = ()  # of training, with their nats per cell; neither
 
     @property
     def value(self) -> torch.Tensor:
@@ -46,9 +46,16 @@ class Elbo(NamedTuple):
         return self.reconstruction - self.kl_z - self.kl_l
 
     def loss(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """What training minimises, a scalar. Batches are charged once the KL weight is 1: kinds of cells part first."""
-        apart = self.apart * (kl_weight == 1)  # a product, for a weight that lies on a GPU
-        return -(self.reconstruction - self.penalty - kl_weight * self.kl_z - self.kl_l - apart).mean()
+        """Return the loss that training minimises, a scalar."""
+        value = self.reconstruction - self.dropout_penalty - kl_weight * self.kl_z - self.kl_l
+        for term, nats in self.penalties:
+            value = value - nats * term.scale(kl_weight)
+        return -value.mean()
+
+    def columns(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Return what the history records of each cell, (columns, cells), detached; `VAE.columns` has their names."""
+        penalties = [nats.detach() * term.scale(kl_weight) for term, nats in self.penalties]
+        return torch.stack([*(t.detach() for t in self[:3]), *penalties])
 
 
 class VAE(nn.Module):
@@ -60,6 +67,7 @@ class VAE(nn.Module):
 
     library_mean: torch.Tensor  # (batches,)
     library_variance: torch.Tensor  # (batches,)
+    prior: MixturePrior | None  # None: N(0, I)
 
     def __init__(self, architecture: Architecture, generator: torch.Generator, kernels: Kernels = PLAIN):
         super().__init__()
@@ -69,8 +77,8 @@ class VAE(nn.Module):
         self.thin = kernels.thin
         self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
-        self.prior = MixturePrior(n, architecture.n_latent, generator) if (n := architecture.prior_components) else None
-        self.batch_mixing = architecture.batch_mixing if architecture.n_levels[0] > 1 else 0.0
+        for term in TERMS:
+            self.register_module(term.name, term.of(architecture, generator))
         self.register_buffer("library_mean", torch.zeros(architecture.n_levels[0]))
         self.register_buffer("library_variance", torch.ones(architecture.n_levels[0]))
 
@@ -78,6 +86,16 @@ class VAE(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.library_mean.device
+
+    @property
+    def terms(self) -> list[LatentTerm]:
+        """The terms of the latent space that this model has, in the order of `TERMS`."""
+        return [term for kind in TERMS if (term := getattr(self, kind.name)) is not None]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what the history records of each cell, in nats."""
+        return ("reconstruction", "kl_z", "kl_l", *(term.name for term in self.terms if not term.in_bound))
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
@@ -121,10 +139,12 @@ class VAE(nn.Module):
         decoded = self.decoder(z, x, generator)
         cost = self.architecture.dropout_cost
         value, dropouts = self.likelihood.log_prob(x, decoded, log_l, cost)
-        penalty = cost * dropouts
-        kl_z = q_z.kl().sum(1) if self.prior is None else q_z.kl().sum(1) + self.prior.below_standard(z)
+        kl_z, penalties = q_z.kl().sum(1), []
+        for term in self.terms:
+            if term.in_bound:
+                kl_z = kl_z + term(q_z, z, x)
+            elif self.training:
+                penalties.append((term, term(q_z, z, x)))
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
         # value already carries the penalty's gradient, so both terms below add up to value exactly.
-        mixes = self.training and self.batch_mixing
-        apart = self.batch_mixing * own_batch_excess(q_z.mean, x.codes[:, 0], x.copies) if mixes else 0.0
-        return Elbo(value + penalty, kl_z, kl_l, penalty, apart)
+        return Elbo(value + cost * dropouts, kl_z, kl_l, cost * dropouts, tuple(penalties))

@@ -13,19 +13,18 @@ from torch import nn
 
 from sccvae.data.counts import Minibatch
 from sccvae.kernels.reference import FUSED, fits
-from sccvae.modules.distributions import MixturePrior
 from sccvae.modules.networks import Block, CovariateOffset, Decoder, Dropout, Encoder, Linear, SparseLinear
 from sccvae.modules.vae import VAE
 
 # (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
-# -> loss, (), and reconstruction, KL of z and KL of l, (3, cells). Every weight then has its gradient in `w.grad`; one
+# -> loss, (), and what `VAE.columns` names, (columns, cells). Every weight then has its gradient in `w.grad`; one
 # that waits has none, or zeros.
 Gradients = Callable[[Minibatch, torch.Generator, Any, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 
 # The classes that `manual_step` knows; torch's own hold them, or do nothing by themselves.
 WRITTEN_BY_HAND = {
-    *(VAE, Encoder, Decoder, Block, CovariateOffset, Dropout, Linear, SparseLinear, MixturePrior),
+    *(VAE, Encoder, Decoder, Block, CovariateOffset, Dropout, Linear, SparseLinear),
     *(nn.LayerNorm, nn.ModuleList, nn.ParameterList),
 }
 DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
@@ -48,11 +47,15 @@ def gradients_of(vae: VAE, precision: Precision) -> Gradients:
 def is_written_by_hand(vae: VAE) -> bool:
     """Whether `manual_step` computes what `vae.forward` does, and the gradients of exactly its trainable weights.
 
-    A class derived from one of the parts, a hook, or a weight that is frozen is left to autograd.
+    A class derived from one of the parts, a hook, or a weight that is frozen is left to autograd. So are, within the
+    step by hand, a likelihood and a term of the latent space that have no compiled version.
     """
-    known = all(type(part) in WRITTEN_BY_HAND and not _has_hooks(part) for part in vae.modules())
-    compiled = known and vae.likelihood.is_compiled and vae.encoder.first.encode is FUSED.encode
-    return compiled and all(fits(w) and w.requires_grad for w in vae.parameters())
+    # Terms of the latent space are exempt: `term_gradients` gives every one to autograd that it has no version of.
+    of_terms = {id(part) for term in vae.terms for part in term.modules()}
+    parts = [part for part in vae.modules() if id(part) not in of_terms]
+    known = all(type(part) in WRITTEN_BY_HAND for part in parts) and not any(map(_has_hooks, vae.modules()))
+    compiled = vae.encoder.first.encode is FUSED.encode
+    return known and compiled and all(fits(w) and w.requires_grad for w in vae.parameters())
 
 
 def _has_hooks(part: nn.Module) -> bool:
@@ -78,4 +81,4 @@ class Autograd:
             w.grad = by_w
         if waits and (dropout := self.vae.decoder.dropout) is not None:
             dropout.weight.grad = torch.zeros_like(dropout.weight)
-        return loss.detach(), torch.stack([t.detach() for t in elbo[:3]])
+        return loss.detach(), elbo.columns(kl_weight)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -63,9 +63,11 @@ class Progress:
     best_elbo: float = -math.inf
     stopped: Literal["finished", "early", "interrupted"] = "finished"
 
-    def record(self, epoch: int, split: str, terms: torch.Tensor, schedule: dict, seconds: float) -> None:
+    def record(
+        self, epoch: int, split: str, terms: torch.Tensor, columns: Sequence[str], schedule: dict, seconds: float
+    ):
         """Add a row of means per cell of the split `training` or `validation`, in nats."""
-        named = dict(zip(("reconstruction", "kl_z", "kl_l"), terms.tolist(), strict=True))
+        named = dict(zip(columns, terms.tolist(), strict=True))
         row = {"epoch": epoch, "split": split, "elbo": _elbo(terms), **named, **schedule, "seconds": seconds}
         self.rows.append(row)
 
@@ -106,7 +108,7 @@ def fit(
         progress.best_elbo = _elbo(held_out())
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
-            started, losses, total = time.perf_counter(), [], torch.zeros(3, device=device)
+            started, losses, total = time.perf_counter(), [], torch.zeros(len(vae.columns), device=device)
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
@@ -149,9 +151,9 @@ def _close_epoch(
     judged = held_out() if held_out else None
     if judged is not None and not torch.isfinite(judged).all():
         raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
-    progress.record(epoch, "training", terms, schedule, trained - started)
+    progress.record(epoch, "training", terms, vae.columns, schedule, trained - started)
     if judged is not None:
-        progress.record(epoch, "validation", judged, schedule, time.perf_counter() - trained)
+        progress.record(epoch, "validation", judged, vae.columns[:3], schedule, time.perf_counter() - trained)
     elbo = progress.rows[-1]["elbo"]
     if elbo > progress.best_elbo or judged is None:
         progress.best_epoch, progress.best_elbo = epoch, elbo
@@ -172,7 +174,7 @@ def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, see
 
 
 def _elbo(terms: torch.Tensor) -> float:
-    reconstruction, kl_z, kl_l = terms.tolist()
+    reconstruction, kl_z, kl_l, *_ = terms.tolist()
     return reconstruction - kl_z - kl_l
 
 

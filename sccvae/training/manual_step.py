@@ -11,6 +11,7 @@ Names of gradients begin with `by_`.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,38 +22,14 @@ from sccvae.kernels.cpu import count_likelihood, latent, layers
 from sccvae.kernels.cpu.vector_math import BFLOAT16
 from sccvae.kernels.parallel import copy, multiply
 from sccvae.kernels.reference import encode_gradient_into, encode_into, stored
-from sccvae.modules.batch_penalty import NEIGHBOURS, SMOOTHING, WIDTH
-from sccvae.modules.distributions import FLOOR, MixturePrior
+from sccvae.modules.distributions import Gaussian
 from sccvae.modules.networks import BOUNDS_L, BOUNDS_Z, LEAST_L, Block, Decoder, Linear, SparseLinear, noise_of_units
 from sccvae.modules.offset_table import OffsetTable, codes_of
 from sccvae.modules.vae import VAE
+from sccvae.training.term_gradients import gradients_of_term
+from sccvae.training.workspace import Workspace, array, gradient_buffer
 
 NO_NOISE = torch.empty(0, 0, dtype=torch.int16)
-
-
-class Arrays:
-    """Arrays that are kept from step to step: fresh memory costs as much as the arithmetic on it."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
-        self.views: dict[tuple, torch.Tensor] = {}
-
-    def __call__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The array of that name, whatever it holds; minibatches differ in size by one cell, so it is often a part."""
-        if (view := self.views.get((name, *shape))) is None:
-            size = int(np.prod(shape))
-            if name not in self.kept or self.kept[name].numel() < size:
-                self.views = {key: view for key, view in self.views.items() if key[0] != name}
-                self.kept[name] = torch.empty(size, dtype=dtype)
-            view = self.views[(name, *shape)] = self.kept[name][:size].view(shape)
-        return view
-
-
-def place_of(weight: Parameter) -> torch.Tensor:
-    """Where the gradient by a weight goes."""
-    if weight.grad is None:
-        weight.grad = torch.empty_like(weight)
-    return weight.grad
 
 
 class Offset(OffsetTable):
@@ -60,14 +37,14 @@ class Offset(OffsetTable):
 
     def backward(self, x: Minibatch, by_table: np.ndarray) -> None:
         """From the gradient by the table to those by bias and offset."""
-        by_table.sum(0, out=place_of(self.bias).numpy())
+        by_table.sum(0, out=gradient_buffer(self.bias).numpy())
         for column, levels in zip(self.offset.used, self.levels, strict=True):
             if self.by_cell:
-                place_of(levels).zero_().index_add_(0, x.codes[:, column], torch.from_numpy(by_table))
+                gradient_buffer(levels).zero_().index_add_(0, x.codes[:, column], torch.from_numpy(by_table))
             else:
-                place_of(levels).numpy()[:] = by_table
+                gradient_buffer(levels).numpy()[:] = by_table
         if hasattr(self.offset, "slopes"):
-            torch.mm(x.continuous.t(), torch.from_numpy(by_table), out=place_of(self.offset.slopes))
+            torch.mm(x.continuous.t(), torch.from_numpy(by_table), out=gradient_buffer(self.offset.slopes))
 
 
 class Layer:
@@ -77,10 +54,10 @@ class Layer:
         self.linear, self.shared, self.dropout = linear, Offset(linear.bias, block.offset), block.dropout
         self.rate = np.float32(block.dropout.rate)
         self.norm = block.norm.weight, block.norm.bias
-        self.arrays = Arrays()
+        self.arrays = Workspace()
 
-    def forward(self, h: torch.Tensor, x: Minibatch, noise: torch.Generator) -> torch.Tensor:
-        """What the next part reads; `h` is what the part before gave."""
+    def forward(self, h: Any, x: Minibatch, noise: torch.Generator) -> torch.Tensor:
+        """Return what the next part reads; `h` is the output of the part before."""
         self.x, self.input, shape = x, h, (x.n_cells, self.linear.weight.shape[1])
         a, out = (self.arrays(name, *shape) for name in ("a", "out"))
         self.product(a)
@@ -89,7 +66,7 @@ class Layer:
         self.normal, self.scale = self.arrays("normal", *shape).numpy(), self.arrays("scale", x.n_cells).numpy()
         kept = self.normal, self.scale, out.numpy()
         dropout = units.numpy(), self.dropout.lowest, self.rate
-        layers.block(a.numpy(), table.values, table.row, *map(_array, self.norm), *dropout, *kept)
+        layers.block(a.numpy(), table.values, table.row, *map(array, self.norm), *dropout, *kept)
         self.out, self.row, self.n_rows = out.numpy(), table.row, len(table.values)
         return out
 
@@ -97,8 +74,8 @@ class Layer:
         """From the gradient by the output to that by the input."""
         by_a = self.arrays("by_a", *by_out.shape)
         by_table = self.arrays("by_table", self.n_rows, by_out.shape[1]).numpy()
-        kept = self.out, self.rate, _array(self.norm[0]), self.row, self.normal, self.scale
-        by_norm = [place_of(w).numpy() for w in self.norm]
+        kept = self.out, self.rate, array(self.norm[0]), self.row, self.normal, self.scale
+        by_norm = [gradient_buffer(w).numpy() for w in self.norm]
         layers.block_gradient(by_out.numpy(), *kept, by_a.numpy(), by_table, *by_norm)
         self.shared.backward(self.x, by_table)
         return self.product_backward(by_a)
@@ -114,7 +91,7 @@ class Layer:
 
 
 class SparseLayer(Layer):
-    """The encoder's first: its factors are log1p(scale * counts), `scale` its input; none needs the gradient by it."""
+    """The encoder's first layer, of log1p(scale * counts); its input is what `Encoder.scale` returns."""
 
     def product(self, out: torch.Tensor) -> None:
         """Fill out with log1p(scale * counts) times the weight, and keep the former."""
@@ -122,7 +99,7 @@ class SparseLayer(Layer):
 
     def product_backward(self, by_product: torch.Tensor) -> torch.Tensor:
         """Only the gradient by the weight."""
-        encode_gradient_into(place_of(self.linear.weight), self.x, self.values, by_product)
+        encode_gradient_into(gradient_buffer(self.linear.weight), self.x, self.values, by_product)
         return by_product
 
 
@@ -131,7 +108,7 @@ class Draw:
 
     def __init__(self, linear: Linear, *bounds: float, least: float | None = None):
         """`bounds`: lowest and highest log variance, and what is added to the variance. `least`: lowest mean."""
-        self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Arrays()
+        self.linear, self.bounds, self.arrays = linear, tuple(map(np.float32, bounds)), Workspace()
         self.least = least
 
     def forward(
@@ -151,28 +128,34 @@ class Draw:
         return draw, kl
 
     @property
-    def means(self) -> np.ndarray:
-        """Those of the last call of `forward`, (cells, n), but for `shift`."""
-        return self.kept[0][:, : self.shape[1] // 2]
+    def q(self) -> Gaussian:
+        """Means (without `shift`) and variances of the last call of `forward`, (cells, n) each."""
+        return Gaussian(torch.from_numpy(self.kept[0][:, : self.shape[1] // 2]), torch.from_numpy(self.kept[6]))
 
     def backward(
         self,
         by_draw: np.ndarray,
         kl_weight: float,
         by_input: torch.Tensor,
-        by_mean: np.ndarray | None,
+        by_mean: np.ndarray | None = None,
+        by_variance: np.ndarray | None = None,
         *,
-        add,
+        add: bool,
     ) -> None:
-        """Into by_input, or added to it: from the gradients by draw and mean, and that of `kl_weight` times the KL."""
-        by_head = self.arrays("by_head", *self.shape)
+        """Fill by_input, or add to it, from the gradients by draw, mean and variance and the weight of the KL."""
+        by_head, n = self.arrays("by_head", *self.shape), self.shape[1] // 2
         values = by_head.numpy()
         latent.gaussian_gradient(*self.kept, by_draw, np.float32(kl_weight), values)
         if self.least is not None:
-            values[:, : self.below.shape[1]][self.below] = 0
+            values[:, :n][self.below] = 0
         if by_mean is not None:
-            values[:, : by_mean.shape[1]] += by_mean
-        values.sum(0, out=place_of(self.linear.bias).numpy())
+            values[:, :n] += by_mean
+        if by_variance is not None:
+            lowest, highest, added = self.bounds
+            log_variance, variance = self.kept[0][:, n:], self.kept[6]
+            inside = (lowest <= log_variance) & (log_variance <= highest)
+            values[:, n:] += np.where(inside, by_variance * (variance - added), np.float32(0))
+        values.sum(0, out=gradient_buffer(self.linear.bias).numpy())
         _product_backward(self.input, self.linear.weight, by_head, by_input, add=add)
 
 
@@ -185,7 +168,7 @@ class Product:
     dtype = torch.float32
 
     def __init__(self, weight: Parameter):
-        self.weight, self.arrays = weight, Arrays()
+        self.weight, self.arrays = weight, Workspace()
 
     def place(self, h: torch.Tensor) -> torch.Tensor:
         """Where the product with `h` goes."""
@@ -238,7 +221,7 @@ class Halved(Product):
     def backward(self, by_input: torch.Tensor, *, add: bool) -> None:
         """Put the gradient by the input into by_input, or add it there, and that by the weight into its place."""
         by_weight, by_halved = self.halves("by_weight", self.weight), self.halves("by_input", by_input)
-        copy(place_of(self.weight), multiply(self.input.t(), self.out, by_weight))
+        copy(gradient_buffer(self.weight), multiply(self.input.t(), self.out, by_weight))
         multiply(self.out, self.halved.t(), by_halved)
         by_input.add_(by_halved) if add else by_input.copy_(by_halved)
 
@@ -247,62 +230,62 @@ class Halved(Product):
 FASTEST = Halved if BFLOAT16 and torch.backends.mkldnn.is_available() else Product
 
 
-class Prior:
-    """What a mixture as p(z) adds to the KL from N(0, I), and its gradients."""
+class HeadsResult(NamedTuple):
+    """Log-likelihood of each cell from the last hidden layer on; the gradients are kept for `backward`."""
 
-    def __init__(self, prior: MixturePrior):
-        self.weights, self.arrays = (prior.logits, prior.mean, prior.log_variance), Arrays()
-
-    def forward(self, z: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
-        """`MixturePrior.below_standard`, (cells,), and the gradient of weight * its sum by z; the prior's are set."""
-        n_cells, n = z.shape
-        value, by_z = np.empty(n_cells, np.float32), self.arrays("by_z", n, n_cells).numpy()
-        share = self.arrays("share", len(self.weights[0]), n_cells).numpy()
-        given, places = map(_array, self.weights), (place_of(w).numpy() for w in self.weights)
-        numbers = np.float32(FLOOR), np.float32(weight)
-        latent.mixture_prior(np.ascontiguousarray(z.T), *given, *numbers, share, value, by_z, *places)
-        return value, by_z.T
+    value: np.ndarray  # (cells,) log p(x | z, l), less the penalty on expected zero inflation
+    dropouts: np.ndarray  # (cells,) expected number of them
+    by_log_library: np.ndarray  # (cells,) gradient of minus the mean of `value`
 
 
-class Mixing:
-    """The penalty for means of q(z|x) that keep to their own batch, and its gradient."""
+class AutogradHeads:
+    """The decoder's heads and any likelihood, by autograd from the last hidden layer on."""
 
-    def __init__(self, weight: float):
-        self.weight = np.float32(weight)
+    def __init__(self, vae: VAE):
+        self.decoder, self.likelihood, self.cost = vae.decoder, vae.likelihood, vae.architecture.dropout_cost
+        hidden = {id(w) for layers in (vae.decoder.linears, vae.decoder.blocks) for w in layers.parameters()}
+        self.weights = [w for w in vae.decoder.parameters() if id(w) not in hidden]
 
-    def forward(self, mean: np.ndarray, x: Minibatch) -> tuple[np.ndarray, np.ndarray]:
-        """The penalty of each cell, (cells,), and the gradient of its mean, (cells, n)."""
-        n, copies, value = x.n_cells, x.copies, np.zeros(x.n_cells, np.float32)
-        if n < 3 * copies:
-            return value, np.zeros_like(mean)
-        numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n - copies)
-        by_z = latent.own_batch_excess((np.ascontiguousarray(mean.T), codes_of(x, 0), *numbers, value))
-        return self.weight * value, self.weight / np.float32(n) * by_z.T
+    def forward(self, h: torch.Tensor, x: Minibatch, log_library: np.ndarray, *, waits: bool) -> HeadsResult:
+        """Return values and gradients; see `CountHeads.forward`."""
+        with torch.enable_grad():
+            inputs = [h.detach().clone().requires_grad_(), torch.from_numpy(log_library).clone().requires_grad_()]
+            value, dropouts = self.likelihood.log_prob(x, self.decoder.heads(inputs[0], x), inputs[1], self.cost)
+            by = torch.autograd.grad(-value.mean(), [*inputs, *self.weights], allow_unused=True)
+        self.by_input = by[0]
+        for w, by_w in zip(self.weights, by[2:], strict=True):
+            gradient_buffer(w).zero_() if by_w is None else gradient_buffer(w).copy_(by_w)
+        if waits and (dropout := self.decoder.dropout) is not None:
+            dropout.weight.grad = None
+        by_log_library = np.zeros_like(log_library) if by[1] is None else by[1].numpy()
+        return HeadsResult(array(value), array(dropouts), by_log_library)
+
+    def backward(self) -> torch.Tensor:
+        """Return the gradient by the input."""
+        return self.by_input
 
 
 class CountHeads:
-    """The decoder's heads, (cells, hidden) -> (cells, genes) each, and the likelihood of the counts."""
+    """The decoder's heads, (cells, hidden) -> (cells, genes) each, and a compiled likelihood of the counts."""
 
     def __init__(self, decoder: Decoder, dropout_cost: float, product: type[Product]):
-        self.decoder, self.cost, self.arrays = decoder, dropout_cost, Arrays()
+        self.decoder, self.cost, self.arrays = decoder, dropout_cost, Workspace()
         self.shared = Offset(decoder.logits.bias, decoder.offset)
         self.logits, dropout = product(decoder.logits.weight), decoder.dropout
         self.pi = None if dropout is None else (product(dropout.weight), dropout.bias)
-        self.at_zero = dropout is not None and not _array(dropout.weight).any()  # until it no longer waits
+        self.at_zero = dropout is not None and not array(dropout.weight).any()  # until it no longer waits
 
-    def forward(
-        self, h: torch.Tensor, x: Minibatch, log_library: np.ndarray, *, waits: bool
-    ) -> count_likelihood.Gradients | None:
-        """Values and gradients by the heads, of minus the mean over cells; None where only plain code can tell.
+    def forward(self, h: torch.Tensor, x: Minibatch, log_library: np.ndarray, *, waits: bool) -> HeadsResult | None:
+        """Return values and gradients of minus their mean over cells; None where the compiled pass is not exact.
 
-        With `waits`, the weight of the drop-out head gets no gradient (see the heading of `gradients`).
+        With `waits`, the weight of the zero-inflation head gets no gradient (see the heading of `gradients`).
         """
         self.x, self.input, self.waits, pi, pi_bias = x, h, waits, None, None
         self.logits.forward(h)
         if self.pi is not None:
             self.at_zero = self.at_zero and waits
             (self.pi[0].forward_of_zero if self.at_zero else self.pi[0].forward)(h)
-            pi, pi_bias = self.pi[0].bits, _array(self.pi[1])
+            pi, pi_bias = self.pi[0].bits, array(self.pi[1])
         heads = count_likelihood.Heads(
             self.logits.bits, self.shared.table(x), log_library, self._log_theta(), pi, pi_bias
         )
@@ -310,7 +293,9 @@ class CountHeads:
         self.by = count_likelihood.count_log_likelihood(
             stored(x), heads, self.cost, weight, in_place=True, kept=self._kept
         )
-        return self.by
+        if (by := self.by) is None:
+            return None
+        return HeadsResult(by.value - x.log_factorial.numpy(), by.dropouts, by.log_library)
 
     def _kept(self, name: str, *shape: int) -> np.ndarray:
         return self.arrays(name, *shape).numpy()
@@ -318,12 +303,12 @@ class CountHeads:
     def _log_theta(self) -> count_likelihood.Table | None:
         match self.decoder.dispersion:
             case "gene":
-                return count_likelihood.Table(_array(self.decoder.log_dispersion), np.zeros(self.x.n_cells, np.int64))
+                return count_likelihood.Table(array(self.decoder.log_dispersion), np.zeros(self.x.n_cells, np.int64))
             case "gene-batch":
-                return count_likelihood.Table(_array(self.decoder.log_dispersion), codes_of(self.x, 0))
+                return count_likelihood.Table(array(self.decoder.log_dispersion), codes_of(self.x, 0))
             case "gene-cell":
                 own = self.decoder.dispersion_head(self.input)
-                return count_likelihood.Table(_array(own), np.arange(self.x.n_cells), own=True)
+                return count_likelihood.Table(array(own), np.arange(self.x.n_cells), own=True)
         return None
 
     def backward(self) -> torch.Tensor:
@@ -336,12 +321,12 @@ class CountHeads:
                 self.pi[0].backward(by_input, add=True)
             if self.waits:
                 self.pi[0].weight.grad = None
-            place_of(self.pi[1]).numpy()[:] = by.pi_bias
+            gradient_buffer(self.pi[1]).numpy()[:] = by.pi_bias
         if d.per_cell:
-            by.log_theta.sum(0, out=place_of(d.dispersion_head.bias).numpy())
+            by.log_theta.sum(0, out=gradient_buffer(d.dispersion_head.bias).numpy())
             _product_backward(self.input, d.dispersion_head.weight, torch.from_numpy(by.log_theta), by_input, add=True)
         elif d.dispersion is not None:
-            place_of(d.log_dispersion).numpy()[:] = by.log_theta
+            gradient_buffer(d.log_dispersion).numpy()[:] = by.log_theta
         return by_input
 
 
@@ -352,14 +337,15 @@ class ByHand:
         """`otherwise` takes the steps that the compiled likelihood cannot take exactly."""
         encoder, decoder = vae.encoder, vae.decoder
         first, *others = map(_block, encoder.blocks)
-        self.vae, self.otherwise, self.arrays = vae, otherwise, Arrays()
-        self.encoder = [SparseLayer(encoder.first, first), *map(Layer, map(_linear, encoder.linears), others)]
+        self.vae, self.otherwise, self.arrays = vae, otherwise, Workspace()
+        self.first = SparseLayer(encoder.first, first)
+        self.encoder = [*map(Layer, map(_linear, encoder.linears), others)]
         self.decoder = [*map(Layer, map(_linear, decoder.linears), map(_block, decoder.blocks))]
         self.z = Draw(encoder.z, *BOUNDS_Z)
-        self.prior = None if vae.prior is None else Prior(vae.prior)
-        self.mixing = Mixing(vae.batch_mixing) if vae.batch_mixing else None
+        self.terms = [(term, gradients_of_term(term)) for term in vae.terms]
         self.library = None if encoder.library is None else Draw(encoder.library, *BOUNDS_L, least=LEAST_L)
-        self.heads = CountHeads(decoder, vae.architecture.dropout_cost, product)
+        compiled, cost = vae.likelihood.is_compiled, vae.architecture.dropout_cost
+        self.heads = CountHeads(decoder, cost, product) if compiled else AutogradHeads(vae)
 
     @torch.no_grad()
     def __call__(
@@ -367,19 +353,23 @@ class ByHand:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `gradients.Gradients`."""
         n, seen = x.n_cells, self.vae.thin(x, noise, self.vae.thinning)
-        code = torch.exp(self.vae.encoder.log_target - seen.log_total)
+        code = self.first.forward(self.vae.encoder.scale(seen), seen, noise)
         for layer in self.encoder:
             code = layer.forward(code, seen, noise)
         normal = torch.randn(n, self.vae.architecture.n_latent, generator=noise)
         h, kl_z = self.z.forward(code, normal, none := np.zeros(n, np.float32), none, np.ones(n, np.float32))
-        if self.prior is not None:
-            below, by_z = self.prior.forward(h.numpy(), kl_weight / n)
-            kl_z += below
-        mixing = self.mixing if kl_weight == 1 else None
-        apart, by_mean = (none, None) if mixing is None else mixing.forward(self.z.means, x)
+        found, penalties = [], []
+        for term, gradients in self.terms:
+            scale = term.scale(kl_weight)
+            if term.in_bound or scale:
+                found.append(gradients(self.z.q, h, x, scale))
+            if term.in_bound:
+                kl_z += found[-1].value
+            else:
+                penalties.append(np.float32(scale) * found[-1].value if scale else none)
         log_library, kl_l = x.log_size.numpy(), none
         if self.library is not None:
-            normal, prior = torch.randn(n, generator=noise)[:, None], map(_array, self.vae.library_prior(x))
+            normal, prior = torch.randn(n, generator=noise)[:, None], map(array, self.vae.library_prior(x))
             drawn, kl_l = self.library.forward(code, normal, log_library, *prior)
             log_library = drawn.numpy()[:, 0]
         for layer in self.decoder:
@@ -392,29 +382,35 @@ class ByHand:
         for layer in reversed(self.decoder):
             by_h = layer.backward(by_h)
         by_draw = by_h.numpy()
-        if self.prior is not None:
+        for by_z in (term.by_z for term in found if term.by_z is not None):
             by_draw += by_z
         by_code = self.arrays("by_code", *code.shape)
-        self.z.backward(by_draw, kl_weight / n, by_code, by_mean, add=False)
+        by_moments = (_sum([term.by_mean for term in found]), _sum([term.by_variance for term in found]))
+        self.z.backward(by_draw, kl_weight / n, by_code, *by_moments, add=False)
         if self.library is not None:
-            self.library.backward(likelihood.log_library[:, None], 1 / n, by_code, None, add=True)
+            self.library.backward(likelihood.by_log_library[:, None], 1 / n, by_code, add=True)
         for layer in reversed(self.encoder):
             by_code = layer.backward(by_code)
+        self.first.backward(by_code)
 
-        value = likelihood.value - x.log_factorial.numpy()
+        value = likelihood.value
         reconstruction = value + np.float32(self.heads.cost) * likelihood.dropouts
-        loss = (np.float32(kl_weight) * kl_z + kl_l - value + apart).mean()
-        return torch.tensor(loss), torch.from_numpy(np.stack([reconstruction, kl_z, kl_l]))
+        loss = np.float32(kl_weight) * kl_z + kl_l - value
+        for nats in penalties:
+            loss += nats
+        return torch.tensor(loss.mean()), torch.from_numpy(np.stack([reconstruction, kl_z, kl_l, *penalties]))
+
+
+def _sum(gradients: list[np.ndarray | None]) -> np.ndarray | None:
+    """Sum of those that there are."""
+    there = [by for by in gradients if by is not None]
+    return sum(there[1:], start=there[0]) if there else None
 
 
 def _product_backward(h, weight, by_product, by_input, *, add=False) -> torch.Tensor:
     """Back through by_product's h @ weight: into by_input, or added to it; the weight's gradient into its place."""
-    multiply(h.t(), by_product, place_of(weight))
+    multiply(h.t(), by_product, gradient_buffer(weight))
     return multiply(by_product, weight.t(), by_input, add=add)
-
-
-def _array(t: torch.Tensor) -> np.ndarray:
-    return t.detach().numpy()
 
 
 def _linear(module: torch.nn.Module) -> Linear:

@@ -20,7 +20,7 @@ LARGEST = 3072  # cells of a step, above which the gradient of torch's embedding
 
 Outputs = tuple[torch.Tensor, ...]
 # (minibatch, or the numbers of its cells; KL weight; what `Adam.numbers` says; whether the drop-out head waits)
-# -> loss, (); sums over cells of reconstruction, KL of z and KL of l, (3,)
+# -> loss, (); sums over cells of `VAE.columns`, (columns,)
 Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
 
 

@@ -7,7 +7,7 @@ from helpers import double
 from torch.distributions import Normal, kl_divergence
 
 from sccvae.kernels.cpu import latent
-from sccvae.modules.distributions import FLOOR, MixturePrior
+from sccvae.modules.latent_terms import FLOOR, MixturePrior
 
 f32 = np.float32
 
@@ -48,7 +48,7 @@ def test_mixture_prior(n_components, n):
         for w in prior.parameters():
             w.add_(torch.from_numpy(rng.standard_normal(w.shape)))
     (z,) = double(2 * rng.standard_normal((9, n)).astype(f32))
-    expected = prior.below_standard(z)
+    expected = prior(None, z, None)
     weights, value = (prior.logits, prior.mean, prior.log_variance), np.full(9, np.nan, f32)
     given = [t.detach().numpy().astype(f32) for t in (z.T.contiguous(), *weights)]
     by = [np.full_like(a, np.nan) for a in given]

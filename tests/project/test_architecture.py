@@ -49,7 +49,7 @@ ARROWS = {
 FLOORS, MOST_ARROWS, MOST_ENTRIES = 8, 60, 12
 # Imported when they are first used: numba takes half a second.
 COMPILED = {name for name in FILES if name.startswith("kernels/cpu/") and not name.endswith("/__init__")}
-COMPILED |= {"modules/offset_table", "training/manual_step"}
+COMPILED |= {"modules/offset_table", "training/manual_step", "training/term_gradients"}
 LEAVES = {"generation", "metrics", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
 KNOW_ANNDATA = {"models", "tl", "io", "__main__", *LEAVES}  # and those files that read one:

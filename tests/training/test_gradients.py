@@ -7,20 +7,23 @@ from helpers import COUNT_LIKELIHOODS, LIKELIHOOD_NAMES, a_plan, small_counts, s
 
 from sccvae.inference.expression import Expressed
 from sccvae.kernels.reference import FUSED, PLAIN
+from sccvae.modules.latent_terms import TERMS, LatentTerm, MixturePrior
 from sccvae.modules.likelihoods import LIKELIHOODS, NB
 from sccvae.modules.vae import VAE
 from sccvae.training import manual_step
 from sccvae.training.gradients import Autograd, gradients_of
 from sccvae.training.loop import Progress, fit
-from sccvae.training.manual_step import ByHand, Halved, Product
+from sccvae.training.manual_step import AutogradHeads, ByHand, CountHeads, Halved, Product
 
 
 @pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
 @pytest.mark.parametrize("kernels", [PLAIN, FUSED], ids=["plain", "fused"])
-def test_by_hand_for_counts_with_compiled_kernels(name, kernels):
+def test_by_hand_with_compiled_kernels(name, kernels):
     vae = small_vae(small_counts(support=support_of(name)), gene_likelihood=name, kernels=kernels)
-    by_hand = kernels is FUSED and name in COUNT_LIKELIHOODS
-    assert type(gradients_of(vae, "full")) is (ByHand if by_hand else Autograd)
+    path = gradients_of(vae, "full")
+    assert type(path) is (ByHand if kernels is FUSED else Autograd)
+    if kernels is FUSED:
+        assert type(path.heads) is (CountHeads if name in COUNT_LIKELIHOODS else AutogradHeads)
 
 
 def test_other_precisions_and_other_models_go_to_autograd():
@@ -81,7 +84,7 @@ def check_path(vae, x, kl_weight=1.0, precision="full"):
     path = gradients_of(vae, precision)
     loss, terms = path(x, torch.Generator().manual_seed(1), kl_weight, False)
     torch.testing.assert_close(loss, elbo.loss(kl_weight).detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(terms, torch.stack(elbo[:3]).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms, elbo.columns(kl_weight), rtol=1e-4, atol=1e-4)
     for (name, w), by_w in zip(free.items(), expected, strict=True):
         by_w = torch.zeros_like(w) if by_w is None else by_w
         found = torch.zeros_like(w) if w.grad is None else w.grad
@@ -94,9 +97,14 @@ def check_path(vae, x, kl_weight=1.0, precision="full"):
 def test_a_likelihood_derived_from_another_is_not_trained_as_its_parent(monkeypatch, likelihood):
     monkeypatch.setitem(LIKELIHOODS, "tempered", likelihood)
     counts = small_counts(n_batches=2)
-    vae = small_vae(counts, gene_likelihood="tempered", kernels=FUSED).train()
-    assert not vae.likelihood.is_compiled
-    check_path(vae, counts.minibatch(slice(0, 20)))
+    for options in (
+        {},
+        {"dispersion": "gene-batch", "n_layers": 2},
+        {"dispersion": "gene-cell", "library": "observed"},
+    ):
+        vae = small_vae(counts, gene_likelihood="tempered", kernels=FUSED, **options).train()
+        assert not vae.likelihood.is_compiled
+        assert type(check_path(vae, counts.minibatch(slice(0, 20)))) is ByHand
     assert not Expressed(vae).compiled
 
 
@@ -150,4 +158,65 @@ def test_every_path_has_the_loss_of_forward(name, options, kernels):
             w.add_(0.1 * torch.randn(w.shape, generator=generator))
     for kl_weight in (0.3, 1.0):
         path = check_path(vae, counts.minibatch(slice(0, 40)), kl_weight)
-    assert type(path) is (ByHand if kernels is FUSED and name in COUNT_LIKELIHOODS else Autograd)
+    assert type(path) is (ByHand if kernels is FUSED else Autograd)
+
+
+class Spread(LatentTerm):
+    """A term that reads all that it is given."""
+
+    name = "spread"
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.7))
+
+    @classmethod
+    def of(cls, architecture, generator):
+        return cls()
+
+    def forward(self, q, z, x):
+        return self.weight * (z.square() + q.mean.sin() * q.variance + q.variance.log() * z).sum(1) * x.log_total
+
+
+class SpreadInBound(Spread):
+    """The same in the bound."""
+
+    in_bound = True
+
+
+class Constant(Spread):
+    """A term without a gradient."""
+
+    def forward(self, q, z, x):
+        return torch.ones(len(z))
+
+
+@pytest.mark.parametrize("kind", [Spread, SpreadInBound, Constant])
+@pytest.mark.parametrize("name", ["zinb", "normal"])
+def test_a_term_without_a_compiled_version_goes_to_autograd_within_the_step(monkeypatch, kind, name):
+    monkeypatch.setattr("sccvae.modules.vae.TERMS", (*TERMS, kind))
+    counts = small_counts(n_batches=2, support=support_of(name))
+    vae = small_vae(counts, kernels=FUSED, gene_likelihood=name, prior_components=3, batch_mixing=2.0).train()
+    with torch.no_grad():
+        vae.encoder.z.bias[vae.architecture.n_latent] = -50.0  # beyond the bounds of the log variance
+    for kl_weight in (0.3, 1.0):
+        path = check_path(vae, counts.minibatch(slice(0, 30)), kl_weight)
+    assert type(path) is ByHand
+    assert [type(gradients).__name__ for _, gradients in path.terms] == [
+        "CompiledPrior",
+        "CompiledPenalty",
+        "ByAutograd",
+    ]
+
+
+def test_a_term_derived_from_one_that_is_compiled_goes_to_autograd(monkeypatch):
+    class Doubled(MixturePrior):
+        def forward(self, q, z, x):
+            return 2 * super().forward(q, z, x)
+
+    monkeypatch.setattr("sccvae.modules.vae.TERMS", (Doubled,))
+    counts = small_counts()
+    vae = small_vae(counts, kernels=FUSED, prior_components=3).train()
+    path = check_path(vae, counts.minibatch(slice(0, 30)))
+    assert type(path) is ByHand
+    assert [type(gradients).__name__ for _, gradients in path.terms] == ["ByAutograd"]

@@ -7,9 +7,9 @@ from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae, threads
 
 from sccvae.kernels.reference import FUSED
 from sccvae.modules.networks import LEAST_L
-from sccvae.training import manual_step
+from sccvae.training import workspace
 from sccvae.training.gradients import Autograd
-from sccvae.training.manual_step import Arrays, ByHand, Halved, Product, place_of
+from sccvae.training.manual_step import ByHand, Halved, Product
 from sccvae.training.optimizer import Adam
 
 
@@ -186,7 +186,9 @@ def test_batches_apart(n_cells, n_components, n_threads):
     counts = small_counts(n_batches=3)
     vae = a_vae(counts, batch_mixing=50.0, prior_components=n_components)
     x = counts.minibatch(slice(0, n_cells))
-    assert (vae(x, noise()).apart.max() > 1) == (n_cells == 40)
+    ((term, nats),) = vae(x, noise()).penalties
+    assert term is vae.batch_penalty
+    assert (nats.max() > 1) == (n_cells == 40)
     compare(vae, x, kl_weight=1.0)
     compare(vae, x)
 
@@ -239,31 +241,13 @@ def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back(prod
     compare(vae, x, rtol=ROUNDED if product is Halved else 2e-4, product=product)
 
 
-def test_arrays_are_kept_and_grow():
-    arrays = Arrays()
-    a = arrays("a", 4, 3)
-    assert a.shape == (4, 3)
-    assert arrays("a", 4, 3) is a
-    assert arrays("a", 2, 3).data_ptr() == a.data_ptr()
-    assert arrays("b", 4, 3).data_ptr() != a.data_ptr()
-    larger = arrays("a", 5, 3)
-    assert larger.data_ptr() != a.data_ptr()
-    assert arrays("a", 4, 3).data_ptr() == larger.data_ptr()
-
-
-def test_the_place_of_a_gradient_is_made_once():
-    w = torch.nn.Parameter(torch.zeros(2))
-    assert place_of(w) is w.grad
-    assert place_of(w) is place_of(w)
-
-
 @pytest.mark.parametrize("product", [Product, Halved])
 def test_no_array_of_genes_is_made_twice(monkeypatch, product):
     """From the second step on, the large arrays are those of the first."""
     counts = small_counts()
     vae, made = a_vae(counts), []
     empty = torch.empty
-    monkeypatch.setattr(manual_step.torch, "empty", lambda *shape, **k: made.append(shape) or empty(*shape, **k))
+    monkeypatch.setattr(workspace.torch, "empty", lambda *shape, **k: made.append(shape) or empty(*shape, **k))
     by_hand = ByHand(vae, unreachable, product)
     by_hand(counts.minibatch(slice(0, 20)), noise(), 1.0, False)
     assert (20 * counts.n_genes,) in made

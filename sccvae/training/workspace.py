@@ -1,0 +1,38 @@
+"""Arrays that a step reuses, and the buffers of gradients."""
+
+import numpy as np
+import torch
+from torch.nn import Parameter
+
+
+class Workspace:
+    """Arrays by name, kept from step to step: fresh memory costs as much as the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+        self.views: dict[tuple, torch.Tensor] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Return the array of that name, with whatever it holds.
+
+        Minibatches differ in size by one cell, so it is often a part of a larger one.
+        """
+        if (view := self.views.get((name, *shape))) is None:
+            size = int(np.prod(shape))
+            if name not in self.kept or self.kept[name].numel() < size:
+                self.views = {key: view for key, view in self.views.items() if key[0] != name}
+                self.kept[name] = torch.empty(size, dtype=dtype)
+            view = self.views[(name, *shape)] = self.kept[name][:size].view(shape)
+        return view
+
+
+def gradient_buffer(weight: Parameter) -> torch.Tensor:
+    """Return the array that the gradient of a parameter is written to."""
+    if weight.grad is None:
+        weight.grad = torch.empty_like(weight)
+    return weight.grad
+
+
+def array(t: torch.Tensor) -> np.ndarray:
+    """Return a tensor of the CPU as an array, without a copy."""
+    return t.detach().numpy()
