@@ -15,11 +15,11 @@ from sccvae.data.device_loading import chunk_of, chunks
 from sccvae.inference.expression import Expressed
 from sccvae.inference.noise import Noise, streams
 from sccvae.kernels.parallel import alone, each_alone, multiply
+from sccvae.modules.count_distribution import CountDistribution
 from sccvae.modules.distributions import Gaussian
 from sccvae.modules.likelihoods import Decoded
 from sccvae.modules.vae import VAE
 from sccvae.statistics.differential_expression import Group
-from sccvae.statistics.predictive_checks import CountParameters
 
 SAMPLED = 64  # cells whose x is drawn from one stream, and at once
 SUMMED = 256  # cells whose expression is summed at once
@@ -272,17 +272,11 @@ def count_moments(
 ) -> Iterator[tuple[Draw, torch.Tensor, torch.Tensor]]:
     """(decoding, E[x], E[x] / Var[x]) at the posterior means, chunk by chunk, (cells, genes) each.
 
-    ZINB: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)); NB has no pi, Poisson no theta.
+    Of a count likelihood; see `Likelihood.moments`.
     """
     for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
         assert draw.log_library is not None
-        mean = vae.likelihood.mean(draw.decoded, draw.log_library)
-        spread, kept = torch.zeros_like(mean), torch.ones_like(mean)
-        if draw.decoded.log_dispersion is not None:
-            spread = spread + torch.exp(-draw.decoded.log_dispersion)
-        if draw.decoded.dropout is not None:
-            spread, kept = spread + draw.decoded.dropout.sigmoid(), torch.sigmoid(-draw.decoded.dropout)
-        yield draw, mean * kept, 1 / (1 + mean * spread)
+        yield draw, *vae.likelihood.moments(draw.decoded, draw.log_library)
 
 
 @each_alone
@@ -314,31 +308,25 @@ def _counts_and_expectation(
 def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
     """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
     shape = (len(counts), counts.n_genes)
-    spread = "scale" if vae.likelihood.support == "real" else "dispersions"
-    result: dict[str, np.ndarray] = {"mean": np.empty(shape, dtype=np.float32)}
+    result: dict[str, np.ndarray] = {}
     for draw in decode(vae, counts, batches=[None], n_samples=None, seed=0):
-        result["mean"][draw.rows] = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
-        if (log_dispersion := draw.decoded.log_dispersion) is not None:
-            values = log_dispersion.exp().cpu().numpy()
+        for name, of_chunk in vae.likelihood.parameters(draw.decoded, draw.log_library).items():
+            values = of_chunk.cpu().numpy()
             if values.ndim == 1:
-                result[spread] = np.broadcast_to(values, shape)
+                result[name] = np.broadcast_to(values, shape)
             else:
-                result.setdefault(spread, np.empty(shape, dtype=np.float32))[draw.rows] = values
-        if draw.decoded.dropout is not None:
-            probability = torch.sigmoid(draw.decoded.dropout).cpu().numpy()
-            result.setdefault("dropout", np.empty(shape, dtype=np.float32))[draw.rows] = probability
+                result.setdefault(name, np.empty(shape, dtype=np.float32))[draw.rows] = values
     return result
 
 
 @each_alone
 @torch.no_grad()
-def count_parameters(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> Iterator[tuple[slice, CountParameters]]:
-    """(rows, parameters of p(x | z, l)) for chunks of cells in order, `n_samples` draws of z and l for each."""
+def count_distributions(
+    vae: VAE, counts: Counts, *, n_samples: int, seed: int
+) -> Iterator[tuple[slice, CountDistribution]]:
+    """(rows, p(x | z, l)) for chunks of cells in order, `n_samples` samples of z and l for each."""
     for draw in decode(vae, counts, batches=[None], n_samples=n_samples, seed=seed):
-        mean = vae.likelihood.mean(draw.decoded, draw.log_library).cpu().numpy()
-        log_theta, logit = draw.decoded.log_dispersion, draw.decoded.dropout
-        theta = None if log_theta is None else log_theta.exp().cpu().numpy()
-        yield draw.rows, CountParameters(mean, theta, None if logit is None else logit.sigmoid().cpu().numpy())
+        yield draw.rows, vae.likelihood.distribution(draw.decoded, draw.log_library)
 
 
 @alone()

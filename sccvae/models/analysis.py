@@ -155,7 +155,7 @@ class AnalysedModel(FittedModel):
             counts, names, batches = counts[some], names[some], batches.iloc[some]
         genes = ranks = None
         if self.likelihood.support == "counts":
-            draws = posterior.count_parameters(self._vae, counts, n_samples=n_samples, seed=seed)
+            draws = posterior.count_distributions(self._vae, counts, n_samples=n_samples, seed=seed)
             genes, ranks = predictive_check(draws, counts.matrix, self.gene_names, n_samples=n_samples, seed=seed)
         log_likelihood, kl, _ = posterior.elbo_terms(self._vae, counts, seed=seed)
         return diagnostics.diagnosis(

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from sccvae.data.counts import Minibatch
+from sccvae.data.counts import Counts, Minibatch
 from sccvae.kernels.reference import FUSED, Kernel, count_log_likelihood, plain
+from sccvae.modules.count_distribution import CountDistribution
 
 LikelihoodName = Literal["zinb", "nb", "poisson", "normal", "bernoulli"]
 
@@ -69,6 +70,22 @@ class Likelihood:
         """(cells, genes) normalised expression: softmax(logits) for counts, the mean of x otherwise."""
         return self.mean(decoded, None)
 
+    def parameters(self, decoded: Decoded, log_library: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Parameters of p(x | z, l) by users' names: (cells, genes), or (genes,) where all cells share them."""
+        return {"mean": self.mean(decoded, log_library)}
+
+    def moments(self, decoded: Decoded, log_library: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """E[x] and E[x] / Var[x] of counts, (cells, genes) each."""
+        raise NotImplementedError
+
+    def distribution(self, decoded: Decoded, log_library: torch.Tensor | None) -> CountDistribution:
+        """p(x | z, l) of counts in numpy."""
+        raise NotImplementedError
+
+    def start(self, counts: Counts) -> tuple[np.ndarray, np.ndarray | None]:
+        """Initial bias of the logits and initial log dispersion, (genes,) each; None leaves the decoder's default."""
+        raise NotImplementedError
+
     def sample(self, decoded: Decoded, log_library: torch.Tensor | None, rng: np.random.Generator) -> np.ndarray:
         """(cells, genes) float32 draws of x."""
         raise NotImplementedError
@@ -91,6 +108,18 @@ class Poisson(Likelihood):
     def mean(self, decoded, log_library):  # noqa: D102
         return self.expression(decoded) * log_library.exp()[:, None]
 
+    def moments(self, decoded, log_library):  # noqa: D102
+        mean = self.mean(decoded, log_library)
+        return mean, torch.ones_like(mean)
+
+    def distribution(self, decoded, log_library):  # noqa: D102
+        found = {name: value.cpu().numpy() for name, value in self.parameters(decoded, log_library).items()}
+        return CountDistribution(found["mean"], found.get("dispersions"), found.get("dropout"))
+
+    def start(self, counts):  # noqa: D102
+        total = counts.gene_means() * len(counts) + 0.5
+        return np.log(total / total.sum()), None
+
     def sample(self, decoded, log_library, rng):  # noqa: D102
         return rng.poisson(_numpy(self.mean(decoded, log_library))).astype(np.float32)
 
@@ -101,6 +130,13 @@ class NB(Poisson):
     name = "nb"
     has_dispersion = True
     compiled = True
+
+    def parameters(self, decoded, log_library):  # noqa: D102
+        return {**super().parameters(decoded, log_library), "dispersions": decoded.log_dispersion.exp()}
+
+    def moments(self, decoded, log_library):  # noqa: D102
+        mean = self.mean(decoded, log_library)
+        return mean, 1 / (1 + mean * torch.exp(-decoded.log_dispersion))
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         mean, theta = _numpy(self.mean(decoded, log_library)), np.exp(_numpy(decoded.log_dispersion))
@@ -113,6 +149,14 @@ class ZINB(NB):
     name = "zinb"
     has_dropout = True
     compiled = True
+
+    def parameters(self, decoded, log_library):  # noqa: D102
+        return {**super().parameters(decoded, log_library), "dropout": torch.sigmoid(decoded.dropout)}
+
+    def moments(self, decoded, log_library):  # noqa: D102
+        # With m the mean of the NB: E = m (1 - pi), Var = E (1 + m (pi + 1 / theta)).
+        mean, spread = self.mean(decoded, log_library), torch.exp(-decoded.log_dispersion) + decoded.dropout.sigmoid()
+        return mean * torch.sigmoid(-decoded.dropout), 1 / (1 + mean * spread)
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         counts = super().sample(decoded, log_library, rng)
@@ -136,6 +180,13 @@ class Normal(Likelihood):
     def mean(self, decoded, log_library):  # noqa: D102
         return decoded.logits
 
+    def parameters(self, decoded, log_library):  # noqa: D102
+        return {**super().parameters(decoded, log_library), "scale": decoded.log_dispersion.exp()}
+
+    def start(self, counts):  # noqa: D102
+        mean = counts.gene_means()
+        return mean, 0.5 * np.log(np.maximum(counts.gene_means(power=2) - mean**2, 1e-4))
+
     def sample(self, decoded, log_library, rng):  # noqa: D102
         mean, sigma = _numpy(decoded.logits), np.exp(_numpy(decoded.log_dispersion))
         return rng.normal(mean, np.broadcast_to(sigma, mean.shape)).astype(np.float32)
@@ -153,6 +204,10 @@ class Bernoulli(Likelihood):
 
     def mean(self, decoded, log_library):  # noqa: D102
         return torch.sigmoid(decoded.logits)
+
+    def start(self, counts):  # noqa: D102
+        ones = np.clip(counts.gene_means(), 0.5 / len(counts), 1 - 0.5 / len(counts))
+        return np.log(ones / (1 - ones)), None
 
     def sample(self, decoded, log_library, rng):  # noqa: D102
         mean = _numpy(self.mean(decoded, log_library))

@@ -18,7 +18,6 @@ encoder sees.
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -100,22 +99,16 @@ class VAE(nn.Module):
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
         """Set what the data tell before the first step: the library prior, the decoder's bias, the dispersion."""
-        mean, n_cells = counts.gene_means(), len(counts)
         if self.likelihood.support == "counts":
             library_mean, library_variance = counts.library_prior()
             self.library_mean.copy_(torch.from_numpy(library_mean))
             self.library_variance.copy_(torch.from_numpy(library_variance))
             self.encoder.log_target.fill_(float(counts.log_total.mean()))
-            start = np.log((mean * n_cells + 0.5) / (mean * n_cells + 0.5).sum())
-        elif self.likelihood.support == "binary":
-            ones = np.clip(mean, 0.5 / n_cells, 1 - 0.5 / n_cells)
-            start = np.log(ones / (1 - ones))
-        else:
-            start = mean
-            sigma = np.sqrt(np.maximum(counts.gene_means(power=2) - mean**2, 1e-4))
+        bias, log_dispersion = self.likelihood.start(counts)
+        if log_dispersion is not None:
             per_gene = self.decoder.dispersion_head.bias if self.decoder.per_cell else self.decoder.log_dispersion
-            per_gene.copy_(torch.from_numpy(np.log(sigma)))
-        self.decoder.logits.bias.copy_(torch.from_numpy(start))
+            per_gene.copy_(torch.from_numpy(log_dispersion))
+        self.decoder.logits.bias.copy_(torch.from_numpy(bias))
 
     def precisions(self) -> list[float]:
         """Of the Gaussian prior of each weight, in their order; 0: none, as for values that are not counts."""

@@ -3,59 +3,38 @@
 Arrays in, arrays out (Gelman, Meng & Stern 1996). z and l come from their posteriors, x' from the likelihood. Given the
 decoder's weights, the cells are independent under p(x'|x). So the number of cells without a count of a gene is a sum of
 independent 0/1 variables, whose quantiles need no replicate of the data (`zero_interval`), and the place of a count in
-its predictive distribution is a mean of distribution functions (`CountParameters.cdf`).
+its predictive distribution is a mean of distribution functions (`Distribution.cdf`).
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from scipy.special import betainc, pdtr
 
 BINS = 20  # of the rank histogram
 CALIBRATED_GENES, CALIBRATED_CELLS = 250, 400  # whose counts make it
 
 
-class CountParameters(NamedTuple):
-    """p(x | z, l) of some cells at one draw of z and l: Poisson, NB or ZINB as theta and drop-out are there."""
-
-    mean: np.ndarray  # (cells, genes), before drop-out
-    theta: np.ndarray | None  # (genes,) or (cells, genes)
-    dropout: np.ndarray | None  # (cells, genes), a probability
+class Distribution(Protocol):
+    """p(x | z, l) of some cells at one sample of z and l, such as `CountDistribution`."""
 
     def zero(self) -> np.ndarray:
-        """P(x = 0), (cells, genes)."""
-        zero = np.exp(-self.mean if self.theta is None else -self.theta * np.log1p(self.mean / self.theta))
-        return zero if self.dropout is None else self.dropout + (1 - self.dropout) * zero
+        """Return P(x = 0), (cells, genes)."""
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """E x and E x^2, (cells, genes) each."""
-        first, second = self.mean, self.mean + self.mean**2 * (1 if self.theta is None else 1 + 1 / self.theta)
-        return (first, second) if self.dropout is None else ((kept := 1 - self.dropout) * first, kept * second)
+        """Return E x and E x^2, (cells, genes) each."""
 
     def cdf(self, x: np.ndarray) -> np.ndarray:
-        """P(x' <= x), (cells, genes); 0 below 0."""
-        at, mean = np.maximum(x, 0).astype(np.float64), np.maximum(self.mean.astype(np.float64), 1e-12)
-        if self.theta is None:
-            value = pdtr(at, mean)
-        else:
-            theta = np.broadcast_to(self.theta, mean.shape).astype(np.float64)
-            value = betainc(theta, at + 1, theta / (theta + mean))
-        value = value if self.dropout is None else self.dropout + (1 - self.dropout) * value
-        return np.where(x < 0, 0.0, value)
+        """Return P(x' <= x), (cells, genes); 0 below 0."""
 
-    def part(self, cells: np.ndarray, genes: np.ndarray) -> "CountParameters":
-        """Some of the cells and genes."""
-        theta = self.theta if self.theta is None else self.theta[..., genes]
-        theta = theta[cells] if theta is not None and theta.ndim == 2 else theta
-        dropout = None if self.dropout is None else self.dropout[np.ix_(cells, genes)]
-        return CountParameters(self.mean[np.ix_(cells, genes)], theta, dropout)
+    def part(self, cells: np.ndarray, genes: np.ndarray) -> "Distribution":
+        """Return the distribution of some of the cells and genes."""
 
 
 def predictive_check(
-    draws: Iterator[tuple[slice, CountParameters]], matrix: sp.csr_matrix, genes: pd.Index, *, n_samples: int, seed: int
+    draws: Iterator[tuple[slice, Distribution]], matrix: sp.csr_matrix, genes: pd.Index, *, n_samples: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Hold counts against what the model would draw for the same cells.
 

@@ -10,16 +10,17 @@ from helpers import few_steps, small_counts, small_vae
 from scipy import stats
 
 from sccvae.inference import posterior
-from sccvae.statistics.predictive_checks import BINS, CountParameters, predictive_check, zero_interval
+from sccvae.modules.count_distribution import CountDistribution
+from sccvae.statistics.predictive_checks import BINS, predictive_check, zero_interval
 
 
-def parameters(likelihood: str, shape=(7, 5), seed=0) -> CountParameters:
+def parameters(likelihood: str, shape=(7, 5), seed=0) -> CountDistribution:
     rng = np.random.default_rng(seed)
     theta = None if likelihood == "poisson" else rng.lognormal(0, 1, shape if likelihood == "per cell" else shape[1])
-    return CountParameters(rng.lognormal(0, 1, shape), theta, rng.random(shape) if likelihood == "zinb" else None)
+    return CountDistribution(rng.lognormal(0, 1, shape), theta, rng.random(shape) if likelihood == "zinb" else None)
 
 
-def reference_cdf(p: CountParameters, x):
+def reference_cdf(p: CountDistribution, x):
     if p.theta is None:
         value = stats.poisson.cdf(x, p.mean)
     else:
@@ -75,7 +76,7 @@ def test_counts_drawn_from_the_parameters_pass(likelihood, dtype):
     matrix, names = sp.csr_matrix(x.astype(dtype)), pd.Index([f"g{i}" for i in range(60)])
     rows = [slice(0, 500), slice(500, 900)]
     chunks = [
-        (r, CountParameters(p.mean[r], p.theta, None if p.dropout is None else p.dropout[r]))
+        (r, CountDistribution(p.mean[r], p.theta, None if p.dropout is None else p.dropout[r]))
         for r in rows
         for _ in range(2)
     ]
@@ -97,7 +98,7 @@ def test_counts_that_vary_more_have_a_hollow_histogram():
     rng = np.random.default_rng(6)
     mean = np.full((600, 40), 4.0)
     matrix = sp.csr_matrix(rng.poisson(rng.gamma(0.5, 8.0, mean.shape)).astype(np.float32))
-    stream = iter([(slice(0, 600), CountParameters(mean, None, None))])
+    stream = iter([(slice(0, 600), CountDistribution(mean, None, None))])
     genes, ranks = predictive_check(stream, matrix, pd.RangeIndex(40), n_samples=1, seed=0)
     assert (genes["zeros"] > genes["zeros_high"]).all()
     assert min(ranks[0], ranks[-1]) > 3 * ranks[5:15].max()
@@ -109,7 +110,7 @@ def test_parameters_of_a_model_are_those_of_its_draws(choices):
     counts = small_counts(40, n_batches=2)
     vae = small_vae(counts, **choices)
     few_steps(vae, counts)
-    stream = list(posterior.count_parameters(vae, counts, n_samples=300, seed=1))
+    stream = list(posterior.count_distributions(vae, counts, n_samples=300, seed=1))
     assert len(stream) == 300
     zero = np.mean([p.zero() for _, p in stream], axis=0)
     mean = np.mean([p.moments()[0] for _, p in stream], axis=0)
@@ -123,10 +124,10 @@ def test_the_same_however_cells_are_cut():
     counts = small_counts(90)
     vae = small_vae(counts)
     few_steps(vae, counts)
-    p = next(q for _, q in posterior.count_parameters(vae, counts, n_samples=1, seed=1))
+    p = next(q for _, q in posterior.count_distributions(vae, counts, n_samples=1, seed=1))
     names = pd.RangeIndex(counts.n_genes)
     whole = predictive_check(iter([(slice(0, 90), p)]), counts.matrix, names, n_samples=1, seed=0)[0]
     parts = [
-        (slice(i, i + 30), CountParameters(p.mean[i : i + 30], p.theta, p.dropout[i : i + 30])) for i in (0, 30, 60)
+        (slice(i, i + 30), CountDistribution(p.mean[i : i + 30], p.theta, p.dropout[i : i + 30])) for i in (0, 30, 60)
     ]
     pd.testing.assert_frame_equal(predictive_check(iter(parts), counts.matrix, names, n_samples=1, seed=0)[0], whole)
