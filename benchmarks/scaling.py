@@ -4,9 +4,9 @@
         [--figure docs/scaling.png] [--draw]
 
 Simulated counts, 2,000 genes, about 95 % zeros; the same network, split and batch size for both (see
-docs/benchmarks.md). Each measurement has a process of its own; the order of methods alternates. Seconds are those of a training epoch without
-validation, the second of two, because compilation and caches belong to the first. Memory is the highest resident
-memory above that after imports and reading the data.
+docs/benchmarks.md). Each measurement has a process of its own; the order of methods alternates. Seconds are those of a
+training epoch without validation, the second of two, because compilation and caches belong to the first. Memory is the
+highest resident memory above that after imports and reading the data.
 
 --steps ends scvi-tools' epochs after so many steps, of which the first is left out, and scales its seconds up to a
 whole epoch: its steps cost the same all along, and its memory is at its highest within the first. With 200 all sizes
