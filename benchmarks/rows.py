@@ -13,8 +13,8 @@ machine             processor, cores, memory, operating system, GPU; threads tha
 versions            python, numpy, torch, scanpy, numba, sccvae, the peers; `sccvae_git` is the commit, if there is one
 
 Rows that were copied from the text of version 0.1.0 have `source`, and null for what that text does not say. `digits`
-is the number of decimals there; `error` a standard error, `low` and `high` a range, `n_seeds` a number of seeds that
-are not named.
+is the number of decimals there; `error` a standard error, `low` and `high` a range. Where it does not name the seeds,
+`n_seeds` is their number and `seeds_as_stated` what it says.
 """
 
 import json
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 PACKAGES = ("numpy", "torch", "scanpy", "numba", "sccvae")
 VALUE = ("measure", "value", "unit")  # what tells rows of one measurement apart
-COPIED = ("digits", "error", "low", "high")  # what copied rows say of a value besides
+COPIED = ("digits", "error", "low", "high", "n_seeds", "seeds_as_stated")  # what copied rows say of a value besides
 
 
 def default_out(script: str) -> Path:
@@ -159,14 +159,15 @@ def installed(name: str) -> str | None:
 
 
 def git_version() -> str | None:
-    """The commit of the repository that holds the package, with -dirty if files were changed since."""
+    """The commit of the repository that holds the package, with -dirty if files of the package were changed since."""
     import sccvae
 
     if sccvae.__file__ is None:
         return None
-    command = ["git", "-C", str(Path(sccvae.__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    git = ["git", "-C", str(Path(sccvae.__file__).parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return head.stdout.strip() + "-dirty" * bool(same.returncode) if head.returncode == 0 else None

@@ -15,6 +15,7 @@ is in bold type.
 """
 
 import argparse
+import graphlib
 import re
 import statistics
 import sys
@@ -112,6 +113,7 @@ def text(rows: list[dict], error: bool = False) -> str:
         return f"{number:,.{digits}f}"
 
     shown = form(value)
+    shown += " %" * (first["unit"] == "%")
     if "low" in first:
         return f"{shown} ({form(first['low'])} to {form(first['high'])})"
     if "error" in first:
@@ -123,12 +125,11 @@ def text(rows: list[dict], error: bool = False) -> str:
 
 
 def seeds_of(rows: list[dict]) -> str:
-    """Seeds in words: `0 to 2`, `0`, `2 seeds` where the text did not name them."""
+    """Seeds in words: `0 to 2`, `0`; where the text did not name them what it says."""
     if not rows:
         return ""
     if rows[0]["seeds"] is None:
-        n = rows[0].get("n_seeds")
-        return "not stated" if n is None else f"{n} seed{'s' * (n > 1)}"
+        return rows[0].get("seeds_as_stated", "not stated")
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]} to {seeds[-1]}"
@@ -447,7 +448,7 @@ def experiment(name: str) -> str:
     A row of the table holds numbers of the same comparison and the same seeds only: others do not compare.
     """
     rows = read(RESULTS / "experiments" / f"{name}.jsonl")
-    variants = list(dict.fromkeys(row["method"] for row in rows))
+    variants = in_order(rows)
     what = list(dict.fromkeys((row["data_set"], row["measure"]) for row in rows))
     runs = list(dict.fromkeys((row["conditions"].get("comparison", ""), seeds_of([row])) for row in rows))
     by = {
@@ -472,6 +473,17 @@ def experiment(name: str) -> str:
                 if any(cells):
                     lines.append([comparison] * compared + [variant, seeds, *cells])
     return markdown(["comparison"] * compared + heading, lines)
+
+
+def in_order(rows: list[dict]) -> list[str]:
+    """The variants such that each follows those that stand before it in the file, for the same data set and measure."""
+    sorter: graphlib.TopologicalSorter = graphlib.TopologicalSorter()
+    before: dict[tuple, str] = {}
+    for row in rows:
+        what = (row["data_set"], row["measure"], row["conditions"].get("comparison"), seeds_of([row]))
+        sorter.add(row["method"], *([before[what]] if what in before else []))
+        before[what] = row["method"]
+    return list(sorter.static_order())
 
 
 def heading_of(measure: str) -> str:
