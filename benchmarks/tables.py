@@ -20,6 +20,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from rows import FOLDER, RESULTS, read
@@ -448,15 +449,11 @@ def experiment(name: str) -> str:
     A row of the table holds numbers of the same comparison and the same seeds only: others do not compare.
     """
     rows = read(RESULTS / "experiments" / f"{name}.jsonl")
+    rows = [row for row in rows if row["date"] is None or row["measure"] in MEASURES]
     variants = in_order(rows)
     what = list(dict.fromkeys((row["data_set"], row["measure"]) for row in rows))
-    runs = list(dict.fromkeys((row["conditions"].get("comparison", ""), seeds_of([row])) for row in rows))
-    by = {
-        (r["method"], r["data_set"], r["measure"], r["conditions"].get("comparison", ""), seeds_of([r])): [r]
-        for r in rows
-    }
-    if len(by) < len(rows):
-        raise ValueError(f"results/experiments/{name}.jsonl has two rows for one cell.")
+    by = cells_of(rows)
+    runs = list(dict.fromkeys(key[3:] for key in by))
     compared, lines = any(comparison for comparison, _ in runs), []
     if len(variants) <= len(what):
         heading = ["data set", "measure", "seeds", *variants]
@@ -475,15 +472,37 @@ def experiment(name: str) -> str:
     return markdown(["comparison"] * compared + heading, lines)
 
 
+def cells_of(rows: list[dict]) -> dict[tuple, list[dict]]:
+    """Rows by variant, data set, measure, comparison and seeds. Measured rows of one variant are one cell."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        what = (variant_of(row), row["data_set"], row["measure"], row["conditions"].get("comparison", ""))
+        groups.setdefault((*what, seeds_of([row]) if row["date"] is None else None), []).append(row)
+    for key, group in groups.items():
+        if key[-1] is not None and len(group) > 1:
+            raise ValueError(f"There are {len(group)} copied rows for one cell: {key}.")
+    return {(*key[:-1], seeds_of(found)): found for key, found in ((k, newest(g)) for k, g in groups.items())}
+
+
+def variant_of(row: dict) -> str:
+    return row["conditions"].get("variant", row["method"])
+
+
 def in_order(rows: list[dict]) -> list[str]:
     """The variants such that each follows those that stand before it in the file, for the same data set and measure."""
-    sorter: graphlib.TopologicalSorter = graphlib.TopologicalSorter()
-    before: dict[tuple, str] = {}
+    lists: dict[tuple, dict] = {}
     for row in rows:
         what = (row["data_set"], row["measure"], row["conditions"].get("comparison"), seeds_of([row]))
-        sorter.add(row["method"], *([before[what]] if what in before else []))
-        before[what] = row["method"]
-    return list(sorter.static_order())
+        lists.setdefault(what, {})[variant_of(row)] = None
+    sorter: graphlib.TopologicalSorter = graphlib.TopologicalSorter()
+    for names in map(list, lists.values()):
+        sorter.add(names[0])
+        for first, second in pairwise(names):
+            sorter.add(second, first)
+    try:
+        return list(sorter.static_order())
+    except graphlib.CycleError:
+        return list(dict.fromkeys(map(variant_of, rows)))
 
 
 def heading_of(measure: str) -> str:
