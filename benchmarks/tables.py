@@ -65,6 +65,7 @@ NAMES |= {"harmony": "Harmony", "pca": "PCA", "wilcoxon": "Wilcoxon", "simulated
 INTEGRATED = ("sccvae", "scvi", "scvi-tuned", "scvi-nb", "harmony")
 WHOLE = ("cortex", "pbmc_3tech", "celllines_5plates", "hematopoiesis_paul15", "hematopoiesis_spring", "pbmc_8donors")
 SCIB = ("bio", "batch", "total")
+NARROW = 6  # so many variants of an experiment are always columns
 
 
 # ------------------------------------------------------------------------------------------------ rows and their values
@@ -444,7 +445,7 @@ def scaling() -> str:
 
 
 def experiment(name: str) -> str:
-    """Variants beside data sets and measures; whichever are fewer are the columns.
+    """Variants beside data sets and measures; whichever are fewer are the columns, or the variants if they are few.
 
     A row of the table holds numbers of the same comparison and the same seeds only: others do not compare.
     """
@@ -455,7 +456,7 @@ def experiment(name: str) -> str:
     by = cells_of(rows)
     runs = list(dict.fromkeys(key[3:] for key in by))
     compared, lines = any(comparison for comparison, _ in runs), []
-    if len(variants) <= len(what):
+    if len(variants) <= max(len(what), NARROW):
         heading = ["data set", "measure", "seeds", *variants]
         for comparison, seeds in runs:
             for data_set, measure in what:
