@@ -53,7 +53,7 @@ class Log:
         The unit of each measure: a measure without one is an error. `None` for text and curves, "1" for fractions,
         correlations and scores.
     threads
-        Number of threads that the measurement was given, or None where it was not set.
+        Number of threads that the measurement was given; None for that of the variable OMP_NUM_THREADS, if it is set.
     peers
         Packages beside sccvae whose versions matter.
     gpu
@@ -72,6 +72,8 @@ class Log:
     ):
         self.out, self.units = Path(out), units
         self._run = {"script": f"benchmarks/{Path(script).name}", "arguments": arguments()}
+        if threads is None and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            threads = int(os.environ["OMP_NUM_THREADS"])
         self._where = {"machine": machine(gpu) | {"threads": threads}, "versions": versions(peers)}
 
     def add(self, found: Mapping, *, data_set: str, method: str, seeds: Iterable[int] = (), **conditions) -> None:

@@ -65,6 +65,7 @@ NAMES |= {"harmony": "Harmony", "pca": "PCA", "wilcoxon": "Wilcoxon", "simulated
 INTEGRATED = ("sccvae", "scvi", "scvi-tuned", "scvi-nb", "harmony")
 WHOLE = ("cortex", "pbmc_3tech", "celllines_5plates", "hematopoiesis_paul15", "hematopoiesis_spring", "pbmc_8donors")
 SCIB = ("bio", "batch", "total")
+GENERATION = {"steps": 50, "rate": 0.2, "epochs": None}  # the defaults of generation.py
 NARROW = 6  # so many variants of an experiment are always columns
 
 
@@ -73,8 +74,12 @@ NARROW = 6  # so many variants of an experiment are always columns
 
 def pick(rows: Iterable[dict], **where) -> list[dict]:
     """The rows with these values, of fields or of conditions; of several commits the newest."""
-    found = [r for r in rows if all(r.get(name, r["conditions"].get(name)) == value for name, value in where.items())]
-    return newest(found)
+    return newest([row for row in rows if has(row, **where)])
+
+
+def has(row: dict, **where) -> bool:
+    """Whether a row has these values, of fields or of conditions."""
+    return all(row.get(name, row["conditions"].get(name)) == value for name, value in where.items())
 
 
 def newest(rows: list[dict]) -> list[dict]:
@@ -248,7 +253,7 @@ def downsampled_queries() -> str:
         cells = [[text(pick(of_set, method=m, measure=what, kept=k)) for what, k in wanted] for m in methods]
         shown = columns(cells, [False] * len(wanted))
         for i, (method, of_method) in enumerate(zip(methods, shown, strict=True)):
-            n = str(count([row for row in of_set if row["method"] == method]))
+            n = str(count(pick(of_set, method=method, measure="accuracy", kept=1.0)))
             lines.append([name if i == 0 else "", label.get(method, method), n, *of_method])
     share = {1.0: "all", 0.5: "1/2", 0.25: "1/4", 0.1: "1/10"}
     return markdown(["data set", "method", "seeds", *(f"{MEASURES[w][0]}, {share[k]}" for w, k in wanted)], lines)
@@ -278,7 +283,11 @@ def pseudotime() -> str:
 def differential(which: str) -> str:
     """`repeats`: the table with most repeats, or rows measured since; `first`: the first one, with seconds."""
     rows, lines = read(RESULTS / "differential.jsonl"), []
-    rows = [row for row in rows if row["conditions"].get("table", "repeats") == which]
+    rows = [
+        r
+        for r in rows
+        if r["conditions"].get("table", "repeats") == which and has(r, cells=600, genes=1000, delta=0.25)
+    ]
     measures = ["auprc", "fdp", "fdp_max", "power"] + ["train_s", "s_per_group"] * (which == "first")
     for name in dict.fromkeys(row["data_set"] for row in rows):
         of_set = [row for row in rows if row["data_set"] == name]
@@ -292,7 +301,7 @@ def differential(which: str) -> str:
 
 
 def generation(name: str) -> str:
-    rows = [row for row in read(RESULTS / "generation.jsonl") if row["data_set"] == name]
+    rows = [row for row in read(RESULTS / "generation.jsonl") if row["data_set"] == name and has(row, **GENERATION)]
     measures = [m for m in ("auc", "auc_sum", "mmd", "coverage", "spurious", "s_per_1000") if pick(rows, measure=m)]
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows if row["measure"] in measures):
@@ -308,7 +317,8 @@ def generation(name: str) -> str:
 
 
 def likelihood() -> str:
-    rows = [row for row in read(RESULTS / "generation.jsonl") if row["measure"] == "log_likelihood"]
+    rows = read(RESULTS / "generation.jsonl")
+    rows = [row for row in rows if row["measure"] == "log_likelihood" and has(row, **GENERATION)]
     found = {method: pick(rows, method=method) for method in dict.fromkeys(row["method"] for row in rows)}
     lines = [[method, str(count(of)), text(of, error=True)] for method, of in found.items()]
     return markdown(["model", "seeds", "nats per image"], lines)
@@ -366,7 +376,7 @@ def step_floors() -> str:
                 ]
                 if not ratios[0]:
                     steps = [over(pick(rows, measure="step_ms", method=m)) for m in ("sccvae", "scvi")]
-                    ratios = [f"{step / over(floor):.2f}" for step in steps]
+                    ratios = [f"{step / over(floor):.2f}" if step == step else "" for step in steps]
                 lines.append([*label(key), what, text(floor), *ratios])
     heading = ["data set", "processor", "threads", "products", "floor (ms)", "step / floor, sccvae"]
     return markdown([*heading, "step / floor, scvi-tools"], lines)
