@@ -1,6 +1,7 @@
 # make demo   integrate a simulated data set: table, figure, .h5ad in demo/
 # make test   the tests
 # make lint   style and types
+# make tables the tables in README.md and docs/, from the rows in benchmarks/results/
 # Each makes .venv and installs what it needs; a second call is quick.
 #
 # PYTHON=python3.13   with that Python, in .venv-3.13
@@ -21,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(if $(NEWEST),torch,$(shell grep '^torch==' constraints.txt))
 PINS := $(if $(NEWEST),,--constraint constraints.txt)
 
-.PHONY: demo test lint tutorials environment clean
+.PHONY: demo test lint tables tutorials environment clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m sccvae demo demo
@@ -34,6 +35,9 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+tables: $(VENV)/demo
+	$(BIN)/python benchmarks/tables.py
 
 tutorials: $(VENV)/tutorials
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 tutorials

@@ -1,12 +1,12 @@
 """Time and memory of sccvae beside scvi-tools: same cells, genes, split, batch size and threads, in one run.
 
     SCCVAE_DATA=FOLDER python benchmarks/against_scvi.py [--sets spring_2000 ...] [--threads 1 2]
-        [--measures epoch quality memory inference] [--repeats 3] [--out rows.jsonl] [--cap EPOCHS] [--device cuda]
+        [--measures epoch quality memory inference] [--repeats 3] [--out ROWS.jsonl] [--cap EPOCHS] [--device cuda]
 
 Needs a Python with sccvae and scvi-tools, and a FOLDER with hematopoiesis_spring.h5ad and pbmc_8donors.h5ad. Each
 measurement has a process of its own, on the CPU or with `--device cuda` on a GPU (without bare products and memory,
 which are of the CPU); the order of methods alternates. Prints medians over the repeats, and appends every measurement
-to --out. README.md beside this file defines all precisely. In short, with one network for
+to --out. docs/benchmarks.md defines all precisely. In short, with one network for
 both (128 hidden units, 10 latent dimensions, 1 layer, ZINB, observed library size) except in `quality`:
 
 epoch      Seconds per training epoch without validation, the first dropped; milliseconds per step, beside the step's
@@ -23,7 +23,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,13 +30,12 @@ import tempfile
 import time
 import timeit
 import warnings
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from rows import Log, default_out
 
 SETS = {  # name: (file in $SCCVAE_DATA or None for the simulation, genes to keep or None for all)
     "spring_2000": ("hematopoiesis_spring.h5ad", 2000),
@@ -59,6 +57,11 @@ TABLE = {  # measure: what its numbers are
     "inference": {"latent": "cells per s, latent space", "expression": "cells per s, normalised expression"},
 }
 NETWORK = {"n_hidden": 128, "n_latent": 10, "n_layers": 1, "gene_likelihood": "zinb", "encode_covariates": False}
+UNITS = {"epoch_s": "s", "step_ms": "ms", "steps": "1", "floor_decoder_ms": "ms", "floor_all_ms": "ms"}
+UNITS |= {"best_elbo": "nats per cell", "best_s": "s", "best_epoch": "1", "curve": None, "failed": None}
+UNITS |= {f"{what}_mb": "MiB" for what in ("train", "total", "counts", "expression", "array", "added")}
+UNITS |= {"latent": "cells per s", "expression": "cells per s"}
+PEERS = ("scvi-tools", "lightning")
 BATCH_SIZE, EPOCHS, CAP_OF_SIMULATED = 128, 4, 3
 
 
@@ -272,26 +275,7 @@ def ask(threads: int = 1, script: str = __file__, device: str = "cpu", **task) -
     return json.loads(results[-1].removeprefix("RESULT "))
 
 
-def machine() -> dict:
-    """What the measurements depend on."""
-    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), platform.processor())
-    gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found = {
-        "processor": processor,
-        "gpu": gpu,
-        "cpus": os.cpu_count(),
-        "memory_gib": gib,
-        "system": platform.platform(),
-    }
-    packages = {name: version(name) for name in ("sccvae", "scvi-tools", "torch", "numba", "numpy")}
-    return found | {"python": platform.python_version(), **packages}
-
-
-def measure_set(name: str, args, folder: str, host: dict) -> None:
+def measure_set(name: str, args, folder: str) -> None:
     """All measurements of one set: rows to the file, tables to the screen."""
     path = f"{folder}/{name}.h5ad"
     about = ask(measure="prepare", name=name, path=path, repeats=args.repeats)
@@ -300,6 +284,7 @@ def measure_set(name: str, args, folder: str, host: dict) -> None:
     cap = args.cap or (CAP_OF_SIMULATED if SETS[name][0] is None else None)
     shape = f"{about['cells']:,} cells x {about['genes']:,} genes, {about['zeros']:.1%} zeros"
     for threads, measure in product(args.threads, args.measures):
+        log = Log(__file__, args.out, UNITS, threads=threads, peers=PEERS, gpu=args.device != "cpu")
         print(f"\n{name}: {shape}; threads: {threads}", flush=True)
         rows = []
         for seed in range(args.repeats):
@@ -311,12 +296,10 @@ def measure_set(name: str, args, folder: str, host: dict) -> None:
                 result = ask(measure=measure, **task)
                 if result and measure == "memory":
                     result |= ask(measure="expression_memory", **task) or {}
-                row = {"set": name, **about, **where, "measure": measure, "method": method, "repeat": seed}
-                row |= {"failed": result is None, **(result or {}), "cap": cap if measure == "quality" else None}
-                row |= {"load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds"), **host}
-                rows.append(row)
-                with open(args.out, "a") as sink:
-                    sink.write(json.dumps(row) + "\n")
+                rows.append({"method": method, "repeat": seed, "failed": result is None, **(result or {})})
+                conditions = about | where | {"part": measure, "cap": cap if measure == "quality" else None}
+                found = {"failed": "no result"} if result is None else result
+                log.add(found, data_set=name, method=method, seeds=[seed], **conditions)
         print(quality_table(rows, cap) if measure == "quality" else table(measure, rows), flush=True)
 
 
@@ -369,7 +352,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--measures", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="rows.jsonl", help="file to append the measurements to (default: %(default)s)")
+    parser.add_argument(
+        "--out", default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
     parser.add_argument("--cap", type=int, help="epochs of scvi-tools in `quality` (default: its own; simulated: 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -380,10 +365,9 @@ def main() -> None:
         parser.error("memory is measured on the CPU alone; name other --measures")
     if any(SETS[name][0] for name in args.sets) and "SCCVAE_DATA" not in os.environ:
         parser.error("set SCCVAE_DATA to the folder of the data sets")
-    print(json.dumps(host := machine()))
     with tempfile.TemporaryDirectory() as folder:
         for name in args.sets:
-            measure_set(name, args, folder, host)
+            measure_set(name, args, folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Differential expression with known truth: sccvae beside scvi-tools (where importable) and Wilcoxon's test of Scanpy.
 
     python benchmarks/differential.py [--kinds groups confounded types rest] [--repeats 10]
-        [--methods sccvae wilcoxon scvi] [--cells 600] [--genes 1000] [--delta 0.25] [--out rows.csv]
+        [--methods sccvae wilcoxon scvi] [--cells 600] [--genes 1000] [--delta 0.25] [--out ROWS.jsonl]
 
 Each repeat simulates anew, trains sccvae and scvi-tools by their defaults on the CPU, and compares two groups, or each
 group with all others, as users do to find markers:
@@ -19,7 +19,7 @@ genes called at a false discovery rate of 0.05, the share that did not change (`
 share of the changed genes that are called (`power`); seconds to train, to compare, and for each group compared. sccvae
 ranks by `bayes_factor`, scvi-tools by `proba_de` (`mode="change"`, `batch_correction=True`), Wilcoxon's test by the
 size of its score.
-README.md beside this file shows the last table.
+docs/benchmarks.md shows the last table.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from rows import Log, default_out
 
 
 def two_groups(seed: int, n_cells: int, n_genes: int, *, first_batch: tuple[float, float]) -> ad.AnnData:
@@ -130,6 +131,8 @@ KINDS = {
     "types": lambda seed, cells, genes, delta: types(seed, 2 * cells, genes, n_types=6, delta=delta, rest=False),
     "rest": lambda seed, cells, genes, delta: types(seed, 3000, 2000, n_types=13, delta=delta, rest=True),
 }
+UNITS = dict.fromkeys(("auprc", "fdp", "fdp_max", "power"), "1")
+UNITS |= dict.fromkeys(("train_s", "compare_s", "s_per_group"), "s")
 METHODS = {"sccvae": by_sccvae, "scvi": by_scvi, "wilcoxon": by_wilcoxon}
 
 
@@ -163,18 +166,22 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=600, help="cells of two groups; `types` has twice as many")
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--delta", type=float, default=0.25)
-    parser.add_argument("--out", help="file for the rows behind the table, as CSV")
+    parser.add_argument(
+        "--out", default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # scvi-tools and Scanpy warn of much that is meant here
     methods = [method for method in options.methods if method != "scvi" or find_spec("scvi")]
     if len(methods) < len(options.methods):
         print("scvi-tools is not installed here, and left out.")
-    rows = []
+    log, rows = Log(__file__, options.out, UNITS, peers=["scvi-tools"]), []
+    conditions = {name: getattr(options, name) for name in ("cells", "genes", "delta")}
     for kind in options.kinds:
         for seed in range(options.repeats):
-            rows += [measure(kind, method, seed, options) for method in methods]
-            if options.out:
-                pd.DataFrame(rows).to_csv(options.out, index=False)
+            for method in methods:
+                rows.append(row := measure(kind, method, seed, options))
+                found = {name: row[name] for name in UNITS}
+                log.add(found, data_set=f"simulated, {kind}", method=method, seeds=[seed], **conditions)
         frame = pd.DataFrame(rows).query("kind == @kind").drop(columns=["kind", "seed"])
         table = frame.groupby("method", sort=False).mean()
         table["fdp_max"] = frame.groupby("method")["fdp_max"].max()

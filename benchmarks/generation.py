@@ -1,7 +1,7 @@
 """Generators against held-out real samples: autoencoders with and without a prior, on images and on cells.
 
     SCCVAE_DATA=FOLDER python benchmarks/generation.py [--sets digits cortex pbmc_3tech] [--seeds 0 1 2]
-        [--generators ...] [--steps 50] [--rate 0.2] [--out generation.jsonl] [--draw]
+        [--generators ...] [--steps 50] [--rate 0.2] [--out ROWS.jsonl] [--draw]
 
 Each seed splits a set anew, 80/20, trains every model on the 80 % and scores as many generated samples as are held out
 against these. Digits are those of scikit-learn, 1,797 x 64, binarised (ink of 8 or more of 16), with the Bernoulli
@@ -25,14 +25,13 @@ independent pixels, and of a mixture of ten such (EM, best of five starts).
 
 import argparse
 import json
-import os
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from rows import Log, default_out, gather
+from rows import read as read_rows
 from scipy.special import logsumexp
 
 import sccvae
@@ -41,6 +40,7 @@ from sccvae import generation
 CHAINS = {f"{name}, from {start}": (name, start) for name in ("dae", "walkback") for start in ("data", "noise")}
 GENERATORS = ("real", "ae, N(0,I)", "ae, Gaussian", "vae, prior", "vae, aggregate", "vae, held-out", *CHAINS)
 COLUMNS = ("auc", "auc_sum", "mmd", "coverage", "spurious", "train_s", "s_per_1000")
+UNITS = dict.fromkeys(COLUMNS, "1") | {"train_s": "s", "s_per_1000": "s", "log_likelihood": "nats per image"}
 
 
 def read(name: str) -> ad.AnnData:
@@ -178,18 +178,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of each chain")
     parser.add_argument("--rate", type=float, default=0.2, help="of salt and pepper on digits")
     parser.add_argument("--epochs", type=int, help="at most; by default 200 for digits, the model's own for cells")
-    parser.add_argument("--out", default="generation.jsonl")
+    parser.add_argument(
+        "--out", default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
     parser.add_argument("--draw", action="store_true", help="print the table of what --out holds")
     options = parser.parse_args()
+    log = Log(__file__, options.out, UNITS)
+    conditions = {name: getattr(options, name) for name in ("steps", "rate", "epochs")}
     for name in () if options.draw else options.sets:
         for seed in options.seeds:
             for row in measure(name, seed, options):
-                row = {"set": name, "seed": seed, "steps": options.steps, **row}
-                row |= {"load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds")}
-                print(json.dumps(row), flush=True)
-                with open(options.out, "a") as sink:
-                    sink.write(json.dumps(row) + "\n")
-    print("\n" + table([json.loads(line) for line in Path(options.out).read_text().splitlines()]))
+                print(json.dumps({"set": name, "seed": seed, "steps": options.steps, **row}), flush=True)
+                generator = row.pop("generator")
+                log.add(row, data_set=name, method=generator, seeds=[seed], **conditions)
+    measured = [row | {"generator": row["method"]} for row in gather(read_rows(options.out)) if row["date"]]
+    print("\n" + (table(measured) if measured else "There are no rows yet."))
 
 
 if __name__ == "__main__":

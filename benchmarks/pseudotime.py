@@ -1,7 +1,7 @@
 """Diffusion pseudotime in the latent space against a published one: sccvae beside PCA and scvi-tools, in one run.
 
     SCCVAE_DATA=FOLDER python benchmarks/pseudotime.py [--methods sccvae pca scvi] [--genes 2000 all]
-        [--neighbors 10 15 30] [--seeds 0 1 2] [--scvi-seeds 0] [--scvi-epochs N] [--out pseudotime.jsonl]
+        [--neighbors 10 15 30] [--seeds 0 1 2] [--scvi-seeds 0] [--scvi-epochs N] [--out ROWS.jsonl]
 
 hematopoiesis_paul15, 2,660 cells: `obs["pseudotime_tradeSeq"]` is the authors' of tradeSeq (Slingshot on a UMAP). Each
 number is the Spearman correlation with it of `sccvae.tl.gradient`'s pseudotime on the method's embedding, over all
@@ -28,23 +28,23 @@ Tables hold means over seeds, and the smallest and largest over seeds and number
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from rows import Log, default_out
 from scipy.stats import spearmanr
 
 import sccvae
 
 METHODS = ("sccvae", "denoised", "pca", "scvi")
 MEASURES = ("spearman", "given_depth", "within")
+UNITS = dict.fromkeys(MEASURES, "1") | {"train_s": "s"}
 STEM = "Multipotent progenitors"
 LINEAGES = ((STEM, "Megakaryocytes", "Erythrocyte"), (STEM, "GMP", "Basophils", "Monocytes", "Neutrophils"))
 
@@ -176,7 +176,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of sccvae")
     parser.add_argument("--scvi-seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--scvi-epochs", type=int, help="default: its own number")
-    parser.add_argument("--out", type=Path, help="file to which the rows are appended, one JSON line each")
+    parser.add_argument(
+        "--out", type=Path, default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # scvi-tools and Scanpy warn of much that is meant here
     seeds = {"sccvae": options.seeds, "pca": [0], "scvi": options.scvi_seeds}
@@ -185,16 +187,16 @@ def main() -> None:
         del seeds["scvi"]
     if "denoised" in options.methods and "sccvae" not in options.methods:
         parser.error("denoised is what the models of sccvae say: name both.")
-    rows: list[dict] = []
+    log, rows = Log(__file__, options.out, UNITS, peers=["scvi-tools"]), []
     for genes in options.genes:
         for method, of_method in seeds.items():
             for seed in of_method if method in options.methods else []:
                 new = measure(genes, method, seed, options)
                 rows += new
-                if options.out:
-                    with options.out.open("a") as file:
-                        when = datetime.now(UTC).isoformat(timespec="seconds")
-                        file.writelines(json.dumps(row | {"time": when}) + "\n" for row in new)
+                for row in new:
+                    found = {name: row[name] for name in UNITS}
+                    what = {name: value for name, value in row.items() if name not in (*UNITS, "method", "seed")}
+                    log.add(found, data_set="hematopoiesis_paul15", method=row["method"], seeds=[seed], **what)
                 best = {(row["k"], row["root"]): round(row["spearman"], 3) for row in new if row["method"] == method}
                 print(f"{genes} genes, {method}, seed {seed}: {best}", flush=True)
     for what in MEASURES:

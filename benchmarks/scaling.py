@@ -1,12 +1,12 @@
 """Time and memory of training against the number of cells, sccvae beside scvi-tools, as a figure.
 
-    python benchmarks/scaling.py [--cells 1000 3000 ...] [--threads 1] [--steps 200] [--out scaling.jsonl]
-        [--figure scaling.png] [--draw]
+    python benchmarks/scaling.py [--cells 1000 3000 ...] [--threads 1] [--steps 200] [--out ROWS.jsonl]
+        [--figure docs/scaling.png] [--draw]
 
-Simulated counts, 2,000 genes, about 95 % zeros; the same network, split and batch size for both (see README.md). Each
-measurement has a process of its own; the order of methods alternates. Seconds are those of a training epoch without
-validation, the second of two, because compilation and caches belong to the first. Memory is the highest resident
-memory above that after imports and reading the data.
+Simulated counts, 2,000 genes, about 95 % zeros; the same network, split and batch size for both (see
+docs/benchmarks.md). Each measurement has a process of its own; the order of methods alternates. Seconds are those of a
+training epoch without validation, the second of two, because compilation and caches belong to the first. Memory is the
+highest resident memory above that after imports and reading the data.
 
 --steps ends scvi-tools' epochs after so many steps, of which the first is left out, and scales its seconds up to a
 whole epoch: its steps cost the same all along, and its memory is at its highest within the first. With 200 all sizes
@@ -18,16 +18,14 @@ scvi-tools.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import against_scvi as base
 import numpy as np
+from rows import FOLDER, Log, default_out, gather, read
 
 CELLS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
 LABELS = {"sccvae": ("sccvae", "#0072B2", "o"), "scvi": ("scvi-tools", "#D55E00", "s")}
@@ -101,17 +99,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--steps", type=int, help="steps of an epoch of scvi-tools (default: all)")
-    parser.add_argument("--out", default="scaling.jsonl")
-    parser.add_argument("--figure", default="scaling.png")
+    parser.add_argument(
+        "--out", default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
+    parser.add_argument("--figure", default=FOLDER.parent / "docs/scaling.png")
     parser.add_argument("--draw", action="store_true", help="draw what --out holds")
     args = parser.parse_args()
     if not args.draw:
         measure(args)
-    draw([json.loads(line) for line in Path(args.out).read_text().splitlines()], args.figure)
+    draw([row for row in gather(read(args.out)) if row["date"]], args.figure)
 
 
 def measure(args) -> None:
-    host = base.machine()
+    log = Log(__file__, args.out, base.UNITS, threads=args.threads, peers=base.PEERS)
     with tempfile.TemporaryDirectory() as folder:
         for cells in args.cells:
             path = f"{folder}/{cells}.h5ad"
@@ -122,12 +122,11 @@ def measure(args) -> None:
                     result = base.ask(args.threads, script=__file__, **task)
                     if result is None:
                         continue
-                    row = {"cells": cells, **about, "method": method, "repeat": repeat, "threads": args.threads}
-                    row |= {"steps": args.steps if method == "scvi" else None}
-                    row |= {**result, "load": os.getloadavg()[0], "at": datetime.now(UTC).isoformat("T", "seconds")}
+                    row = {"cells": cells, "method": method, "repeat": repeat, **about, **result}
                     print(json.dumps(row), flush=True)
-                    with open(args.out, "a") as sink:
-                        sink.write(json.dumps(row | host) + "\n")
+                    conditions = {"cells": cells, "genes": 2000, "threads": args.threads, "repeat": repeat}
+                    conditions |= {"steps": args.steps if method == "scvi" else None}
+                    log.add(about | result, data_set="simulated", method=method, seeds=[0], **conditions)
 
 
 if __name__ == "__main__":

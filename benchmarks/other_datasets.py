@@ -1,21 +1,21 @@
 """Defaults on sets of other kinds: few cells, few molecules, few or all genes, other batches.
 
-    SCCVAE_DATA=FOLDER python benchmarks/regimes.py --referee REFEREE.py --out rows.jsonl
+    SCCVAE_DATA=FOLDER python benchmarks/other_datasets.py --referee REFEREE.py [--out ROWS.jsonl]
         [--regimes cortex_400_cells ...] [--methods sccvae scvi scvi-nb] [--seeds 0]
-    python benchmarks/regimes.py --out rows.jsonl --table
+    python benchmarks/other_datasets.py --table [--out ROWS.jsonl]
 
 No default was chosen on any of REGIMES: each is one of the sets that defaults were chosen on, cut until it is of
 another kind. Of counts split 80/20 cells are drawn, or molecules, so that a regime's held-out molecules belong to its
 cells; genes that fewer than two cells have are left out. A row that is in --out already is not made again. One thread;
-each row has a process of its own, in which what compiles once is not timed.
+each row has a process of its own, in which what compiles once is not timed. The six sets themselves are regimes, too,
+but not by default: they are the table of integration in docs/benchmarks.md.
 
-REFEREE.py has the functions of `ablate.py`, and METHODS: of each method a function of an AnnData and of an object with
-`seed` and `threads` that returns the embedding and, or None, a function that returns normalised expression and expected
-counts. Its scores are explained in `ablate.py`.
+REFEREE.py has the functions of `ablations.py`, and METHODS: of each method a function of an AnnData and of an object
+with `seed` and `threads` that returns the embedding and, or None, a function that returns normalised expression and
+expected counts. Its scores are explained in `ablations.py`.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ablate import load_referee
+from ablations import PEERS, UNITS, load_referee
+from rows import Log, default_out, gather
+from rows import read as read_rows
 
 GENES = 2000
 # set; how many cells, what share of the molecules, how many genes, which column of obs holds the batches
@@ -45,12 +47,14 @@ REGIMES: dict[str, dict[str, Any]] = {
     "cortex_chips": {"name": "cortex", "batches": "chip"},
     "paul15_plates": {"name": "hematopoiesis_paul15", "batches": "plate"},
 }
+WHOLE = ("cortex", "pbmc_3tech", "celllines_5plates", "hematopoiesis_paul15", "hematopoiesis_spring", "pbmc_8donors")
+CHOICES = REGIMES | {name: {"name": name} for name in WHOLE}
 SCORES = ("thinned_nll", "thinned_nll_rho", "knn_corr", "knn_acc", "ari", "nmi", "bio", "batch", "total", "fit_s")
 
 
 def cut(referee, folder: Path, regime: str, seed: int):
     """The counts to train on and those held out."""
-    how = REGIMES[regime]
+    how = CHOICES[regime]
     adata, held = referee.load(str(folder / f"{how['name']}.h5ad"), how.get("genes", GENES), seed)
     rng = np.random.default_rng(seed)
     if "batches" in how:
@@ -84,7 +88,8 @@ def measure(referee, folder: Path, regime: str, method: str, seed: int) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The measurements of the file, without those that were copied from a text."""
+    return [row for row in gather(read_rows(path)) if row["date"]]
 
 
 def table(rows: list[dict]) -> pd.DataFrame:
@@ -97,8 +102,10 @@ def table(rows: list[dict]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--referee", type=Path, help="file with the functions load, scores, thinned_nll, and METHODS")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to go on with")
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
+    parser.add_argument(
+        "--out", type=Path, default=default_out(__file__), help="JSON lines to go on with (default: %(default)s)"
+    )
+    parser.add_argument("--regimes", nargs="+", choices=CHOICES, default=list(REGIMES))
     parser.add_argument("--methods", nargs="+", default=["sccvae", "scvi", "scvi-nb"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--table", action="store_true", help="print the table of the rows there are, and stop")
@@ -109,8 +116,10 @@ def main() -> None:
     if options.work:
         (regime,), (method,), (seed,) = options.regimes, options.methods, options.seeds
         row = measure(load_referee(options.referee), Path(os.environ["SCCVAE_DATA"]), regime, method, seed)
-        with options.out.open("a") as sink:
-            sink.write(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+        found = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items() if k in UNITS}
+        conditions = {name: row[name] for name in ("regime", "cells", "genes")}
+        log = Log(__file__, options.out, UNITS, threads=1, peers=PEERS)
+        log.add(found, data_set=regime, method=method, seeds=[seed], **conditions)
         return
     done = {(row["regime"], row["method"], row["seed"]) for row in read(options.out)}
     asked = [(r, m, s) for s in options.seeds for r in options.regimes for m in options.methods]

@@ -1,7 +1,7 @@
 """Codes of cells that a model was not trained on, at their own depth and shallower: `thinning` on and off.
 
-    SCCVAE_DATA=FOLDER python benchmarks/shallow.py [--sets cortex pbmc_3tech hematopoiesis_paul15]
-        [--thinning 0 0.5 0.8] [--kept 1 0.5 0.25 0.1] [--seeds 0 1 2] [--scvi-seeds] [--out shallow.jsonl]
+    SCCVAE_DATA=FOLDER python benchmarks/downsampled_queries.py [--sets cortex pbmc_3tech hematopoiesis_paul15]
+        [--thinning 0 0.5 0.8] [--kept 1 0.5 0.25 0.1] [--seeds 0 1 2] [--scvi-seeds] [--out ROWS.jsonl]
 
 A fifth of the cells is held out, drawn anew with each seed. Of their counts of the 2,000 most variable genes each
 molecule is kept with a probability (`kept`), and the model of the others embeds them:
@@ -14,7 +14,6 @@ elbo       held-out evidence lower bound, nats per cell; of sccvae alone: scvi-t
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 from pseudotime import chosen, log_normalised
+from rows import Log, default_out
 
 import sccvae
 from sccvae.corruption import Thinning
+
+UNITS = {"accuracy": "1", "agreement": "1", "elbo": "nats per cell"}
 
 
 def trained(adata: ad.AnnData, seed: int, thinning: float | None):
@@ -81,20 +83,23 @@ def main() -> None:
     parser.add_argument("--kept", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--scvi-seeds", nargs="*", type=int, default=[], help="of scvi-tools; none leaves it out")
-    parser.add_argument("--out", type=Path, help="file to which the rows are appended, one JSON line each")
+    parser.add_argument(
+        "--out", type=Path, default=default_out(__file__), help="file to append the rows to (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # scvi-tools and Scanpy warn of much that is meant here
     runs = [(seed, share) for seed in options.seeds for share in options.thinning]
     runs += [(seed, None) for seed in options.scvi_seeds]
+    log = Log(__file__, options.out, UNITS, threads=1, peers=["scvi-tools"])
     rows: list[dict] = []
     for name in options.sets:
         for seed, thinning in runs:
             new = list(measure(name, seed, thinning, options.kept))
             rows += new
-            if options.out:
-                with options.out.open("a") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in new)
+            for row in new:
+                found = {measure: row[measure] for measure in UNITS}
+                log.add(found, data_set=name, method=row["method"], seeds=[seed], kept=row["kept"])
             print(*new, sep="\n", flush=True)
     frame = pd.DataFrame(rows)
     for what, digits in {"accuracy": 3, "agreement": 2, "elbo": 1}.items():

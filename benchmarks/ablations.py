@@ -1,12 +1,12 @@
 """What each default is worth: one change at a time from the present defaults, and combinations, over sets and seeds.
 
-    SCCVAE_DATA=FOLDER python benchmarks/ablate.py --referee REFEREE.py --out rows.jsonl [--sets pbmc_3tech ...]
+    SCCVAE_DATA=FOLDER python benchmarks/ablations.py --referee REFEREE.py [--sets pbmc_3tech ...] [--out ROWS.jsonl]
         [--variants default n_hidden=512 n_hidden=512+n_latent=30 ...] [--seeds 0 1 2] [--genes 2000] [--threads 1]
-    python benchmarks/ablate.py --out rows.jsonl --table
+    python benchmarks/ablations.py --table [--out ROWS.jsonl]
 
 Runs every variant (all of GRID and COMBINATIONS by default; any of GRID joined by + is a combination) on every set
-FOLDER/NAME.h5ad and seed, appends a JSON row for each, and prints the table of all rows. A row that is in --out already
-is not made again; what makes a row the same is the set, genes, seed, threads and the *resolved* settings, so that rows
+FOLDER/NAME.h5ad and seed, appends JSON rows for each, and prints the table of all rows. What is in --out already is
+not made again; what makes a row the same is the set, genes, seed, threads and the *resolved* settings, so that rows
 of earlier defaults are neither taken for today's nor mixed with them in the table. Changes of the code are not seen:
 begin a new file. One process per set and seed reads the data and compiles once; a set of 1,500 cells takes about a
 minute per row on one quiet core, half of it for the scIB scores.
@@ -35,6 +35,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rows import Log, default_out, gather
+from rows import read as read_rows
 
 # Settings by name: "model" and "train" are arguments of SCCVAE and SCCVAE.train, "steps" a number of steps instead of
 # epochs, "start" a change of the network before training (a function below).
@@ -69,6 +71,10 @@ GRID: dict[str, dict] = {
 COMBINATIONS = ("n_latent=10+n_hidden=128", "steps=2400+dropout_rate=0.2", "theta=5+gene_likelihood=nb")
 LOWER = ("thinned_nll", "thinned_nll_rho", "fit_s")
 SCORES = (*LOWER[:2], "knn_corr", "knn_acc", "ari", "nmi", "bio", "batch", "total", "fit_s")
+UNITS = dict.fromkeys(SCORES, "1") | dict.fromkeys(LOWER[:2], "nats per cell") | {"elbo": "nats per cell"}
+UNITS |= {"fit_s": "s", "score_s": "s", "epochs": "1", "failed": None}
+PEERS = ("scib-metrics", "scvi-tools", "harmonypy")
+WHAT = ("variant", "settings", "genes_asked", "threads", "cells", "genes")  # conditions of a row
 DIGITS = {"thinned_nll": 2, "thinned_nll_rho": 2, "fit_s": 1}
 
 
@@ -196,6 +202,7 @@ def work(arguments) -> None:
     referee = load_referee(arguments.referee)
     (name,), (seed,) = arguments.sets, arguments.seeds
     adata, held = referee.load(str(arguments.data / f"{name}.h5ad"), arguments.genes, seed)
+    log = Log(__file__, arguments.out, UNITS, threads=arguments.threads, peers=PEERS, gpu=True)
     for which in arguments.variants:
         row = {
             "set": name, "variant": which, "settings": signature(which), "seed": seed, "genes_asked": arguments.genes,
@@ -205,23 +212,16 @@ def work(arguments) -> None:
             row.update(measure(referee, adata, held, which, seed))
         except sccvae.TrainingError as error:
             row["failed"] = str(error)
-        with arguments.out.open("a") as sink:
-            sink.write(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+        found = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items() if k in UNITS}
+        log.add(found, data_set=name, method="sccvae", seeds=[seed], **{what: row[what] for what in WHAT})
         what = row.get("failed") or f"{row['fit_s']:.0f} s to fit, {row['score_s']:.0f} s to score"
         print(f"{name}, seed {seed}, {which}: {what}", flush=True)
 
 
 def read(path: Path) -> list[dict]:
-    """The rows so far; of rows measured twice the later. A line cut short by a kill is left out."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            print(f"left out, as it is no JSON: {line[:60]}", file=sys.stderr)
-            continue
-        rows[key_of(row)] = row
-    return list(rows.values())
+    """The measurements so far; of those made twice the later. A line cut short by a kill is left out."""
+    found = [row for row in gather(read_rows(path)) if all(what in row for what in (*WHAT, "seed"))]
+    return list({key_of(row): row for row in found}.values())
 
 
 def missing(arguments, name: str, seed: int) -> list[str]:
@@ -313,7 +313,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("SCCVAE_DATA"), help="folder (default: $SCCVAE_DATA)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to go on with")
+    parser.add_argument(
+        "--out", type=Path, default=default_out(__file__), help="JSON lines to go on with (default: %(default)s)"
+    )
     parser.add_argument("--sets", nargs="+", help="names of files in the folder (default: all)")
     parser.add_argument("--variants", nargs="+", default=[*GRID, *COMBINATIONS], help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
