@@ -46,7 +46,8 @@ class Expressed:
             rows = slice(first, min(first + size, n_cells))
             product = multiply(hidden[rows], decoder.logits.weight, self.kept[: rows.stop - first])
             table = shared.table(x.part(first, rows.stop))
-            arguments = (product.numpy(), table.values, table.row, factors[rows], add, out[rows].numpy())
+            given = (t.numpy() for t in (product, table.values, table.row))
+            arguments = (*given, factors[rows], add, out[rows].numpy())
             with alone() as n_threads:
                 if n_threads > 1 and not add:
                     out[rows, ::PAGE] = 0  # memory that two threads touch first costs several times as much

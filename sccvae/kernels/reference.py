@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, softplus
 
+from sccvae.kernels.table import Operations
+
 if TYPE_CHECKING:
     from sccvae.data.counts import Minibatch
 
@@ -285,14 +287,22 @@ def _with_values(x: Minibatch, values: torch.Tensor, totals: torch.Tensor) -> Mi
 
 
 class Kernels(NamedTuple):
-    """The three places where counts meet arithmetic, chosen once at construction."""
+    """Versions of what is computed from counts, chosen once at construction."""
 
     likelihood: Kernel
     encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
     thin: Callable[[Minibatch, torch.Generator, float], Minibatch]
+    operations: Callable[[], Operations] | None = None  # the table of the step by hand; None: autograd takes it
 
 
-PLAIN, FUSED = Kernels(plain, plain_encode, plain_thin), Kernels(fused, fused_encode, fused_thin)
+def _cpu() -> Operations:
+    from sccvae.kernels.cpu.operations import CPU
+
+    return CPU
+
+
+PLAIN = Kernels(plain, plain_encode, plain_thin)
+FUSED = Kernels(fused, fused_encode, fused_thin, _cpu)
 
 
 def for_device(device: torch.device) -> Kernels:

@@ -23,7 +23,14 @@ def expected_share(batch: torch.Tensor, copies: int = 1, dtype: torch.dtype = to
     return same.to(dtype) / max(len(batch) - copies, 1)
 
 
-def own_batch_excess(z: torch.Tensor, batch: torch.Tensor, copies: int = 1) -> torch.Tensor:
+def own_batch_excess(
+    z: torch.Tensor,
+    batch: torch.Tensor,
+    copies: int = 1,
+    width: float = WIDTH,
+    smoothing: float = SMOOTHING,
+    n_neighbours: int = NEIGHBOURS,
+) -> torch.Tensor:
     r"""Log of the share of its own batch around each cell over the expected share, at least 0, (cells,) in nats.
 
     Parameters
@@ -33,7 +40,9 @@ def own_batch_excess(z: torch.Tensor, batch: torch.Tensor, copies: int = 1) -> t
     batch
         (cells,) codes of batches.
     copies
-        How many copies of each cell lie side by side; they are no neighbours of each other.
+        Number of copies of each cell, side by side; copies are not neighbours of each other.
+    width, smoothing, n_neighbours
+        As the constants of this module.
     """
     if len(z) < 3 * copies:
         return 0 * z.sum(1)  # no two others to compare
@@ -41,8 +50,8 @@ def own_batch_excess(z: torch.Tensor, batch: torch.Tensor, copies: int = 1) -> t
     expected = torch.where(expected > 0, expected, 1)  # the only cell of its batch has nothing to keep to
     cell = torch.arange(len(z), device=z.device) // copies
     square = (z[:, None] - z[None]).square().sum(2).masked_fill(cell[:, None] == cell, torch.inf)
-    near = square.detach().topk(min(NEIGHBOURS, len(z) - copies), largest=False).values
-    first, scale = near[:, :1], (near[:, -1:] - near[:, :1]).clamp_min(1e-6) / WIDTH
+    near = square.detach().topk(min(n_neighbours, len(z) - copies), largest=False).values
+    first, scale = near[:, :1], (near[:, -1:] - near[:, :1]).clamp_min(1e-6) / width
     weight = torch.exp((first - square) / scale)
     share = (weight * (batch[:, None] == batch)).sum(1) / weight.sum(1)
-    return ((share + SMOOTHING * expected) / ((1 + SMOOTHING) * expected)).log().clamp_min(0)
+    return ((share + smoothing * expected) / ((1 + smoothing) * expected)).log().clamp_min(0)

@@ -47,6 +47,12 @@ class LatentTerm(nn.Module):
         raise NotImplementedError
 
 
+def mixture_log_prob(z, logits, mean, log_variance, floor: float) -> torch.Tensor:
+    """Return the log density, (cells,), of a mixture of diagonal Gaussians at z, (cells, n_latent)."""
+    components = Gaussian(mean, log_variance.exp() + floor)
+    return torch.logsumexp(logits.log_softmax(0) + components.log_prob(z[:, None]).sum(2), 1)
+
+
 class MixturePrior(LatentTerm):
     """p(z), a mixture of Gaussians with diagonal covariances; weights, means and variances are learnt.
 
@@ -71,8 +77,7 @@ class MixturePrior(LatentTerm):
 
     def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         """Return the log density, (cells,), at z, (cells, n_latent)."""
-        components = Gaussian(self.mean, self.log_variance.exp() + FLOOR)
-        return torch.logsumexp(self.logits.log_softmax(0) + components.log_prob(z[:, None]).sum(2), 1)
+        return mixture_log_prob(z, self.logits, self.mean, self.log_variance, FLOOR)
 
     def forward(self, q: Gaussian, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
         """Return log N(z; 0, I) - log p(z): with KL(q || N(0, I)) an estimate of KL(q || p) from one sample."""

@@ -1,10 +1,10 @@
-"""Bias plus covariate offset as a table, in the form that the compiled passes read."""
+"""Bias plus covariate offset as a table of rows, in the form that `kernels.table` reads."""
 
-import numpy as np
+import torch
 from torch.nn import Parameter
 
 from sccvae.data.counts import Minibatch
-from sccvae.kernels.cpu.count_likelihood import Table
+from sccvae.kernels.table import Rows
 from sccvae.modules.networks import CovariateOffset
 
 
@@ -15,17 +15,12 @@ class OffsetTable:
         self.bias, self.offset, self.levels = bias, offset, list(offset.levels)
         self.by_cell = len(offset.used) > 1 or hasattr(offset, "slopes")
 
-    def table(self, x: Minibatch) -> Table:
+    def table(self, x: Minibatch) -> Rows:
         """Return the table, (rows, n_out), with the row of each cell."""
         bias = self.bias.detach()
         if self.by_cell:
             own = self.offset(bias.expand(x.n_cells, -1), x).detach()
-            return Table(own.numpy(), np.arange(x.n_cells), own=True)
+            return Rows(own, torch.arange(x.n_cells, device=own.device), own=True)
         if self.levels:
-            return Table(self.levels[0].detach().numpy() + bias.numpy(), codes_of(x, self.offset.used[0]))
-        return Table(bias.numpy()[None], np.zeros(x.n_cells, np.int64))
-
-
-def codes_of(x: Minibatch, column: int) -> np.ndarray:
-    """Return the codes of a categorical covariate, (cells,), contiguous."""
-    return np.ascontiguousarray(x.codes.numpy()[:, column])
+            return Rows(self.levels[0].detach() + bias, x.codes[:, self.offset.used[0]].contiguous())
+        return Rows(bias[None], x.codes.new_zeros(x.n_cells))

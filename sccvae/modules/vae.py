@@ -73,7 +73,7 @@ class VAE(nn.Module):
         self.architecture = architecture
         self.likelihood = LIKELIHOODS[architecture.gene_likelihood](kernels.likelihood)
         self.thinning = architecture.thinning if self.likelihood.support == "counts" else 0.0
-        self.thin = kernels.thin
+        self.kernels, self.thin = kernels, kernels.thin
         self.encoder = Encoder(architecture, generator, kernels.encode)
         self.decoder = Decoder(architecture, generator)
         for term in TERMS:

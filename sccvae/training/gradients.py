@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sccvae.data.counts import Minibatch
-from sccvae.kernels.reference import FUSED, fits
+from sccvae.kernels.reference import fits
 from sccvae.modules.networks import Block, CovariateOffset, Decoder, Dropout, Encoder, Linear, SparseLinear
 from sccvae.modules.vae import VAE
 
@@ -33,29 +33,33 @@ DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
 def gradients_of(vae: VAE, precision: Precision) -> Gradients:
     """Return the fastest way to the gradients of `vae`.
 
-    Where an `optimizer.Adam` made buffers for them, they are put there.
-
-    `mixed` lets the products by hand be of bfloat16 where the processor has them.
+    Where an `optimizer.Adam` made buffers for them, they are put there. `mixed` lets the products of the step by hand
+    be of bfloat16 where the processor supports them.
     """
-    if not is_written_by_hand(vae):
+    if vae.kernels.operations is None or not is_known(vae) or not all(map(fits, vae.parameters())):
         return Autograd(vae)
-    from sccvae.training.manual_step import FASTEST, ByHand, Product  # imports numba
+    from sccvae.training.manual_step import BFloat16Product, ManualStep, Product
 
-    return ByHand(vae, Autograd(vae), FASTEST if precision == "mixed" else Product)
+    product = BFloat16Product if precision == "mixed" and bfloat16_is_fast() else Product
+    return ManualStep(vae, vae.kernels.operations(), Autograd(vae), product)
 
 
-def is_written_by_hand(vae: VAE) -> bool:
-    """Whether `manual_step` computes what `vae.forward` does, and the gradients of exactly its trainable weights.
+def bfloat16_is_fast() -> bool:
+    """Return whether the processor multiplies bfloat16; where it does not, such products are slower than float32's."""
+    from sccvae.kernels.cpu.vector_math import BFLOAT16  # numba
 
-    A class derived from one of the parts, a hook, or a weight that is frozen is left to autograd. So are, within the
-    step by hand, a likelihood and a term of the latent space that have no compiled version.
+    return BFLOAT16 and torch.backends.mkldnn.is_available()
+
+
+def is_known(vae: VAE) -> bool:
+    """Return whether `manual_step` computes what `vae.forward` does.
+
+    A class derived from one of the parts, and a hook, are left to autograd. So are, within the step by hand, a
+    likelihood and a term of the latent space that have no compiled version.
     """
-    # Terms of the latent space are exempt: `term_gradients` gives every one to autograd that it has no version of.
     of_terms = {id(part) for term in vae.terms for part in term.modules()}
-    parts = [part for part in vae.modules() if id(part) not in of_terms]
-    known = all(type(part) in WRITTEN_BY_HAND for part in parts) and not any(map(_has_hooks, vae.modules()))
-    compiled = vae.encoder.first.encode is FUSED.encode
-    return known and compiled and all(fits(w) and w.requires_grad for w in vae.parameters())
+    known = all(type(part) in WRITTEN_BY_HAND or id(part) in of_terms for part in vae.modules())
+    return known and not any(map(_has_hooks, vae.modules()))
 
 
 def _has_hooks(part: nn.Module) -> bool:

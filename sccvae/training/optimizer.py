@@ -6,7 +6,7 @@ first step imports torch's compiler: more than a second and 70 MB.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,16 +38,28 @@ class Adam:
         gene that few cells have, then takes small steps.
     decays
         For each weight, the multiple of it that is added to its gradient; None: 0 for all.
+    rows
+        Of a weight by its number, the range of its first axis that moves; the rest is frozen. None: all of each.
     """
 
     def __init__(
-        self, weights: list[torch.nn.Parameter], *, clip: float, decays: list[float] | None = None, eps: float = 1e-4
+        self,
+        weights: list[torch.nn.Parameter],
+        *,
+        clip: float,
+        decays: list[float] | None = None,
+        eps: float = 1e-4,
+        rows: Mapping[int, range] | None = None,
     ):
         self.weights, self.clip, self.eps = weights, clip, eps
         self.decays = np.zeros(len(weights), np.float32) if decays is None else np.array(decays, np.float32)
         self.n_steps, self.compiled = 0, all(map(fits, weights))
         self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
-        self.ends, self.moves = np.cumsum(_sizes(weights)), np.ones(len(weights), bool)
+        self.moves = np.ones(len(weights), bool)
+        self.starts, self.stops = _ranges(weights, rows or {})
+        # Gradients of rows that do not move, which must not count in the norm.
+        frozen = [(self.places[k][: some.start], self.places[k][some.stop :]) for k, some in (rows or {}).items()]
+        self.frozen = [gradient for both in frozen for gradient in both if len(gradient)]
         if not self.compiled:
             self.decay = torch.from_numpy(np.repeat(self.decays, _sizes(weights))).to(self.arrays[0])  # of every entry
         _point(weights, places)
@@ -88,24 +100,30 @@ class Adam:
             self.moves[k] = w.grad is not None
         if places:
             torch._foreach_copy_(places, gradients)
+        for gradient in self.frozen:
+            gradient.zero_()
         if not self.compiled:
             self._move(rate, correction, share)
             return
-        from sccvae.kernels.cpu import layers
+        from sccvae.kernels.cpu.operations import CPU
 
         with alone():  # the order of a sum is that of one thread
             norm = math.sqrt(torch.dot(self.arrays[1], self.arrays[1]).item())
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
-        numbers = (rate, correction, *(1 - beta for beta in BETAS), share)
-        arrays = [t.numpy() for t in self.arrays]
-        layers.adam((self.ends, self.decays, self.moves), arrays, (*numbers, self.eps, scale))
+        numbers = (rate, correction, *(1 - beta for beta in BETAS), share, self.eps, scale)
+        CPU.adam(self.segments(), self.arrays, numbers)
+
+    def segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return where the parts that move begin and end in the long arrays, and their decays."""
+        return self.starts[self.moves], self.stops[self.moves], self.decays[self.moves]
 
     @torch.no_grad()
     def _move(self, rate: Number, correction: Number, share: Number) -> None:
         """The same in operations of torch, each of all entries; weights without a gradient are put back."""
         values, gradient, mean, square, average = self.arrays
-        begins = self.ends - _sizes(self.weights)
-        at_rest = [a[begins[k] : self.ends[k]] for k in np.flatnonzero(~self.moves) for a in (values, mean, square)]
+        starts, stops, _ = self.segments()
+        gaps = zip(np.append(0, stops), np.append(starts, len(values)), strict=True)
+        at_rest = [a[first:last] for first, last in gaps if first < last for a in (values, mean, square)]
         as_they_were = [a.clone() for a in at_rest]
         gradient = gradient * (self.clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1)
         gradient.add_(values * self.decay)
@@ -120,6 +138,16 @@ class Adam:
 def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
     """Entries that each weight takes up."""
     return [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
+
+
+def _ranges(weights: list[torch.nn.Parameter], rows: Mapping[int, range]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the part of each weight that moves begins and ends in the long arrays."""
+    stops = np.cumsum(_sizes(weights))
+    starts = stops - _sizes(weights)
+    for k, some in rows.items():
+        width = weights[k][0].numel()
+        starts[k], stops[k] = starts[k] + some.start * width, starts[k] + some.stop * width
+    return starts, stops
 
 
 def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:

@@ -1,90 +1,95 @@
 """Values and gradients of the terms of the latent space in the step derived by hand.
 
-A compiled version is taken for exactly the class that it is registered for; every other term is computed by autograd.
+A version of the table of operations is taken for exactly the class that it is registered for; every other term is
+computed by autograd.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sccvae.data.counts import Minibatch
-from sccvae.kernels.cpu import latent
+from sccvae.kernels.table import Operations
 from sccvae.modules.batch_penalty import NEIGHBOURS, SMOOTHING, WIDTH
 from sccvae.modules.distributions import Gaussian
 from sccvae.modules.latent_terms import FLOOR, BatchPenalty, LatentTerm, MixturePrior
-from sccvae.modules.offset_table import codes_of
-from sccvae.training.workspace import Workspace, array, gradient_buffer
+from sccvae.training.workspace import Workspace, buffer_or, fill
 
 
 class TermResult(NamedTuple):
-    """A term's value, and the gradients of `scale` times its mean over cells; None where there is none."""
+    """Value of a term, and the gradients of `scale` times its mean over cells; None where there is none."""
 
-    value: np.ndarray  # (cells,) nats
-    by_z: np.ndarray | None = None  # (cells, n_latent)
-    by_mean: np.ndarray | None = None
-    by_variance: np.ndarray | None = None
+    value: torch.Tensor  # (cells,) nats
+    grad_z: torch.Tensor | None = None  # (cells, n_latent)
+    grad_mean: torch.Tensor | None = None
+    grad_variance: torch.Tensor | None = None
 
 
-class CompiledPrior:
-    """`MixturePrior`."""
+class PriorGradients:
+    """`MixturePrior` by the table of operations."""
 
-    def __init__(self, prior: MixturePrior):
-        self.weights, self.arrays = (prior.logits, prior.mean, prior.log_variance), Workspace()
+    def __init__(self, prior: MixturePrior, operations: Operations):
+        self.weights, self.operations = (prior.logits, prior.mean, prior.log_variance), operations
+        self.arrays = Workspace()
 
     def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
-        """Return value and gradients; those of the parameters are put into their buffers."""
-        n_cells, n = z.shape
-        value, by_z = np.empty(n_cells, np.float32), self.arrays("by_z", n, n_cells).numpy()
-        share = self.arrays("share", len(self.weights[0]), n_cells).numpy()
-        given, buffers = map(array, self.weights), (gradient_buffer(w).numpy() for w in self.weights)
-        numbers = np.float32(FLOOR), np.float32(scale / n_cells)
-        latent.mixture_prior(np.ascontiguousarray(array(z).T), *given, *numbers, share, value, by_z, *buffers)
-        return TermResult(value, by_z.T)
+        """Return value and gradients; fill the gradients of the parameters."""
+        weights, buffers = [w.detach() for w in self.weights], []
+        for k, w in enumerate(self.weights):
+            buffers.append(buffer_or(self.arrays, f"grad_{k}", w))
+        given = (self.arrays, z, *weights, FLOOR, scale / len(z))
+        return TermResult(*self.operations.mixture_prior(*given, *buffers))
 
 
-class CompiledPenalty:
-    """`BatchPenalty`."""
+class PenaltyGradients:
+    """`BatchPenalty` by the table of operations."""
 
-    def __init__(self, penalty: BatchPenalty):
-        self.weight = np.float32(penalty.weight)
+    def __init__(self, penalty: BatchPenalty, operations: Operations):
+        self.weight, self.operations, self.arrays = penalty.weight, operations, Workspace()
 
     def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
         """Return value and gradient."""
-        n, copies, value = x.n_cells, x.copies, np.zeros(x.n_cells, np.float32)
+        n, copies = x.n_cells, x.copies
         if n < 3 * copies:
-            return TermResult(value)
-        numbers = copies, np.float32(WIDTH), np.float32(SMOOTHING), min(NEIGHBOURS, n - copies)
-        by_mean = latent.own_batch_excess((np.ascontiguousarray(array(q.mean).T), codes_of(x, 0), *numbers, value))
-        return TermResult(self.weight * value, by_mean=self.weight * np.float32(scale) / np.float32(n) * by_mean.T)
+            return TermResult(q.mean.new_zeros(n))
+        numbers = copies, WIDTH, SMOOTHING, min(NEIGHBOURS, n - copies)
+        value, grad_mean = self.operations.own_batch_excess(self.arrays, q.mean, x.codes[:, 0], *numbers)
+        weight = np.float32(self.weight) * np.float32(scale) / np.float32(n)
+        return TermResult(self.weight * value, grad_mean=float(weight) * grad_mean)
 
 
 class ByAutograd:
     """Any term."""
 
-    def __init__(self, term: LatentTerm):
-        self.term, self.weights = term, list(term.parameters())
+    def __init__(self, term: LatentTerm, operations: Operations):
+        self.term, self.weights = term, [w for w in term.parameters() if w.requires_grad]
 
     def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
-        """Return value and gradients; those of the parameters are put into their buffers."""
+        """Return value and gradients; fill the gradients of the parameters."""
+        grads: Any
         with torch.enable_grad():
             inputs = [t.detach().clone().requires_grad_() for t in (z, q.mean, q.variance)]
             value = self.term(Gaussian(*inputs[1:]), inputs[0], x)
             asked = [*inputs, *self.weights]
             # A term may be constant, such as in a minibatch without a labelled cell.
-            by = (
-                torch.autograd.grad(scale * value.mean(), asked, allow_unused=True)
-                if value.requires_grad
-                else [None] * len(asked)
-            )
-        for w, by_w in zip(self.weights, by[3:], strict=True):
-            gradient_buffer(w).zero_() if by_w is None else gradient_buffer(w).copy_(by_w)
-        return TermResult(array(value), *(None if t is None else t.numpy() for t in by[:3]))
+            grads = [None] * len(asked)
+            if value.requires_grad:
+                grads = torch.autograd.grad(scale * value.mean(), asked, allow_unused=True)
+        for w, grad in zip(self.weights, grads[3:], strict=True):
+            fill(w, grad)
+        return TermResult(value.detach(), *grads[:3])
 
 
-COMPILED: dict[type[LatentTerm], type] = {MixturePrior: CompiledPrior, BatchPenalty: CompiledPenalty}
+BY_THE_TABLE: dict[type[LatentTerm], type] = {MixturePrior: PriorGradients, BatchPenalty: PenaltyGradients}
 
 
-def gradients_of_term(term: LatentTerm):
+def gradients_of_term(term: LatentTerm, operations: Operations):
     """Return the function (q, z, x, scale) -> `TermResult` of a term."""
-    return COMPILED.get(type(term), ByAutograd)(term)
+    return BY_THE_TABLE.get(type(term), ByAutograd)(term, operations)
+
+
+def total(gradients: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the sum of those that there are."""
+    there = [grad for grad in gradients if grad is not None]
+    return sum(there[1:], start=there[0]) if there else None

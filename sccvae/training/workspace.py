@@ -26,13 +26,22 @@ class Workspace:
         return view
 
 
-def gradient_buffer(weight: Parameter) -> torch.Tensor:
-    """Return the array that the gradient of a parameter is written to."""
+def gradient_buffer(weight: Parameter) -> torch.Tensor | None:
+    """Return the tensor that the gradient of a parameter is written to; None for one that is frozen."""
+    if not weight.requires_grad:
+        return None
     if weight.grad is None:
         weight.grad = torch.empty_like(weight)
     return weight.grad
 
 
-def array(t: torch.Tensor) -> np.ndarray:
-    """Return a tensor of the CPU as an array, without a copy."""
-    return t.detach().numpy()
+def buffer_or(keep: Workspace, name: str, weight: Parameter) -> torch.Tensor:
+    """Return the buffer of a parameter; for one that is frozen, an array of that name, which nobody reads."""
+    buffer = gradient_buffer(weight)
+    return keep(name, *weight.shape) if buffer is None else buffer
+
+
+def fill(weight: Parameter, grad: torch.Tensor | None) -> None:
+    """Write a gradient, None for zero, to the buffer of a parameter that is not frozen."""
+    if (buffer := gradient_buffer(weight)) is not None:
+        buffer.zero_() if grad is None else buffer.copy_(grad)

@@ -65,14 +65,15 @@ def test_block_does_not_hide_what_is_not_a_number():
     assert np.isnan(out[1]).all()
 
 
-@pytest.mark.parametrize("moves", [[True, True], [True, False], [False, True]])
-def test_a_step_of_adam_on_a_part_leaves_the_rest(moves):
-    moves = np.array(moves)
+@pytest.mark.parametrize("segments", [[(0, 4), (4, 10)], [(0, 4)], [(4, 10)], [(3, 4), (6, 7)], []])
+def test_a_step_of_adam_moves_the_segments_of_its_part_alone(segments):
     arrays, shares = np.ones((5, 10), f32), (f32(0.1), f32(0.001), f32(0.5))
-    ends, decays = np.array([4, 10]), np.zeros(2, f32)
-    layers._adam(2, 5, ends, decays, moves, *arrays, f32(0.1), f32(1), *shares, f32(0), f32(1))
+    starts, stops = np.array(segments, np.int64).reshape(-1, 2).T
+    given = (starts.copy(), stops.copy(), np.zeros(len(starts), f32), *arrays)
+    layers._adam(2, 5, *given, f32(0.1), f32(1), *shares, f32(0), f32(1))
     weights, *_, average = arrays
-    assert [w != 1 for w in weights] == [2 <= k < 5 and bool(moves[int(k >= 4)]) for k in range(10)]
+    moved = [2 <= k < 5 and any(first <= k < last for first, last in segments) for k in range(10)]
+    assert [w != 1 for w in weights] == moved
     np.testing.assert_allclose(average, (1 + weights) / 2, rtol=1e-6)
 
 

@@ -10,10 +10,10 @@ from sccvae.kernels.reference import FUSED, PLAIN
 from sccvae.modules.latent_terms import TERMS, LatentTerm, MixturePrior
 from sccvae.modules.likelihoods import LIKELIHOODS, NB
 from sccvae.modules.vae import VAE
-from sccvae.training import manual_step
+from sccvae.training import gradients
 from sccvae.training.gradients import Autograd, gradients_of
 from sccvae.training.loop import Progress, fit
-from sccvae.training.manual_step import AutogradHeads, ByHand, CountHeads, Halved, Product
+from sccvae.training.manual_step import AutogradHeads, BFloat16Product, CountHeads, ManualStep, Product
 
 
 @pytest.mark.parametrize("name", LIKELIHOOD_NAMES)
@@ -21,7 +21,7 @@ from sccvae.training.manual_step import AutogradHeads, ByHand, CountHeads, Halve
 def test_by_hand_with_compiled_kernels(name, kernels):
     vae = small_vae(small_counts(support=support_of(name)), gene_likelihood=name, kernels=kernels)
     path = gradients_of(vae, "full")
-    assert type(path) is (ByHand if kernels is FUSED else Autograd)
+    assert type(path) is (ManualStep if kernels is FUSED else Autograd)
     if kernels is FUSED:
         assert type(path.heads) is (CountHeads if name in COUNT_LIKELIHOODS else AutogradHeads)
 
@@ -39,9 +39,9 @@ def test_other_precisions_and_other_models_go_to_autograd():
 
 @pytest.mark.parametrize("known", [True, False], ids=["bfloat16 known", "unknown"])
 def test_products_are_halved_where_that_is_wanted_and_the_processor_can(monkeypatch, known):
-    monkeypatch.setattr(manual_step, "FASTEST", Halved if known else Product)
+    monkeypatch.setattr(gradients, "bfloat16_is_fast", lambda: known)
     vae = small_vae(small_counts(), kernels=FUSED)
-    for precision, product in (("mixed", Halved if known else Product), ("full", Product)):
+    for precision, product in (("mixed", BFloat16Product if known else Product), ("full", Product)):
         heads = gradients_of(vae, precision).heads
         assert type(heads.logits) is type(heads.pi[0]) is product
 
@@ -104,7 +104,7 @@ def test_a_likelihood_derived_from_another_is_not_trained_as_its_parent(monkeypa
     ):
         vae = small_vae(counts, gene_likelihood="tempered", kernels=FUSED, **options).train()
         assert not vae.likelihood.is_compiled
-        assert type(check_path(vae, counts.minibatch(slice(0, 20)))) is ByHand
+        assert type(check_path(vae, counts.minibatch(slice(0, 20)))) is ManualStep
     assert not Expressed(vae).compiled
 
 
@@ -114,7 +114,8 @@ def test_frozen_weights_have_no_gradient_and_do_not_move(frozen):
     vae = small_vae(counts, kernels=FUSED, prior_components=3, batch_mixing=2.0).train()
     for name, w in vae.named_parameters():
         w.requires_grad_(name == "encoder.z.bias" if frozen == "all but one bias" else not name.startswith(frozen))
-    check_path(vae, counts.minibatch(slice(0, 20)))
+    assert type(check_path(vae, counts.minibatch(slice(0, 20)))) is ManualStep
+    assert all(w.grad is None for w in vae.parameters() if not w.requires_grad)
     before = {name: w.detach().clone() for name, w in vae.named_parameters()}
     everyone = np.arange(len(counts))
     fit(vae, counts, everyone, everyone[:0], a_plan(max_epochs=2, weight_decay=0.1), Progress(), seed=0)
@@ -129,7 +130,7 @@ def test_a_hook_or_another_forward_is_not_left_out():
     hook = vae.encoder.blocks[0].register_forward_hook(lambda _, __, out: 2 * out)
     assert type(check_path(vae, x)) is Autograd
     hook.remove()
-    assert type(check_path(vae, x)) is ByHand
+    assert type(check_path(vae, x)) is ManualStep
     forward = vae.decoder.logits.forward
     vae.decoder.logits.forward = lambda h: forward(h) + 0.1 * h.sum(1, keepdim=True)
     assert type(check_path(vae, x)) is Autograd
@@ -158,7 +159,7 @@ def test_every_path_has_the_loss_of_forward(name, options, kernels):
             w.add_(0.1 * torch.randn(w.shape, generator=generator))
     for kl_weight in (0.3, 1.0):
         path = check_path(vae, counts.minibatch(slice(0, 40)), kl_weight)
-    assert type(path) is (ByHand if kernels is FUSED else Autograd)
+    assert type(path) is (ManualStep if kernels is FUSED else Autograd)
 
 
 class Spread(LatentTerm):
@@ -201,10 +202,10 @@ def test_a_term_without_a_compiled_version_goes_to_autograd_within_the_step(monk
         vae.encoder.z.bias[vae.architecture.n_latent] = -50.0  # beyond the bounds of the log variance
     for kl_weight in (0.3, 1.0):
         path = check_path(vae, counts.minibatch(slice(0, 30)), kl_weight)
-    assert type(path) is ByHand
-    assert [type(gradients).__name__ for _, gradients in path.terms] == [
-        "CompiledPrior",
-        "CompiledPenalty",
+    assert type(path) is ManualStep
+    assert [type(by).__name__ for _, by in path.terms] == [
+        "PriorGradients",
+        "PenaltyGradients",
         "ByAutograd",
     ]
 
@@ -218,5 +219,5 @@ def test_a_term_derived_from_one_that_is_compiled_goes_to_autograd(monkeypatch):
     counts = small_counts()
     vae = small_vae(counts, kernels=FUSED, prior_components=3).train()
     path = check_path(vae, counts.minibatch(slice(0, 30)))
-    assert type(path) is ByHand
-    assert [type(gradients).__name__ for _, gradients in path.terms] == ["ByAutograd"]
+    assert type(path) is ManualStep
+    assert [type(by).__name__ for _, by in path.terms] == ["ByAutograd"]

@@ -5,12 +5,14 @@ import pytest
 import torch
 from helpers import COUNT_LIKELIHOODS, move, small_counts, small_vae, threads
 
+from sccvae.kernels.cpu.operations import CPU
 from sccvae.kernels.reference import FUSED
 from sccvae.modules.networks import LEAST_L
 from sccvae.training import workspace
 from sccvae.training.gradients import Autograd
-from sccvae.training.manual_step import ByHand, Halved, Product
+from sccvae.training.manual_step import BFloat16Product, ManualStep, Product
 from sccvae.training.optimizer import Adam
+from sccvae.training.reference import REFERENCE
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -39,14 +41,14 @@ def noise(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
-def compare(vae, x, kl_weight=0.4, rtol=2e-4, product=Product, *, waits=False):
+def compare(vae, x, kl_weight=0.4, rtol=2e-4, product=Product, *, waits=False, operations=CPU):
     """Loss, terms, gradients and what is left of the noise, by hand and by autograd."""
     one, other = noise(), noise()
     loss, terms = Autograd(vae)(x, one, kl_weight, waits)
     expected = {name: w.grad.clone() for name, w in vae.named_parameters()}
     for w in vae.parameters():
         w.grad = torch.full_like(w, torch.nan)  # whatever stood there before
-    by_hand = ByHand(vae, unreachable, product)
+    by_hand = ManualStep(vae, operations, unreachable, product)
     for _ in range(2):  # the second time into the same arrays
         loss_by_hand, terms_by_hand = by_hand(x, other, kl_weight, waits)
         torch.testing.assert_close(loss_by_hand, loss, rtol=rtol / 20, atol=1e-5)
@@ -76,14 +78,24 @@ def test_gradients_are_those_of_autograd(name, dispersion, library, n_threads):
 
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
+def test_the_step_is_the_same_with_the_reference_table(name, dispersion):
+    counts = small_counts(n_batches=3, covariates=dispersion == "gene")
+    options = {"prior_components": 3, "batch_mixing": 2.0, "thinning": 0.3, "n_layers": 2, "encode_covariates": True}
+    vae = a_vae(counts, gene_likelihood=name, dispersion=dispersion, dropout_cost=0.3, **options)
+    compare(vae, counts.minibatch(slice(0, 40)), waits=True, operations=REFERENCE)
+    compare(vae, counts.minibatch(slice(0, 40)), kl_weight=1.0, operations=REFERENCE)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+@pytest.mark.parametrize("name", COUNT_LIKELIHOODS)
 def test_gradients_with_halved_products_are_nearly_those_of_autograd(name, dispersion, n_threads):
     counts = small_counts(n_batches=3)
     vae = a_vae(counts, gene_likelihood=name, dispersion=dispersion, dropout_cost=0.3)
-    compare(vae, counts.minibatch(slice(0, 40)), rtol=ROUNDED, product=Halved, waits=True)
-    compare(vae, counts.minibatch(slice(0, 40)), rtol=ROUNDED, product=Halved, kl_weight=1.0)
+    compare(vae, counts.minibatch(slice(0, 40)), rtol=ROUNDED, product=BFloat16Product, waits=True)
+    compare(vae, counts.minibatch(slice(0, 40)), rtol=ROUNDED, product=BFloat16Product, kl_weight=1.0)
 
 
-@pytest.mark.parametrize(("product", "rtol"), [(Product, 2e-4), (Halved, ROUNDED)])
+@pytest.mark.parametrize(("product", "rtol"), [(Product, 2e-4), (BFloat16Product, ROUNDED)])
 def test_while_the_drop_out_head_waits_at_zero_it_multiplies_nothing(product, rtol, monkeypatch, n_threads):
     counts = small_counts(n_batches=2)
     vae, x, multiplied = a_vae(counts), counts.minibatch(slice(0, 40)), []
@@ -104,9 +116,9 @@ def test_halved_products_round_factors_and_results_once():
     h, weight = torch.randn(9, 40, generator=generator), torch.nn.Parameter(torch.randn(40, 70, generator=generator))
     by_out, by_input = torch.randn(9, 70, generator=generator), torch.ones(9, 40)
     rounded = [t.detach().bfloat16().double() for t in (h, weight, by_out)]
-    product = Halved(weight)
+    product = BFloat16Product(CPU, weight)
     product.forward(h)
-    result = torch.from_numpy(product.bits).view(torch.bfloat16)
+    result = product.out
     close = {"rtol": 2**-8, "atol": 1e-4, "check_dtype": False}
     torch.testing.assert_close(result, rounded[0] @ rounded[1], **close)
     result.copy_(by_out)  # the gradient takes the product's place
@@ -210,20 +222,20 @@ def test_log_variances_beyond_their_bounds_have_no_gradient():
     x = counts.minibatch(slice(0, 20))
     Autograd(vae)(x, noise(), 1.0, False)
     expected = [w.grad.clone() for w in vae.parameters()]
-    ByHand(vae, unreachable, Product)(x, noise(), 1.0, False)
+    ManualStep(vae, CPU, unreachable, Product)(x, noise(), 1.0, False)
     for w, by_w in zip(vae.parameters(), expected, strict=True):
         np.testing.assert_allclose(w.grad, by_w, rtol=0, atol=2e-4 * by_w.abs().max().item() + 1e-12)
     assert not vae.encoder.z.bias.grad[n : n + 2].any()
     assert not vae.encoder.library.bias.grad[1]
 
 
-@pytest.mark.parametrize("product", [Product, Halved])
+@pytest.mark.parametrize("product", [Product, BFloat16Product])
 def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back(product):
     counts = small_counts()
     vae = a_vae(counts)
     adam = Adam(list(vae.parameters()), clip=50.0)
     asked = []
-    by_hand = ByHand(vae, lambda *arguments: asked.append(1) or Autograd(vae)(*arguments), product)
+    by_hand = ManualStep(vae, CPU, lambda *arguments: asked.append(1) or Autograd(vae)(*arguments), product)
     x = counts.minibatch(slice(0, 20))
     kept = vae.decoder.dropout.bias.detach().clone()
     with torch.no_grad():
@@ -238,17 +250,17 @@ def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back(prod
     by_hand(x, noise(), 1.0, False)
     assert asked == [1]
     assert all(w.grad is place for w, place in zip(vae.parameters(), adam.places, strict=True))
-    compare(vae, x, rtol=ROUNDED if product is Halved else 2e-4, product=product)
+    compare(vae, x, rtol=ROUNDED if product is BFloat16Product else 2e-4, product=product)
 
 
-@pytest.mark.parametrize("product", [Product, Halved])
+@pytest.mark.parametrize("product", [Product, BFloat16Product])
 def test_no_array_of_genes_is_made_twice(monkeypatch, product):
     """From the second step on, the large arrays are those of the first."""
     counts = small_counts()
     vae, made = a_vae(counts), []
     empty = torch.empty
     monkeypatch.setattr(workspace.torch, "empty", lambda *shape, **k: made.append(shape) or empty(*shape, **k))
-    by_hand = ByHand(vae, unreachable, product)
+    by_hand = ManualStep(vae, CPU, unreachable, product)
     by_hand(counts.minibatch(slice(0, 20)), noise(), 1.0, False)
     assert (20 * counts.n_genes,) in made
     made.clear()

@@ -199,3 +199,33 @@ def test_weights_lie_side_by_side_and_outlive_the_moments():
     assert len(storages) == 1
     assert weights[0].untyped_storage().nbytes() < 1.01 * 4 * sum(w.numel() for w in weights)
     assert [w.grad is place for w, place in zip(weights, adam.places, strict=True)] == [True] * len(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [range(2, 3), range(4), range(3, 5)])
+def test_rows_of_a_weight_move_as_a_weight_of_their_own_and_the_rest_stays(rows, dtype):
+    """Compiled (float32) and in operations of torch."""
+    rng = np.random.default_rng(0)
+    weights = [torch.nn.Parameter(torch.from_numpy(rng.normal(size=size)).to(dtype)) for size in ((5, 3), (7,))]
+    alone = [torch.nn.Parameter(w.detach().clone()) for w in (weights[0][rows.start : rows.stop], weights[1])]
+    before = weights[0].detach().clone()
+    adam, expected = (
+        Adam(weights, clip=0.5, decays=[0.1, 0.2], rows={0: rows}),
+        Adam(alone, clip=0.5, decays=[0.1, 0.2]),
+    )
+    for _ in range(6):
+        for w in weights:
+            w.grad.copy_(torch.from_numpy(rng.normal(size=w.shape)).to(dtype))
+        alone[0].grad.copy_(weights[0].grad[rows.start : rows.stop])
+        alone[1].grad.copy_(weights[1].grad)
+        move(adam, 0.1)
+        move(expected, 0.1)
+    some = slice(rows.start, rows.stop)
+    torch.testing.assert_close(weights[0][some], alone[0])
+    torch.testing.assert_close(weights[1], alone[1])
+    kept = torch.ones(5, dtype=torch.bool)
+    kept[some] = False
+    assert torch.equal(weights[0][kept], before[kept])
+    with adam.averaged(), expected.averaged():
+        torch.testing.assert_close(weights[0][some], alone[0])
+        assert torch.equal(weights[0][kept], before[kept])

@@ -222,22 +222,20 @@ def _adam_of_one(first, last, decay, weights, gradient, mean, square, average, r
 
 
 @numba.njit(**LOOP)
-def _adam(first, last, ends, decays, moves, *arguments):
-    """One step of Adam on the entries first..last of the weights that move.
+def _adam(first, last, starts, stops, decays, *arguments):
+    """One step of Adam on the entries first..last that lie in segments.
 
     `arguments`: arrays of weights, gradient, mean, square and average; `rate` and `correction`, which hold the bias
     corrections; shares of mean, square and average; eps, scale of the gradient. The shares are 1 minus what these keep,
     which float32 would round: 1 - 0.999 by a hundred thousandth.
     """
-    begin = 0
-    for k in range(ends.size):
-        a, b = max(first, begin), min(last, ends[k])
-        if a < b and moves[k]:
+    for k in range(stops.size):
+        a, b = max(first, starts[k]), min(last, stops[k])
+        if a < b:
             _adam_of_one(a, b, decays[k], *arguments)
-        begin = ends[k]
 
 
-def adam(weights, arrays, numbers):
-    """One step in place; `weights`: where each ends in the flat arrays, its decay, whether it moves; see `_adam`."""
-    size, arguments = arrays[0].size, (*weights, *arrays, *map(f32, numbers))
+def adam(segments, arrays, numbers):
+    """One step in place; `segments`: where each begins and ends in the flat arrays, its decay; see `_adam`."""
+    size, arguments = arrays[0].size, (*segments, *arrays, *map(f32, numbers))
     share(lambda first, last: _adam(first, last, *arguments), size, WORTH)
