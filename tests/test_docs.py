@@ -172,6 +172,31 @@ def test_the_code_of_a_page_is_python_and_names_what_there_is(page):
                 assert any(hasattr(getattr(sccvae, name), last) for name in MODELS), ast.unparse(node)
 
 
+GUIDE = [DOCS / "start.md", *(page for page in PAGES if page.parent.name == "guide")]
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Models are trained for two epochs where nothing else is asked: the code is tried, not what comes of it."""
+    for name in ("SCCVAE", "DenoisingAutoencoder"):
+        kind = getattr(sccvae, name)
+
+        def train(self, max_epochs=2, original=kind.train, **options):
+            return original(self, max_epochs, **options)
+
+        monkeypatch.setattr(kind, "train", train)
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+def test_the_code_of_the_guide_runs(page, short_training, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda *args, **kwargs: None)
+    namespace: dict[str, object] = {}
+    blocks = [] if page.name in ("start.md", "index.md") else python_blocks(DOCS / "guide" / "index.md")
+    for block in [*blocks, *python_blocks(page)]:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
 @pytest.fixture
 def extension(monkeypatch):
     """Function: name -> a module that the site is made with; none of those asked for needs Sphinx."""

@@ -9,7 +9,7 @@ import lookup
 EMPTY = (False, {}, [], (), "")  # what `without` takes: nothing is asked for
 # Entries that compute our arguments: what they do, by the name of the function.
 COMPUTED = {
-    "_library": "`library`: `True` means `\"observed\"`, `False` means `\"lognormal\"`",
+    "_library": '`library`: `True` means `"observed"`, `False` means `"lognormal"`',
     "_accelerator": "Accepted if it names the device of the model. Set `device` in the constructor",
     "_devices": "Accepted if it means the one device of the model",
     "_validation_size": "`train_size`: 1 minus this value",
@@ -43,11 +43,9 @@ def text_of(entry: Any) -> str:
         case "switch":
             return f"`{kept['name']}`: `True` means `{kept['if_true']!r}`, `False` means `{kept['if_false']!r}`"
         case "only" | "without":
-            values = tuple(v for v in kept["values"] if not any(v is e or (v == e and type(v) is type(e)) for e in EMPTY))
-            if tuple(kept["values"]) == EMPTY:
+            if kept["values"] == EMPTY:
                 return kept["why"]
-            shown = values or kept["values"]
-            return f"Accepted as {' or '.join(f'`{v!r}`' for v in shown)}. {kept['why']}"
+            return f"Accepted as {' or '.join(f'`{v!r}`' for v in kept['values'])}. {kept['why']}"
         case "_warmup":
             return f"`kl_warmup`, as a fraction of the {kept['unit']} of the run"
         case "_all_of":
