@@ -47,6 +47,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 napoleon_google_docstring = False
+napoleon_use_param = False  # arguments that are described together stay together
 napoleon_use_rtype = False
 napoleon_use_admonition_for_examples = False
 napoleon_custom_sections = ["Returns", "Raises"]
@@ -57,6 +58,7 @@ html_title = f"sccvae {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the search field stands in the side bar
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
