@@ -172,7 +172,7 @@ def test_the_code_of_a_page_is_python_and_names_what_there_is(page):
                 assert any(hasattr(getattr(sccvae, name), last) for name in MODELS), ast.unparse(node)
 
 
-GUIDE = [DOCS / "start.md", *(page for page in PAGES if page.parent.name == "guide")]
+GUIDE = [DOCS / "start.md", DOCS / "scvi_tools.md", *(page for page in PAGES if page.parent.name == "guide")]
 
 
 @pytest.fixture
