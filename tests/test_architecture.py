@@ -370,8 +370,9 @@ def length(name: str) -> int:
     examples = 0
     for node in ast.walk(TREES[name]):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            section = (ast.get_docstring(node) or "").partition("\nExamples\n--------\n")[2]
-            examples += 2 + len(section.splitlines()) if section else 0
+            before, _, section = (ast.get_docstring(node) or "").partition("\n\nExamples\n--------\n")
+            if section:  # with the line before it, and the closing quotes where they else stand behind the only line
+                examples += 3 + len(section.splitlines()) + ("\n" not in before)
     return len(FILES[name].read_text(encoding="utf-8").splitlines()) - examples
 
 
