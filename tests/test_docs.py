@@ -187,6 +187,7 @@ def short_training(monkeypatch):
         monkeypatch.setattr(kind, "train", train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
 def test_the_code_of_the_guide_runs(page, short_training, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
