@@ -2,6 +2,7 @@
 # make test   the tests
 # make lint   style and types
 # make tables the tables in README.md and docs/, from the rows in benchmarks/results/
+# make docs   the documentation site, in docs/_build/html
 # Each makes .venv and installs what it needs; a second call is quick.
 #
 # PYTHON=python3.13   with that Python, in .venv-3.13
@@ -22,7 +23,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(if $(NEWEST),torch,$(shell grep '^torch==' constraints.txt))
 PINS := $(if $(NEWEST),,--constraint constraints.txt)
 
-.PHONY: demo test lint tables tutorials environment clean
+.PHONY: demo test lint docs tables tutorials environment clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m sccvae demo demo
@@ -38,6 +39,11 @@ lint: $(VENV)/lint
 
 tables: $(VENV)/demo
 	$(BIN)/python benchmarks/tables.py
+
+# A warning is an error; --keep-going shows all of them.
+docs: $(VENV)/docs
+	rm -rf docs/api/generated
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 tutorials: $(VENV)/tutorials
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 tutorials
@@ -55,9 +61,9 @@ $(VENV)/demo: $(VENV)/base pyproject.toml constraints.txt
 	$(INSTALL) $(PINS) --editable .
 	touch $@
 
-$(VENV)/test $(VENV)/lint $(VENV)/tutorials: $(VENV)/%: $(VENV)/demo
+$(VENV)/test $(VENV)/lint $(VENV)/docs $(VENV)/tutorials: $(VENV)/%: $(VENV)/demo
 	$(INSTALL) $(PINS) --group $*
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* demo docs/_build docs/api/generated docs/benchmarks docs/project docs/tutorials .pytest_cache .ruff_cache .mypy_cache

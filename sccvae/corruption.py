@@ -21,11 +21,20 @@ import scipy.sparse as sp
 
 from sccvae.validation.arguments import FLOAT32, finite
 
+__all__ = ["Corruption", "GaussianNoise", "GeneDropout", "SaltAndPepper", "Thinning"]
+
 Support = Literal["counts", "real", "binary"]
 
 
 class Corruption:
-    """Contract of all processes: which data they are for, and what they do to a matrix."""
+    """Contract of all processes: which data they are for, and what they do to a matrix.
+
+    Examples
+    --------
+    >>> from sccvae import corruption
+    >>> issubclass(corruption.Thinning, corruption.Corruption), corruption.Thinning.support
+    (True, 'counts')
+    """
 
     support: ClassVar[Support]
 
@@ -44,6 +53,15 @@ class Thinning(Corruption):
     ----------
     kept
         Probability that a molecule is kept, in (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sccvae
+    >>> x = sccvae.simulate.simulate(100, 30, seed=0).X
+    >>> thinned = sccvae.corruption.Thinning(kept=0.5)(x, np.random.default_rng(0))
+    >>> bool(0.45 < thinned.sum() / x.sum() < 0.55)
+    True
     """
 
     support = "counts"
@@ -64,6 +82,15 @@ class GeneDropout(Corruption):
     ----------
     lost
         Probability that a count becomes 0, in (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sccvae
+    >>> x = sccvae.simulate.simulate(100, 30, seed=0).X
+    >>> fewer = sccvae.corruption.GeneDropout(lost=0.2)(x, np.random.default_rng(0))
+    >>> 0.7 < fewer.nnz / x.nnz < 0.9
+    True
     """
 
     support = "counts"
@@ -84,6 +111,15 @@ class GaussianNoise(Corruption):
     ----------
     sd
         Standard deviation, above 0, in the units of the data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.sparse as sp
+    >>> import sccvae
+    >>> noisy = sccvae.corruption.GaussianNoise(sd=0.5)(sp.csr_matrix((100, 30)), np.random.default_rng(0))
+    >>> bool(0.4 < noisy.toarray().std() < 0.6)
+    True
     """
 
     support = "real"
@@ -105,6 +141,15 @@ class SaltAndPepper(Corruption):
     ----------
     rate
         Probability that an entry is replaced, in (0, 1); it flips with half of that.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.sparse as sp
+    >>> import sccvae
+    >>> flipped = sccvae.corruption.SaltAndPepper(rate=0.2)(sp.csr_matrix((100, 30)), np.random.default_rng(0))
+    >>> bool(0.05 < flipped.mean() < 0.15)
+    True
     """
 
     support = "binary"

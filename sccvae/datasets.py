@@ -69,6 +69,13 @@ def cortex(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
         ``cell_type`` (level 1 class), ``level2class``, ``tissue``, ``group``, ``well``, ``chip`` (may serve as a batch;
         there is no ``batch``), ``sex``, ``age`` (days), ``diameter`` (micrometres), ``total_mRNA_mol`` (molecules over
         all genes). A prepared ``cortex.h5ad`` is taken as it is and may hold fewer genes or columns.
+
+    Examples
+    --------
+    >>> from sccvae import datasets
+    >>> adata = datasets.cortex()  # doctest: +SKIP
+    >>> adata.obs["cell_type"].nunique()  # doctest: +SKIP
+    7
     """
     return _fetch("cortex", cache_dir)
 
@@ -89,6 +96,13 @@ def hematopoiesis(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnD
         Molecule counts (cells, genes) of the cells that passed the authors' filter. ``obs``: ``batch`` (the library),
         ``barcode``, ``seq_run_id``. There is no ``cell_type``. Lopez et al. (2018) left out the library
         ``basal_bm1`` as of poor quality; here it is kept: ``adata[adata.obs["batch"] != "basal_bm1"]`` drops it.
+
+    Examples
+    --------
+    >>> from sccvae import datasets
+    >>> adata = datasets.hematopoiesis()  # doctest: +SKIP
+    >>> "batch" in adata.obs  # doctest: +SKIP
+    True
     """
     return _fetch("hematopoiesis", cache_dir)
 
@@ -109,6 +123,13 @@ def paul15(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
         Molecule counts (cells, genes). ``obs``: ``paul15_clusters`` (19 clusters), ``cell_type`` (the cluster without
         its number). There is no ``batch`` in Scanpy's file. In ``SCCVAE_DATA`` a file ``hematopoiesis_paul15.h5ad`` is
         taken too, as it is.
+
+    Examples
+    --------
+    >>> from sccvae import datasets
+    >>> adata = datasets.paul15()  # doctest: +SKIP
+    >>> "cell_type" in adata.obs  # doctest: +SKIP
+    True
     """
     return _fetch("paul15", cache_dir)
 
@@ -127,6 +148,13 @@ def retina(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
     -------
     AnnData
         Molecule counts (cells, genes), as prepared by Lopez et al. (2018). ``obs``: ``batch``, ``cell_type``.
+
+    Examples
+    --------
+    >>> from sccvae import datasets
+    >>> adata = datasets.retina()  # doctest: +SKIP
+    >>> "cell_type" in adata.obs  # doctest: +SKIP
+    True
     """
     return _fetch("retina", cache_dir)
 

@@ -35,7 +35,21 @@ Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors' name of 
 
 
 class ModelFileError(ValueError):
-    """A folder that does not hold a readable model."""
+    """A folder that does not hold a readable model.
+
+    Examples
+    --------
+    >>> import pathlib
+    >>> import sccvae
+    >>> pathlib.Path("damaged").mkdir()
+    >>> for name in ("model.json", "weights.safetensors"):
+    ...     _ = pathlib.Path("damaged", name).write_text("damaged")
+    >>> try:
+    ...     model = sccvae.SCCVAE.load("damaged")
+    ... except sccvae.ModelFileError:
+    ...     print("The model cannot be read.")
+    The model cannot be read.
+    """
 
 
 # --------------------------------------------------------------------------------------------------------------- write

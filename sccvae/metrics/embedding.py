@@ -74,7 +74,8 @@ def knn_accuracy(
 
     Examples
     --------
-    >>> knn_accuracy([[0.0], [0.1], [5.0], [5.1]], ["T", "T", "B", "B"], k=1)
+    >>> from sccvae import metrics
+    >>> metrics.knn_accuracy([[0.0], [0.1], [5.0], [5.1]], ["T", "T", "B", "B"], k=1)
     1.0
     """
     z, labels = _checked(z, max_cells, seed, labels=labels)
@@ -118,6 +119,14 @@ def batch_entropy(
     ----------
     .. [1] Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018), Methods,
        "Entropy of batch mixing".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sccvae import metrics
+    >>> z, batches = np.random.default_rng(0).normal(size=(200, 2)), np.tile(["a", "b"], 100)
+    >>> metrics.batch_entropy(z, batches) > 0.95  # mixed
+    True
     """
     z, batches = _checked(z, max_cells, seed, batches=batches)
     return _batch_entropy(_neighbours(z, k), batches)
@@ -133,9 +142,9 @@ def batch_mixing_entropy(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Entropy of batch mixing in nats as Lopez et al. [1]_ reported it, with its bootstrap standard deviation.
+    """Entropy of batch mixing in nats as Lopez et al. reported it, with its bootstrap standard deviation.
 
-    The mean, over `n_cells` cells drawn at random, of the entropy of the batch frequencies among their `k` nearest
+    The mean [1]_, over `n_cells` cells drawn at random, of the entropy of the batch frequencies among their `k` nearest
     neighbours; drawn `n_pools` times. Batches of one size, perfectly mixed, have the entropy log(n_batches), separated
     ones 0. `batch_entropy` divides by what can be reached, and takes all cells.
 
@@ -157,6 +166,15 @@ def batch_mixing_entropy(
     ----------
     .. [1] Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018), Methods,
        "Entropy of batch mixing".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sccvae import metrics
+    >>> z, batches = np.random.default_rng(0).normal(size=(200, 2)), np.tile(["a", "b"], 100)
+    >>> mean, sd = metrics.batch_mixing_entropy(z, batches)
+    >>> bool(0.9 * np.log(2) < mean <= np.log(2))
+    True
     """
     n_cells, n_pools, seed = positive("n_cells", n_cells), positive("n_pools", n_pools), checked_seed(seed)
     z, batches = _checked(z, max_cells, seed, batches=batches)
@@ -189,6 +207,12 @@ def graph_connectivity(
     ----------
     .. [1] Luecken et al., Benchmarking atlas-level data integration in single-cell genomics, Nature Methods 19
        (2022), Methods, "Graph connectivity".
+
+    Examples
+    --------
+    >>> from sccvae import metrics
+    >>> metrics.graph_connectivity([[0.0], [0.1], [5.0], [5.1]], ["T", "T", "B", "B"], k=1)
+    1.0
     """
     z, labels = _checked(z, max_cells, seed, labels=labels)
     return _graph_connectivity(_neighbours(z, k), labels)
@@ -208,6 +232,12 @@ def silhouette_label(z: ArrayLike, labels: ArrayLike, *, max_cells: int | None =
     -------
     float
         1 for dense labels far apart, 0.5 where labels overlap, below where cells lie nearer to another label.
+
+    Examples
+    --------
+    >>> from sccvae import metrics
+    >>> metrics.silhouette_label([[0.0], [0.1], [5.0], [5.1]], ["T", "T", "B", "B"]) > 0.9
+    True
     """
     z, labels = _checked(z, max_cells, seed, labels=labels)
     if not 2 <= _n_different(labels) < len(z):
@@ -239,6 +269,14 @@ def silhouette_batch(
     float
         1 where batches overlap within labels, 0 where they are far apart; ``nan`` where no label is found in two
         batches.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sccvae import metrics
+    >>> z, batches = np.random.default_rng(0).normal(size=(200, 2)), np.tile(["a", "b"], 100)
+    >>> metrics.silhouette_batch(z, np.repeat("T", 200), batches) > 0.9  # mixed
+    True
     """
     z, labels, batches = _checked(z, max_cells, seed, labels=labels, batches=batches)
     scores = []
@@ -269,6 +307,13 @@ def kmeans_ari_nmi(
     ari, nmi
         Adjusted Rand index, about 0 for clusters drawn at random, and normalised mutual information (arithmetic
         mean). Both are 1 where clusters and labels agree.
+
+    Examples
+    --------
+    >>> from sccvae import metrics
+    >>> ari, nmi = metrics.kmeans_ari_nmi([[0.0], [0.1], [5.0], [5.1]], ["T", "T", "B", "B"])
+    >>> ari, nmi
+    (1.0, 1.0)
     """
     n_init, seed = positive("n_init", n_init), checked_seed(seed, most=SEEDS)
     z, labels = _checked(z, max_cells, seed, labels=labels)
@@ -310,8 +355,9 @@ def embedding_scores(
     Examples
     --------
     >>> import numpy as np
+    >>> from sccvae import metrics
     >>> z = np.random.default_rng(0).normal(size=(300, 2))
-    >>> sorted(embedding_scores(z, batches=np.repeat(["a", "b"], 150)))
+    >>> sorted(metrics.embedding_scores(z, batches=np.repeat(["a", "b"], 150)))
     ['batch_entropy']
     """
     given = {name: x for name, x in (("labels", labels), ("batches", batches)) if x is not None}

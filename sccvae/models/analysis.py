@@ -52,8 +52,8 @@ class AnalysedModel(FittedModel):
         idx1, idx2
             Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
         mode
-            `change`: probability that |log2 fold change| > `delta`, also against most genes; `vanilla`, the default of
-            scvi-tools: Bayes factor of group 1 above group 2.
+            `change`: probability that ``|log2 fold change| > delta``, also against most genes; `vanilla`, the default
+            of scvi-tools: Bayes factor of group 1 above group 2.
         delta
             Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
         batch_correction
@@ -77,6 +77,21 @@ class AnalysedModel(FittedModel):
         ------
         ValueError, KeyError, TypeError
             Which group is unknown, empty or compared with itself; the likelihood is not of counts.
+
+        Examples
+        --------
+        One cell type against all other cells, and the genes called at a false discovery rate of 5 %:
+
+        >>> table = model.differential_expression(groupby="cell_type", group1="type_1")
+        >>> called = table[table["is_de_fdr_0.05"]]
+        >>> table["comparison"].unique().tolist()
+        ['type_1 vs Rest']
+
+        Two sets of cells:
+
+        >>> table = model.differential_expression(idx1=adata.obs["gradient"] > 0.8, idx2=adata.obs["gradient"] < 0.2)
+        >>> len(table)
+        50
         """
         if self.likelihood.support != "counts":
             raise ValueError(
@@ -206,6 +221,10 @@ class AnalysedModel(FittedModel):
         ------
         RuntimeError, ValueError, KeyError, OSError
             The model is not trained, or holds no data; there is no such column; `path` cannot be written.
+
+        Examples
+        --------
+        >>> model.report("report.html", label_key="cell_type", title="Example")
         """
         from sccvae import report  # draws and scores, which takes matplotlib and scikit-learn
 

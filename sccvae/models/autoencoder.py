@@ -107,6 +107,12 @@ class AutoencodingModel(HeldModel):
         ------
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
+
+        Examples
+        --------
+        >>> model.train(max_epochs=1)  # goes on from the two epochs before
+        >>> int(model.history["epoch"].max())
+        3
         """
         self._train(
             max_epochs,
@@ -131,6 +137,11 @@ class AutoencodingModel(HeldModel):
         """One row per epoch and split: log-likelihood of the reconstruction (nats per cell), learning rate, seconds.
 
         `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
+
+        Examples
+        --------
+        >>> model.history[["epoch", "split", "reconstruction"]].shape
+        (4, 3)
         """
         table = pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
         return with_history(table)
@@ -144,6 +155,12 @@ class AutoencodingModel(HeldModel):
             New data, genes in any order; None takes the training data.
         indices
             Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+
+        Examples
+        --------
+        >>> adata.obsm["X_autoencoder"] = model.get_latent_representation()
+        >>> adata.obsm["X_autoencoder"].shape
+        (300, 20)
         """
         return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
 
@@ -233,6 +250,12 @@ class Autoencoder(AutoencodingModel):
         codes
             `fitted`: from the Gaussian with the mean and covariance of the training cells' codes; `prior`: from
             N(0, I), which an autoencoder was never asked to fill.
+
+        Examples
+        --------
+        >>> z = model.sample_codes(10, codes="fitted")
+        >>> model.decode(z, batch="batch_0").shape
+        (10, 50)
         """
         self._check_trained()
         n_codes, seed = positive("n_codes", n_codes), checked_seed(seed)
@@ -258,6 +281,12 @@ class Autoencoder(AutoencodingModel):
         -------
         AnnData with the batch in `obs`, the codes in `obsm["X_sccvae"]` and, for counts, the library size in
         `obs["sccvae_library"]`.
+
+        Examples
+        --------
+        >>> new = model.generate(100, batch="batch_0")
+        >>> new.shape
+        (100, 50)
         """
         self._check_trained()
         n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)

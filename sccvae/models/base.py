@@ -140,7 +140,13 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds."""
+        """One row per epoch and split: ELBO and its terms (nats per cell), KL weight, learning rate, seconds.
+
+        Examples
+        --------
+        >>> model.history[["epoch", "split", "elbo"]].shape
+        (4, 3)
+        """
         return with_history(pd.DataFrame(self._rows))
 
     def get_reconstruction(
@@ -158,6 +164,11 @@ class HeldModel(metaclass=Understanding):
             Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
         chunk_size
             Cells decoded at once, a multiple of 32; None takes about half a million values.
+
+        Examples
+        --------
+        >>> model.get_reconstruction(indices=[0, 1]).shape
+        (2, 50)
         """
         counts, _ = self._cells(adata, indices)
         chunk_size = unless_none(limit, "chunk_size", chunk_size)
@@ -186,6 +197,12 @@ class HeldModel(metaclass=Understanding):
         ------
         ValueError
             `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+
+        Examples
+        --------
+        >>> z = model.get_latent_representation(indices=slice(0, 3))
+        >>> model.decode(z, batch="batch_0").shape
+        (3, 50)
         """
         self._check_trained()
         a, expected = self._vae.architecture, "finite numbers, (codes, n_latent)"
@@ -222,6 +239,10 @@ class HeldModel(metaclass=Understanding):
             `overwrite` is neither True nor False; `path` is no path; a weight is not finite.
         OSError
             `path` cannot be written to, or the disk is full. A model that was there stays.
+
+        Examples
+        --------
+        >>> model.save("my_model", overwrite=True)
         """
         overwrite = flag("overwrite", overwrite)
         description = {
@@ -252,6 +273,13 @@ class HeldModel(metaclass=Understanding):
         ------
         FileNotFoundError, sccvae.ModelFileError
             There is no model at `path`, or it is damaged, or another class or program made it.
+
+        Examples
+        --------
+        >>> model.save("my_model", overwrite=True)
+        >>> again = type(model).load("my_model", adata)  # or sccvae.SCCVAE.load
+        >>> bool((again.get_latent_representation() == model.get_latent_representation()).all())
+        True
         """
         device, model = device_of(device), cls.__new__(cls)
         with storage.opened(path, cls.kind) as saved:
@@ -286,34 +314,70 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def gene_names(self) -> pd.Index:
-        """Names of the genes modelled, (genes,)."""
+        """Names of the genes modelled, (genes,).
+
+        Examples
+        --------
+        >>> model.gene_names[:2].tolist()
+        ['gene_0', 'gene_1']
+        """
         return pd.Index(self._schema.genes)
 
     @property
     def batches(self) -> tuple[str, ...]:
-        """Names of the batches, in the order of their codes."""
+        """Names of the batches, in the order of their codes.
+
+        Examples
+        --------
+        >>> model.batches
+        ('batch_0', 'batch_1', 'batch_2')
+        """
         return self._schema.categories[0]
 
     @property
     def likelihood(self) -> Likelihood:
-        """The distribution of the counts."""
+        """The distribution of the counts.
+
+        Examples
+        --------
+        >>> model.likelihood.name in ("zinb", "nb", "poisson", "normal", "bernoulli")
+        True
+        """
         return self._vae.likelihood
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are.
+
+        Examples
+        --------
+        >>> model.device.type in ("cpu", "cuda")
+        True
+        """
         return self._vae.device
 
     @property
     def adata(self) -> AnnData:
-        """The AnnData that the model was built on, or loaded with, as long as something else keeps it."""
+        """The AnnData that the model was built on, or loaded with, as long as something else keeps it.
+
+        Examples
+        --------
+        >>> model.adata is adata
+        True
+        """
         if self._annotation is None or (found := self._annotation.adata()) is None:
             raise AttributeError("adata")  # `__getattr__` says why
         return found
 
     @property
     def is_trained(self) -> bool:
-        """Whether `train` was called, for an epoch at least."""
+        """Whether `train` was called, for an epoch at least.
+
+        Examples
+        --------
+        >>> model.is_trained
+        True
+        """
         return bool(self._rows)
 
     if not TYPE_CHECKING:  # mypy would take any name for an attribute

@@ -108,11 +108,24 @@ class DenoisingAutoencoder(AutoencodingModel):
 
     @property
     def corruption(self) -> tuple[Corruption, ...]:
-        """The corruption processes, in the order in which they are applied."""
+        """The corruption processes, in the order in which they are applied.
+
+        Examples
+        --------
+        >>> model.corruption
+        (Thinning(kept=0.5), GeneDropout(lost=0.2))
+        """
         return self._vae.corruption
 
     def corrupt(self, adata: AnnData | None = None, indices: Any = None, *, seed: int = 0) -> sp.csr_matrix:
-        """A draw from the corruption process for each cell, (cells, genes) CSR float32."""
+        """A draw from the corruption process for each cell, (cells, genes) CSR float32.
+
+        Examples
+        --------
+        >>> corrupted = model.corrupt()
+        >>> bool(corrupted.sum() < adata.X.sum())
+        True
+        """
         seed = checked_seed(seed)
         return self._vae.corrupt(self._cells(adata, indices)[0].matrix, np.random.default_rng(seed))
 
@@ -159,6 +172,12 @@ class DenoisingAutoencoder(AutoencodingModel):
         ------
         ValueError
             A number is below 1, or the model was loaded without the data to start from.
+
+        Examples
+        --------
+        >>> new = model.generate(20, steps=10, start="data")
+        >>> new.obs[["chain", "step"]].shape
+        (20, 2)
         """
         self._check_trained()
         n_cells, steps, thin = (positive(k, v) for k, v in {"n_cells": n_cells, "steps": steps, "thin": thin}.items())

@@ -54,6 +54,14 @@ class FittedModel(HeldModel):
             New data, genes in any order; None takes the training data.
         indices
             Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+
+        Examples
+        --------
+        >>> adata.obsm["X_sccvae"] = model.get_latent_representation()
+        >>> some = adata.obs["batch"] == "batch_0"
+        >>> mean, variance = model.get_latent_representation(indices=some, return_variance=True)
+        >>> mean.shape == variance.shape
+        True
         """
         both = flag("return_variance", return_variance)
         counts, _ = self._cells(adata, indices)
@@ -104,6 +112,22 @@ class FittedModel(HeldModel):
         -------
         (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
         `normal` and `bernoulli`, the mean of x.
+
+        Examples
+        --------
+        Batch-corrected expression of two genes, in counts per ten thousand:
+
+        >>> genes = ["gene_1", "gene_2"]
+        >>> rho = model.get_normalized_expression(transform_batch="all", gene_list=genes, library_size=1e4)
+        >>> rho.shape
+        (300, 2)
+
+        Ninety per cent intervals, from samples of the posterior:
+
+        >>> samples = model.get_normalized_expression(gene_list=genes, n_samples=20, return_mean=False)
+        >>> low, high = np.quantile(samples, [0.05, 0.95], axis=0)
+        >>> low.shape
+        (300, 2)
         """
         return_mean, return_numpy = flag("return_mean", return_mean), flag("return_numpy", return_numpy)
         n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
@@ -135,7 +159,14 @@ class FittedModel(HeldModel):
         return pd.DataFrame(filled, index=names, columns=columns, copy=False)
 
     def get_latent_library_size(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
-        """(cells,) float32 library size in counts: the median of q(l|x), or the observed one."""
+        """(cells,) float32 library size in counts: the median of q(l|x), or the observed one.
+
+        Examples
+        --------
+        >>> library_size = model.get_latent_library_size()
+        >>> library_size.shape
+        (300,)
+        """
         if not self.likelihood.has_library:
             raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no library size.")
         counts, _ = self._cells(adata, indices)
@@ -154,6 +185,13 @@ class FittedModel(HeldModel):
         `mean` of the count distribution; `dispersions` theta (`nb`, `zinb`) or `scale` sigma (`normal`), a read-only
         view where it is the same in all cells; `dropout`, a probability (`zinb`). Expected counts are
         `mean * (1 - dropout)`.
+
+        Examples
+        --------
+        >>> parameters = model.get_likelihood_parameters()
+        >>> sorted(parameters)
+        ['dispersions', 'dropout', 'mean']
+        >>> expected_counts = parameters["mean"] * (1 - parameters["dropout"])
         """
         counts, _ = self._cells(adata, indices)
         return posterior.likelihood_parameters(self._vae, counts)
@@ -166,6 +204,11 @@ class FittedModel(HeldModel):
         Returns
         -------
         One draw as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
+
+        Examples
+        --------
+        >>> model.posterior_predictive_sample(indices=[0, 1], n_samples=5).shape
+        (5, 2, 50)
         """
         n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
         counts, _ = self._cells(adata, indices)
@@ -197,6 +240,12 @@ class FittedModel(HeldModel):
         ------
         ValueError
             `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
+
+        Examples
+        --------
+        >>> new = model.generate(100, prior="aggregate", batch="batch_0", seed=1)
+        >>> new.shape, new.obs["batch"].unique().tolist()
+        ((100, 50), ['batch_0'])
         """
         self._check_trained()
         n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
@@ -213,7 +262,13 @@ class FittedModel(HeldModel):
     def get_elbo(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
+        """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,).
+
+        Examples
+        --------
+        >>> model.get_elbo(return_mean=False).shape
+        (300,)
+        """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
@@ -221,7 +276,13 @@ class FittedModel(HeldModel):
     def get_reconstruction_error(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
+        """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,).
+
+        Examples
+        --------
+        >>> model.get_reconstruction_error() < -model.get_elbo()  # the ELBO subtracts KL divergences as well
+        True
+        """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(-terms[0], return_mean)
@@ -238,6 +299,11 @@ class FittedModel(HeldModel):
         """Marginal log-likelihood log p(x) in nats, mean over cells or (cells,).
 
         By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
+
+        Examples
+        --------
+        >>> model.get_marginal_ll(n_samples=20) > model.get_elbo()  # the ELBO is a lower bound
+        True
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         n_samples = positive("n_samples", n_samples)
@@ -291,7 +357,14 @@ class FittedModel(HeldModel):
         return expected
 
     def describe(self) -> dict[str, Any]:
-        """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""
+        """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them.
+
+        Examples
+        --------
+        >>> adata.uns["model"] = model.describe()
+        >>> adata.uns["model"]["parameters"]["n_latent"]
+        20
+        """
         parameters = {**asdict(self._vae.architecture), **asdict(self._schema), "seed": self._seed}
         del parameters["genes"], parameters["categories"]
         parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items() if v not in (None, ())}

@@ -223,6 +223,12 @@ class SCCVAE(AnalysedModel):
             A number or a choice makes no sense.
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
+
+        Examples
+        --------
+        >>> model.train(max_epochs=1)  # goes on from the two epochs before
+        >>> int(model.history["epoch"].max())
+        3
         """
         check_choice("precision", precision, get_args(Precision))
         self._train(
@@ -264,6 +270,12 @@ class SCCVAE(AnalysedModel):
             changed here, whatever this model was trained with.
         n_splits, kept, seed, progress_bar
             As in `sccvae.cross_validate`.
+
+        Examples
+        --------
+        >>> table = model.cross_validate({"2 dimensions": {"n_latent": 2}}, options={"max_epochs": 1}, n_splits=2)
+        >>> sorted(table.index)
+        ['2 dimensions', 'mean profile', 'this model']
         """
         if self._counts is None:
             raise ValueError(

@@ -61,7 +61,7 @@ def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     >>> import sccvae
     >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(200, 50, seed=0), **{"n_hidden": 8})
     >>> model.train(max_epochs=1)
-    >>> figure = diagnostics(model.diagnose())
+    >>> figure = sccvae.pl.diagnostics(model.diagnose())
     >>> figure.axes[0].get_title()
     'What was checked'
     """

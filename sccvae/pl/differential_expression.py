@@ -61,8 +61,9 @@ def volcano(
     Examples
     --------
     >>> import pandas as pd
+    >>> from sccvae import pl
     >>> table = pd.DataFrame({"lfc_median": [2.0, 0.1], "bayes_factor": [5.0, -2.0], "is_de_fdr_0.05": [True, False]})
-    >>> figure = volcano(table)
+    >>> figure = pl.volcano(table)
     >>> figure.axes[0].get_xlabel()
     'log2 fold change (posterior median)'
     """
@@ -175,7 +176,7 @@ def dotplot(
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
     >>> adata.layers["denoised"] = adata.X.toarray() + 0.5
-    >>> figure = dotplot(adata, ["gene_1", "gene_2"], "cell_type", layer="denoised")
+    >>> figure = sccvae.pl.dotplot(adata, ["gene_1", "gene_2"], "cell_type", layer="denoised")
     >>> len(figure.axes)
     4
     """

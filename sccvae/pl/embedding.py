@@ -93,7 +93,7 @@ def integration(
     --------
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
-    >>> figure = integration(adata, use_rep="z", batch_key="batch")
+    >>> figure = sccvae.pl.integration(adata, use_rep="z", batch_key="batch")
     >>> figure.axes[1].get_title()
     'After: z'
     """

@@ -67,7 +67,7 @@ def generation(
     --------
     >>> import sccvae
     >>> real, other = (sccvae.simulate.simulate(100, 30, seed=seed) for seed in (0, 1))
-    >>> figure = generation(real, other)
+    >>> figure = sccvae.pl.generation(real, other)
     >>> figure.axes[0].get_title()
     '100 cells of each kind'
     """

@@ -55,7 +55,8 @@ def images(
     Examples
     --------
     >>> import numpy as np
-    >>> figure = images({"originals": np.eye(4)}, shape=(2, 2))
+    >>> from sccvae import pl
+    >>> figure = pl.images({"originals": np.eye(4)}, shape=(2, 2))
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['originals']
     """

@@ -87,7 +87,8 @@ def latent_scatter(
 
     Examples
     --------
-    >>> figure = latent_scatter({"epoch 1": [[0.0, 1.0], [1.0, 0.5]]}, labels=["a", "b"])
+    >>> from sccvae import pl
+    >>> figure = pl.latent_scatter({"epoch 1": [[0.0, 1.0], [1.0, 0.5]]}, labels=["a", "b"])
     >>> figure.axes[0].get_title()
     'epoch 1'
     """
@@ -175,7 +176,7 @@ def latent_grid(
     >>> import sccvae
     >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(100, 30, seed=0), n_latent=2, n_hidden=8)
     >>> model.train(max_epochs=1)
-    >>> figure = latent_grid(model, gene_list={"markers": ["gene_1", "gene_2"]}, n_points=10)
+    >>> figure = sccvae.pl.latent_grid(model, gene_list={"markers": ["gene_1", "gene_2"]}, n_points=10)
     >>> figure.axes[0].get_title()
     'markers'
     """

@@ -102,7 +102,7 @@ def interpolation(
     >>> import sccvae
     >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(100, 30, seed=0), n_hidden=8)
     >>> model.train(max_epochs=1)
-    >>> figure = interpolation(model, 0, 1, gene_list=["gene_1", "gene_2"])
+    >>> figure = sccvae.pl.interpolation(model, 0, 1, gene_list=["gene_1", "gene_2"])
     >>> figure.axes[0].get_title()
     '0 to 1'
     """

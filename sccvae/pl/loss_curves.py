@@ -60,8 +60,9 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
 
     Examples
     --------
+    >>> from sccvae import pl
     >>> curve = {"epoch": [1, 2], "split": ["training", "training"], "elbo": [-310.0, -260.0]}
-    >>> figure = history(curve)
+    >>> figure = pl.history(curve)
     >>> figure.axes[0].get_title()
     'ELBO'
     """

@@ -82,7 +82,7 @@ def gradient(
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(150, 30, seed=0)
     >>> sccvae.tl.gradient(adata, root=0, use_rep="z", layout=None)
-    >>> figure = gradient(adata, basis="z")
+    >>> figure = sccvae.pl.gradient(adata, basis="z")
     >>> figure.axes[0].get_xlabel()
     'z 1'
     """
@@ -149,8 +149,9 @@ def trends(
     Examples
     --------
     >>> import pandas as pd
+    >>> from sccvae import pl
     >>> curve = {"pseudotime": [0, 1], "mean": [1, 2], "lower": [0, 1], "upper": [2, 3]}
-    >>> figure = trends(pd.DataFrame({"lineage": "all", "gene": "Gata1", **curve}))
+    >>> figure = pl.trends(pd.DataFrame({"lineage": "all", "gene": "Gata1", **curve}))
     >>> figure.axes[0].get_title()
     'Gata1'
     """

@@ -97,7 +97,8 @@ def score_table(
     Examples
     --------
     >>> import pandas as pd
-    >>> figure = score_table(pd.DataFrame({"total": [0.7, 0.6]}, index=["X_sccvae", "X_pca"]))
+    >>> from sccvae import pl
+    >>> figure = pl.score_table(pd.DataFrame({"total": [0.7, 0.6]}, index=["X_sccvae", "X_pca"]))
     >>> [text.get_text() for text in figure.axes[0].texts][:2]
     ['X_sccvae', 'X_pca']
     """

@@ -73,7 +73,7 @@ def similarity(
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
     >>> sccvae.tl.hierarchy(adata, "cell_type", use_rep="z")
-    >>> figure = similarity(adata, "cell_type", use_rep="z")
+    >>> figure = sccvae.pl.similarity(adata, "cell_type", use_rep="z")
     >>> figure.axes[0].get_title()
     '100 cells by cell_type'
     """

@@ -21,7 +21,19 @@ from sccvae.training.steps import steps
 
 
 class TrainingError(RuntimeError):
-    """The loss was not finite; the model holds the weights of the last good epoch."""
+    """The loss was not finite; the model holds the weights of the last good epoch.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
+    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
+    >>> try:
+    ...     model.train(max_epochs=3, learning_rate=1e30, gradient_clip=float("inf"))
+    ... except sccvae.TrainingError:
+    ...     print("Use a smaller learning rate.")
+    Use a smaller learning rate.
+    """
 
 
 @dataclass(frozen=True)
