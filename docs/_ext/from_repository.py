@@ -59,7 +59,15 @@ def copy(app=None) -> None:
             page.write_text(text, encoding="utf-8")
 
 
+def relink(app, name: str, content: list[str]) -> None:
+    """Let links of the site's own pages to texts elsewhere in the repository lead to their copies."""
+    page = DOCS / f"{name}.md"
+    if page.is_file():
+        content[0] = with_links(content[0], page, page, pages())
+
+
 def setup(app):
     """For Sphinx."""
     app.connect("builder-inited", copy, priority=1)
+    app.connect("source-read", relink)
     return {"parallel_read_safe": True}
