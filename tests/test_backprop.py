@@ -12,6 +12,8 @@ from sccvae.gradients import Autograd
 from sccvae.kernels import FUSED
 from sccvae.networks import LEAST_L
 
+pytestmark = pytest.mark.loops
+
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def n_threads(request):
