@@ -1,6 +1,6 @@
 # make demo         integrate a simulated data set: table, figure, .h5ad in demo/
 # make test         the tests
-# make lint         style and types
+# make lint         style and types; make types: the types alone
 # make pre-commit   the hooks of .pre-commit-config.yaml on all files
 # make coverage     the tests with the lines they run; fails below 95 %
 # make build        wheel and sdist in dist/, checked
@@ -33,7 +33,7 @@ CONSTRAINTS := constraints$(if $(OLDEST),-oldest).txt
 TORCH := $(if $(NEWEST)$(PRE),torch,$(shell grep '^torch==' $(CONSTRAINTS)))
 PINS := $(if $(NEWEST)$(PRE),$(if $(PRE),--pre),--constraint $(VENV)/constraints.txt)
 
-.PHONY: demo test lint pre-commit coverage build smoke tag tutorials environment clean
+.PHONY: demo test lint types pre-commit coverage build smoke tag tutorials environment clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m sccvae demo demo
@@ -45,6 +45,9 @@ test: $(VENV)/test
 lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+types: $(VENV)/lint
 	$(BIN)/mypy
 
 pre-commit: $(VENV)/pre-commit
