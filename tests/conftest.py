@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
+import numba
 import numpy as np
 import pandas as pd
 import pytest
+import python_form
 import scipy.sparse as sp
 import torch
 
@@ -30,6 +32,8 @@ LIBRARIES = (
     "scikit-learn",
     "matplotlib",
 )
+if numba.config.DISABLE_JIT:
+    python_form.install()
 torch.set_num_threads(1)  # the models here are small; on a busy machine threads would only wait for one another
 SMALL = {"n_hidden": 16, "n_latent": 4}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from packaging.version import Version
 
 import sccvae
 from sccvae.data import matrix
@@ -160,6 +162,8 @@ def test_read_only_memory_will_do(adata, tmp_path):
 @pytest.mark.parametrize("rows", ["all", "view", "odd_view", "view_of_genes"])
 @pytest.mark.parametrize("container", ["dense", "csr_matrix", "csc_matrix", *sorted(ODD)])
 def test_backed_files_are_read_block_by_block(adata, tmp_path, monkeypatch, container, rows):
+    if (container, rows) == ("dense", "view_of_genes") and Version(version("anndata")) < Version("0.12"):
+        pytest.skip("anndata 0.11 cannot read it: its X raises TypeError")
     monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 13)  # 13 rows at once
     part = {
         "all": slice(None),

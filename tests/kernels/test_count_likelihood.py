@@ -8,6 +8,8 @@ from helpers import COUNT_LIKELIHOODS, small_counts, threads
 from sccvae.kernels.cpu import count_likelihood
 from sccvae.kernels.reference import stored
 
+pytestmark = pytest.mark.loops
+
 
 def some_heads(name, counts, dtype, seed=0):
     rng, (n_cells, n_genes) = np.random.default_rng(seed), counts.matrix.shape

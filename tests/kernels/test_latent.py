@@ -11,6 +11,8 @@ from sccvae.modules.latent_terms import FLOOR, MixturePrior
 
 f32 = np.float32
 
+pytestmark = pytest.mark.loops
+
 
 @pytest.mark.parametrize("n", [1, 6])
 def test_gaussian(n):

@@ -11,6 +11,8 @@ from sccvae.modules.networks import Dropout
 
 f32 = np.float32
 
+pytestmark = pytest.mark.loops
+
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("n_genes", [3, 4, 9])

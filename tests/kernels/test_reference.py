@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,8 @@ from scipy import special, stats
 from torch.nn.functional import softplus
 
 from sccvae.kernels.reference import FUSED, PLAIN, count_log_likelihood, fused, fused_thin, plain, plain_thin
+
+pytestmark = pytest.mark.loops
 
 THETAS = (1e-6, 1e-3, 0.3, 1.0, 20.0, 1e4, 1e8)
 MEANS = (1e-12, 1e-5, 0.1, 3.0, 1e3, 1e7)
@@ -393,6 +396,7 @@ def test_compiled_kernels_leave_torchs_number_of_threads_alone():
         print(torch.get_num_threads())
     """
     options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parents[1]}
+    options["env"] = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], **options).stdout.strip() == "3"
 
 

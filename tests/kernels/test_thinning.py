@@ -7,6 +7,8 @@ from scipy import stats
 from sccvae.kernels.cpu import thinning
 from sccvae.kernels.cpu.thinning import ONE_BY_ONE
 
+pytestmark = pytest.mark.loops
+
 SHARES = np.array([0.05, 0.3, 0.5, 0.95], np.float32)
 
 

@@ -2,9 +2,12 @@
 
 import numba
 import numpy as np
+import pytest
 import torch
 
 from sccvae.kernels.cpu.vector_math import narrow, widen
+
+pytestmark = pytest.mark.loops
 
 
 @numba.njit

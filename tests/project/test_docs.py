@@ -22,7 +22,9 @@ import sccvae
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the tests of a package without docs/")
 MODELS = ("SCCVAE", "Autoencoder", "DenoisingAutoencoder")
-PAGES = sorted(p for p in DOCS.rglob("*.md") if not {"_build", "project", "benchmarks"} & set(p.relative_to(DOCS).parts))
+PAGES = sorted(
+    p for p in DOCS.rglob("*.md") if not {"_build", "project", "benchmarks"} & set(p.relative_to(DOCS).parts)
+)
 
 
 def public_names() -> dict[str, object]:

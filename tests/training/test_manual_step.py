@@ -14,6 +14,8 @@ from sccvae.training.manual_step import BFloat16Product, ManualStep, Product
 from sccvae.training.optimizer import Adam
 from sccvae.training.reference import REFERENCE
 
+pytestmark = pytest.mark.loops
+
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def n_threads(request):
@@ -135,7 +137,8 @@ def test_library_sizes_at_their_lower_bound(n_latent, n_threads):
     vae, x = a_vae(counts, n_latent=n_latent), counts.minibatch(slice(0, 40))
     with torch.no_grad():
         residual = vae.encoder(x)[1].mean - x.log_size
-        vae.encoder.library.bias[0] += LEAST_L - residual.median()  # half of them below
+        middle = residual.flatten().sort().values[19:21].mean()  # half of them below, and none at the bound itself
+        vae.encoder.library.bias[0] += LEAST_L - middle
         below = (vae.encoder(x)[1].mean - x.log_size).isclose(torch.tensor(LEAST_L)).sum()
     assert 10 < below < 30
     compare(vae, x)
