@@ -51,9 +51,7 @@ def denoise(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data. Where its counts are gone, since `X` was normalised, the
-        names of its cells tell that it is the training data, with a warning, and the counts are those of that time.
+    {adata_of_model}
     model
         A trained model of counts.
     genes
@@ -68,8 +66,7 @@ def denoise(
     key_added
         Ending of the names of the columns. "/" and backslashes in the name of a gene, which files cannot hold in the
         name of a column, become "|" there.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of the draws and of r.
 

@@ -47,8 +47,7 @@ def integrate(
         Round expected counts, as of RSEM or Salmon, to whole numbers; see `SCCVAE`.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     expression
         Whether to store the two expression matrices in `layers`; None stores them when they stay under 2 GiB together.
     model_options, train_options
@@ -114,8 +113,7 @@ def store(
         A trained model.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     expression
         As in `integrate`.
 

@@ -65,8 +65,7 @@ def gradient(
         installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of graph, diffusion map and layout.
 
@@ -181,9 +180,7 @@ def trends(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
-        normalised, the names of its cells tell that it is the training data, with a warning.
+    {adata_of_model}
     model
         A trained model of counts.
     genes
@@ -200,8 +197,7 @@ def trends(
         Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
     key_added
         Key of ``uns``.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of the draws.
 

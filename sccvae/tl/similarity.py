@@ -44,9 +44,7 @@ def similarity(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
-        normalised, the names of its cells tell that it is the training data, with a warning.
+    {adata_of_model}
     model
         A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which takes `use_rep`.
     metric
@@ -60,8 +58,7 @@ def similarity(
         model is given and the key is not there. One that is there and is not the model's own stays, with a warning.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of Scanpy's neighbours.
 
@@ -159,8 +156,7 @@ def hierarchy(
         Instead: key of ``adata.obsm``, compared by Euclidean distance.
     key_added
         Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
-    copy
-        Write to a copy and return it.
+    {copy}
 
     Returns
     -------
