@@ -14,6 +14,7 @@ from sccvae.data.counts import Counts
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.inference import posterior
 from sccvae.models.base import HeldModel
+from sccvae.models.plan import checked_plan
 from sccvae.models.signatures import with_history
 from sccvae.modules.architecture import Architecture, check_choices
 from sccvae.modules.autoencoders import Reconstructor
@@ -108,10 +109,8 @@ class AutoencodingModel(HeldModel):
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
         """
-        self._train(
-            max_epochs,
-            train_size,
-            progress_bar,
+        plan = checked_plan(
+            max_epochs=self._epochs(max_epochs, train_size),
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0,
@@ -122,6 +121,7 @@ class AutoencodingModel(HeldModel):
             n_draws=1,
             precision="full",
         )
+        self._train(plan, train_size, progress_bar)
 
     def _after_training(self) -> None:
         self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -24,28 +23,17 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
+from sccvae.models.plan import default_epochs
 from sccvae.models.signatures import Understanding, missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
 from sccvae.modules.vae import VAE
 from sccvae.training.loop import Plan, Progress, fit
-from sccvae.validation.arguments import FLOAT32, MOST, checked_library_size, flag, limit, real, unless_none, whole
+from sccvae.validation.arguments import checked_library_size, flag, limit, real, unless_none
 from sccvae.validation.cells import numbers_of_cells
 from sccvae.validation.wording import Text, warn
 
 logger = logging.getLogger("sccvae")
-_READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
-    **dict.fromkeys(("max_epochs", "n_draws"), partial(whole, most=MOST)),
-    **dict.fromkeys(("batch_size", "patience"), whole),
-    **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
-    "early_stopping": flag,
-}
-
-
-def default_epochs(n_cells: int) -> int:
-    """35, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
-    n_steps = min(max(35 * n_cells / 128, 1200), 5000)
-    return max(5, round(n_steps * 128 / n_cells))
 
 
 class HeldModel(metaclass=Understanding):
@@ -96,22 +84,17 @@ class HeldModel(metaclass=Understanding):
         self._vae.start_from(counts)
         self._remember(adata, counts)
 
-    def _train(self, max_epochs: int | None, train_size: float, progress_bar: bool, **choices: Any) -> None:
-        """Train, or go on from where the model stands; `choices` are the other fields of a `Plan`."""
-        if self._counts is None:
-            raise RuntimeError(
-                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
-            )
-        rng = np.random.default_rng(self._seed)
-        cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
-        if len(held_out) == 0 and choices["early_stopping"] is not False:
+    def _train(self, plan: Plan, train_size: float, progress_bar: bool) -> None:
+        """Train, or continue training, by the plan."""
+        cells, held_out = self._split(train_size)
+        if len(held_out) == 0 and plan.early_stopping:
             logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
-        choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
-        plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
+        progress_bar = flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        counts = cast(Counts, self._counts)
         try:
-            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+            fit(self._vae, counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
         finally:
             self._rows += progress.rows
             self._best_epoch = progress.best_epoch
@@ -119,14 +102,25 @@ class HeldModel(metaclass=Understanding):
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
 
+    def _split(self, train_size: float) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the cells to train on, and of the cells held out."""
+        if self._counts is None:
+            raise RuntimeError(
+                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
+            )
+        rng = np.random.default_rng(self._seed)
+        return split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+
+    def _epochs(self, max_epochs: int | None, train_size: float) -> int:
+        """Epochs of a run; for None, by the number of cells to train on."""
+        return default_epochs(len(self._split(train_size)[0])) if max_epochs is None else max_epochs
+
     def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
-        """Epochs and steps of a run with these arguments of `train`; endless where there are no data."""
+        """Epochs and steps of a run with these arguments of `train`; infinite if the model has no data."""
         if self._counts is None:
             return np.inf, np.inf
-        rng = np.random.default_rng(self._seed)
-        n_cells = len(split(self._counts.codes[:, 0], real("train_size", train_size), rng)[0])
-        n_epochs = default_epochs(n_cells) if max_epochs is None else max_epochs
-        return n_epochs, n_epochs * -(-n_cells // batch_size)
+        n_epochs = self._epochs(max_epochs, train_size)
+        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // batch_size)
 
     def _after_training(self) -> None:
         """What else is kept of a run, however it ended."""
@@ -413,21 +407,6 @@ class HeldModel(metaclass=Understanding):
     def _check_trained(self) -> None:
         if not self._rows:
             raise RuntimeError("The model is not trained yet: call train() first.")
-
-
-def _checked(choices: dict[str, Any]) -> dict[str, int | float]:
-    """The numbers and switches of a `Plan`, if they make sense."""
-    read = {what: taken(what, choices[what]) for what, taken in _READ.items()}
-    for what, value in read.items():
-        if what not in ("early_stopping", "kl_warmup", "weight_decay") and not value > 0:
-            raise ValueError(f"{what} is {value}; expected more than 0.")
-    if read["learning_rate"] > FLOAT32:
-        raise ValueError(f"learning_rate is {read['learning_rate']}; expected a finite number above 0.")
-    if not 0 <= read["kl_warmup"] <= 1:
-        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
-    if not 0 <= read["weight_decay"] <= FLOAT32:
-        raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
-    return read
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -1,7 +1,7 @@
 """`SCCVAE`: the model that users hold."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,11 @@ from anndata import AnnData
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.models import cross_validation
 from sccvae.models.analysis import AnalysedModel
+from sccvae.models.plan import checked_plan
 from sccvae.modules.architecture import Architecture, Dispersion, Library, check_choices
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.training.gradients import Precision
-from sccvae.validation.arguments import MOST, check_choice, checked_seed, flag, real, whole
+from sccvae.validation.arguments import MOST, checked_seed, flag, real, whole
 from sccvae.validation.names import same_names
 
 OWN = "this model"  # in a table of cross-validation
@@ -224,11 +225,8 @@ class SCCVAE(AnalysedModel):
         sccvae.TrainingError
             The loss was not finite; the weights are those of the last good epoch.
         """
-        check_choice("precision", precision, get_args(Precision))
-        self._train(
-            max_epochs,
-            train_size,
-            progress_bar,
+        plan = checked_plan(
+            max_epochs=self._epochs(max_epochs, train_size),
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0 if self._rows else kl_warmup,
@@ -239,6 +237,7 @@ class SCCVAE(AnalysedModel):
             n_draws=n_draws,
             precision=precision,
         )
+        self._train(plan, train_size, progress_bar)
 
     def cross_validate(
         self,

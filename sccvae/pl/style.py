@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from sccvae.validation.conventions import scanpy_like
-from sccvae.validation.docstrings import PARAGRAPHS, filled
+from sccvae.validation.docstrings import filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Call
     """
 
     def decorate(function: Callable[P, Figure]) -> Callable[P, Figure]:
-        filled(PARAGRAPHS)(function)
+        filled(function)
 
         @wraps(function)
         def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sccvae.validation.arguments import flag, whole
-from sccvae.validation.docstrings import PARAGRAPHS, filled
+from sccvae.validation.docstrings import filled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +45,7 @@ def scanpy_like(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        filled(PARAGRAPHS)(function)
+        filled(function)
         known = signature(function).parameters
         open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
         refused = {**INSTEAD, **(instead or {})}

@@ -15,7 +15,6 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 _MARK = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
 
-# Of `tl` and `pl`; `sccvae.models.docstrings` has those of the models.
 PARAGRAPHS = {
     # written to an AnnData
     "adata_of_model": """\
@@ -53,20 +52,16 @@ batch
 }
 
 
-def filled(paragraphs: Mapping[str, str]) -> Callable[[T], T]:
+def filled(documented: T) -> T:
     """Decorate a function or class: fill the paragraphs that its docstring names into it.
 
     Raises
     ------
     KeyError
-        The docstring names a paragraph that `paragraphs` does not have.
+        `PARAGRAPHS` has no paragraph of that name.
     """
-
-    def fill(documented: T) -> T:
-        documented.__doc__ = with_paragraphs(documented.__doc__, paragraphs)
-        return documented
-
-    return fill
+    documented.__doc__ = with_paragraphs(documented.__doc__, PARAGRAPHS)
+    return documented
 
 
 def with_paragraphs(text: str | None, paragraphs: Mapping[str, str]) -> str | None:

@@ -29,28 +29,28 @@ def test_a_paragraph_takes_the_indentation_of_its_line():
 
 
 def test_functions_and_classes_are_filled():
-    @filled({"a": "a\n    Text."})
-    def function(a):
+    @filled
+    def function(copy):
         """First line.
 
-        {a}
+        {copy}
         """
 
-    @filled({"a": "a\n    Text."})
+    @filled
     class Class:
         """First line.
 
-        {a}
+        {copy}
         """
 
-    assert inspect.getdoc(function) == inspect.getdoc(Class) == "First line.\n\na\n    Text."
-    assert list(inspect.signature(function).parameters) == ["a"]
+    assert inspect.getdoc(function) == inspect.getdoc(Class) == f"First line.\n\n{PARAGRAPHS['copy']}"
+    assert list(inspect.signature(function).parameters) == ["copy"]
 
 
 def test_a_paragraph_that_is_not_there_is_an_error():
     with pytest.raises(KeyError, match="nothing"):
 
-        @filled(PARAGRAPHS)
+        @filled
         def function():
             """First line.
 
@@ -72,5 +72,5 @@ def test_help_shows_the_paragraphs():
 
 
 def test_every_paragraph_is_used_more_than_once():
-    texts = "\n".join(inspect.getdoc(getattr(module, name)) for module in (tl, pl) for name in module.__all__)
+    texts = "\n".join(inspect.getdoc(documented) or "" for documented in PUBLIC)
     assert {name for name, text in PARAGRAPHS.items() if texts.count(text) < 2} == set()
