@@ -284,6 +284,11 @@ class HeldModel(metaclass=Understanding):
         return pd.Index(self._schema.genes)
 
     @property
+    def n_latent(self) -> int:
+        """Dimensions of the latent space."""
+        return self._vae.architecture.n_latent
+
+    @property
     def batches(self) -> tuple[str, ...]:
         """Names of the batches, in the order of their codes."""
         return self._schema.categories[0]
@@ -346,8 +351,28 @@ class HeldModel(metaclass=Understanding):
         at = numbers_of_cells(indices, "indices", len(counts), names)
         return counts[at], names[at]
 
-    def _source(self, adata: AnnData) -> AnnData | None:
-        """None, which stands for the training data, if these are its cells (`is_training_data`); else `adata`."""
+    def source_of(self, adata: AnnData) -> AnnData | None:
+        """None if `adata` holds the training data, else `adata`: what to pass to the other methods as their `adata`.
+
+        The training data are recognised by cell names, counts and covariates. Where the counts are gone, since `X` was
+        normalised, names are believed, and where a covariate is gone, counts; either with a warning. The model then
+        uses the counts that it keeps.
+
+        Raises
+        ------
+        TypeError
+            `adata` is no AnnData.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+        >>> model = sccvae.SCCVAE(adata)
+        >>> model.source_of(adata.copy()) is None
+        True
+        >>> model.source_of(adata[:50]).n_obs
+        50
+        """
         check_adata(adata)
         if self._counts is None:
             return adata

@@ -158,6 +158,43 @@ class FittedModel(HeldModel):
         counts, _ = self._cells(adata, indices)
         return posterior.likelihood_parameters(self._vae, counts)
 
+    def moments_of(
+        self, gene_list: Sequence[str], adata: AnnData | None = None, indices: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the counts of some genes at each cell's posterior mean, (cells, genes) float32 each.
+
+        Zero inflation is part of both (`zinb`).
+
+        Parameters
+        ----------
+        gene_list
+            Names of the genes, in the order of the columns.
+        adata
+            New data, genes in any order; None takes the training data.
+        indices
+            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            The model is not trained; the likelihood is not one of counts; a gene is unknown.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(100, 30, seed=0))
+        >>> model.train(max_epochs=1)
+        >>> mean, variance = model.moments_of(["gene_1", "gene_2"])
+        >>> mean.shape, bool((variance >= mean).all())
+        ((100, 2), True)
+        """
+        if self.likelihood.support != "counts":
+            raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
+        counts, _ = self._cells(adata, indices)
+        columns = self._schema.positions_of_genes(gene_list)
+        _, mean, variance = zip(*posterior.gene_moments(self._vae, counts, columns), strict=True)
+        return np.vstack(mean), np.vstack(variance)
+
     def posterior_predictive_sample(
         self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
     ) -> sp.csr_matrix | np.ndarray:

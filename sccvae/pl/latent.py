@@ -169,9 +169,10 @@ def latent_grid(
     >>> figure.axes[0].get_title()
     'markers'
     """
-    n_latent = model._vae.architecture.n_latent
-    if n_latent != 2:
-        raise ValueError(f"The model has {n_latent} latent dimensions; a grid needs two: make it with n_latent=2.")
+    if model.n_latent != 2:
+        raise ValueError(
+            f"The model has {model.n_latent} latent dimensions; a grid needs two: make it with n_latent=2."
+        )
     if (shape is None) == (gene_list is None):
         raise ValueError("Pass either shape=(height, width), to draw images, or gene_list, to draw the mean of genes.")
     n = unless_none(positive, "n_points", n_points, most=1000) or (15 if shape is not None else 60)

@@ -122,7 +122,7 @@ def rank_genes_groups(
             raise ValueError(f"reference names {len(reference)} groups; expected one, or 'rest'.")
         reference = reference[0]
     frame = model.differential_expression(
-        model._source(adata),
+        model.source_of(adata),
         groupby=labels,
         group1=groups,
         group2=None if against_all else reference,

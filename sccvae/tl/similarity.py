@@ -257,10 +257,10 @@ def _posterior(
             f"metric={metric!r} compares posteriors, and {what}: pass a trained SCCVAE, or metric='euclidean'."
         )
     if isinstance(model, SCCVAE):
-        mean, variance = model.get_latent_representation(model._source(adata), return_variance=True)
+        mean, variance = model.get_latent_representation(model.source_of(adata), return_variance=True)
         return mean, None if metric == "euclidean" else variance
     if model is not None:
-        return model.get_latent_representation(model._source(adata)), None
+        return model.get_latent_representation(model.source_of(adata)), None
     if use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}: pass a model or use_rep.")
     return np.asarray(adata.obsm[use_rep]), None

@@ -38,3 +38,25 @@ def test_a_star_import_brings_every_name():
     code = "from sccvae import *; print(SCCVAE.__module__, tl.__name__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert found.stdout.split() == ["sccvae.models.sccvae", "sccvae.tl"]
+
+
+def private_attributes(tree: ast.AST) -> set[str]:
+    """Attributes beginning with one underscore that are read of anything but `self` and `cls`."""
+    return {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__")
+        if ast.unparse(node.value) not in ("self", "cls")
+    }
+
+
+def test_tl_and_pl_use_public_attributes_alone():
+    """What they do with a model, or with anything else, a third party can do, too."""
+    example = "model._vae.x; self._y; a.b(model)._cells; model.__class__"
+    assert private_attributes(ast.parse(example)) == {"model._vae", "a.b(model)._cells"}
+    for room in ("tl", "pl"):
+        for path in (PACKAGE / room).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert private_attributes(ast.parse(text)) == set(), path
+            assert "getattr(model" not in text
+            assert "vars(model" not in text
