@@ -108,8 +108,7 @@ class AnalysedModel(FittedModel):
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
+        {new_data}
         batch_key
             Column of `obs`, or a label for each cell: batches that should be mixed. None takes those that the model
             knows.
@@ -192,8 +191,7 @@ class AnalysedModel(FittedModel):
         ----------
         path
             File to write, such as `report.html`.
-        adata
-            New data, genes in any order; None takes the training data.
+        {new_data}
         batch_key, label_key
             Columns of `obs` with batches (None takes the one that the model knows) and with kinds of cells; the
             embedding is drawn and scored by them.

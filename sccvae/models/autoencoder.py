@@ -83,31 +83,17 @@ class AutoencodingModel(HeldModel):
     ) -> None:
         """Fit the model; called again, go on from where it stands.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+        {ctrl_c}
 
         Parameters
         ----------
-        max_epochs
-            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
-            least 5.
-        batch_size
-            Cells per step.
-        train_size
-            Share of each batch's cells to train on; the others choose the best epoch.
-        early_stopping, patience
-            Stop after `patience` epochs without a higher log-likelihood of the held-out cells. With
-            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
-        learning_rate
-            Highest rate of the one-cycle schedule of Adam.
-        gradient_clip, weight_decay
-            Highest norm of the gradient, infinity for none; L2 penalty.
-        progress_bar
-            One line on a terminal; nothing elsewhere.
+        {run}
+        {gradients}
+        {progress_bar}
 
         Raises
         ------
-        sccvae.TrainingError
-            The loss was not finite; the weights are those of the last good epoch.
+        {training_error}
         """
         plan = checked_plan(
             max_epochs=self._epochs(max_epochs, train_size),
@@ -140,10 +126,8 @@ class AutoencodingModel(HeldModel):
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        {new_data}
+        {indices}
         """
         return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
 
@@ -162,29 +146,24 @@ class Autoencoder(AutoencodingModel):
         Column of `obs` whose effect the decoder takes over, so that codes need not hold it.
     layer
         Layer with the values; None takes `X`.
-    mask_var
-        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    {mask_var}
     round_counts
         Round values to whole numbers, as in `SCCVAE`; for counts.
     n_hidden, n_latent, n_layers
         Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step.
+    {dropout_rate}
     gene_likelihood
         `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
         `bernoulli` for 0/1 values.
     scale
         Standard deviation of `normal`, in the units of the data, held fixed: 1 is the squared error, halved. None
         learns one for each gene.
-    seed
-        Of the weights, the split and the noise of training. The global random state is not touched.
-    device
-        `auto` takes a GPU when there is one.
+    {seed_of_model}
+    {device}
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -251,8 +230,8 @@ class Autoencoder(AutoencodingModel):
         ----------
         codes
             `fitted` or `prior`, see `sample_codes`.
-        batch
-            Name or names of the batches to generate in; None takes all, in the proportions of the training data.
+        {generated_batch}
+            Batches come in the proportions of the training data.
 
         Returns
         -------

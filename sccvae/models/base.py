@@ -146,12 +146,9 @@ class HeldModel(metaclass=Understanding):
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
-        chunk_size
-            Cells decoded at once, a multiple of 32; None takes about half a million values.
+        {new_data}
+        {indices}
+        {chunk_size}
         """
         counts, _ = self._cells(adata, indices)
         chunk_size = unless_none(limit, "chunk_size", chunk_size)

@@ -35,8 +35,8 @@ class DenoisingAutoencoder(AutoencodingModel):
     ----------
     adata, batch_key, layer, mask_var, round_counts, n_hidden, n_latent, n_layers, gene_likelihood, scale, seed, device
         As for `Autoencoder`.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step; none, since the corruption is there already.
+    {dropout_rate}
+        The default leaves none out, because the input is corrupted already.
     corruption
         Process of `sccvae.corruption`, or several, applied in turn. None takes `Thinning` and `GeneDropout` for counts,
         `GaussianNoise` for real values (its `sd` is in their units: set it), `SaltAndPepper` for 0/1 values. More
@@ -50,8 +50,7 @@ class DenoisingAutoencoder(AutoencodingModel):
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -147,8 +146,7 @@ class DenoisingAutoencoder(AutoencodingModel):
             `data`: training cells, drawn at random, each once before any comes again; `noise`: batches in the
             proportions of the training data, library sizes from the batch's log-normal, and values that know nothing of
             the data: Poisson counts of the same mean in every gene, N(0, 1), or fair coins.
-        batch
-            Name or names of the batches to generate in; None takes all.
+        {generated_batch}
 
         Returns
         -------

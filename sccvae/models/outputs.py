@@ -50,10 +50,8 @@ class FittedModel(HeldModel):
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        {new_data}
+        {indices}
         """
         both = flag("return_variance", return_variance)
         counts, _ = self._cells(adata, indices)
@@ -97,8 +95,7 @@ class FittedModel(HeldModel):
             Array instead of DataFrame.
         out
             (cells, genes) array, memmap or zarr array to fill chunk by chunk and return.
-        chunk_size
-            Cells decoded at once, a multiple of 32; None takes about half a million values.
+        {chunk_size}
 
         Returns
         -------
@@ -169,10 +166,8 @@ class FittedModel(HeldModel):
         ----------
         gene_list
             Names of the genes, in the order of the columns.
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        {new_data}
+        {indices}
 
         Raises
         ------
@@ -221,9 +216,8 @@ class FittedModel(HeldModel):
             library size from the batch's log-normal, as the model assumes. `aggregate`: both together from a mixture of
             Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`), which leaves
             out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
-        batch
-            Name or names of the batches to generate in; None takes all. Batches and covariates come in the
-            proportions of the training data, continuous covariates at their means.
+        {generated_batch}
+            Batches and covariates come in the proportions of the training data, continuous covariates at their means.
 
         Returns
         -------

@@ -16,6 +16,7 @@ from sccvae.modules.architecture import Architecture, Dispersion, Library, check
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.training.gradients import Precision
 from sccvae.validation.arguments import MOST, checked_seed, flag, real, whole
+from sccvae.validation.docstrings import filled
 from sccvae.validation.names import same_names
 
 OWN = "this model"  # in a table of cross-validation
@@ -42,8 +43,7 @@ class SCCVAE(AnalysedModel):
         Further columns of `obs` whose effects are to be removed; None takes none.
     size_factor_key
         Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
-    mask_var
-        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    {mask_var}
     round_counts
         Round values to whole numbers, an even one where two are as near: for the expected counts of RSEM, Salmon or
         Smart-seq2. New data are rounded alike. False refuses fractions, which most often mean normalised values.
@@ -51,9 +51,8 @@ class SCCVAE(AnalysedModel):
         Width of the hidden layers: of encoder and decoder alike, or two numbers, the encoder's and the decoder's.
     n_latent, n_layers
         Dimensions of the embedding; hidden layers of encoder and decoder each.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step; None takes 0.1, and beyond 2,000 cells
-        200 / cells: the more there are, the less is learnt by heart.
+    {dropout_rate}
+        None takes 0.1, and beyond 2,000 cells 200 / cells, because more cells are overfitted less.
     dispersion
         One theta per gene, per gene and batch, or per gene and cell.
     gene_likelihood
@@ -82,12 +81,10 @@ class SCCVAE(AnalysedModel):
         is drawn anew for each cell and step, from 0 to this. With 0.8 codes depend less on depth: choose it for a model
         that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
         cells seen in part. 0, the default, shows every molecule.
-    seed
-        Of the weights, the split and the noise of training. The global random state is not touched. The same seed, data
-        and settings give the same model to the bit, whatever the number of threads; results round otherwise on another
-        device, kind of processor (see `precision` of `train`) or version of torch.
-    device
-        `auto` takes a GPU when there is one.
+    {seed_of_model}
+        The same seed, data and settings give the same model to the bit, whatever the number of threads. Results round
+        differently on another device, kind of processor (see `precision` of `train`) or version of torch.
+    {device}
 
     Notes
     -----
@@ -97,8 +94,7 @@ class SCCVAE(AnalysedModel):
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -187,43 +183,29 @@ class SCCVAE(AnalysedModel):
     ) -> None:
         """Fit the model; called again, go on from where it stands.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does. What is judged and kept of an epoch is the
-        average of the weights over some fifty steps.
+        {ctrl_c}
+        What is evaluated and kept of an epoch is the average of the weights over about fifty steps.
 
         Parameters
         ----------
-        max_epochs
-            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
-            least 5.
-        batch_size
-            Cells per step.
-        train_size
-            Share of each batch's cells to train on; the others choose the best epoch.
-        early_stopping, patience
-            Stop after `patience` epochs without a higher held-out ELBO. With
-            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
-        learning_rate
-            Highest rate of the one-cycle schedule of Adam.
+        {run}
         kl_warmup
             Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
             (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
-        gradient_clip, weight_decay
-            Highest norm of the gradient, infinity for none; L2 penalty.
+        {gradients}
         n_draws
             Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
         precision
             `mixed` multiplies bfloat16 in the largest products of a step, where the CPU has instructions for it
             (AVX-512 BF16, AMX) and counts are modelled: a third less time for the same fit. `full` is float32
             throughout, closer to what processors without them compute. Weights and outputs are float32 in both.
-        progress_bar
-            One line on a terminal; nothing elsewhere.
+        {progress_bar}
 
         Raises
         ------
         ValueError
             A number or a choice makes no sense.
-        sccvae.TrainingError
-            The loss was not finite; the weights are those of the last good epoch.
+        {training_error}
         """
         plan = checked_plan(
             max_epochs=self._epochs(max_epochs, train_size),
@@ -298,6 +280,7 @@ def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
     return cast(tuple[int, int], tuple(whole("n_hidden", n, most=MOST) for n in n_hidden))
 
 
+@filled
 def cross_validate(
     adata: AnnData,
     settings: Mapping[str, Mapping[str, Any]],
@@ -335,8 +318,7 @@ def cross_validate(
         Share of the molecules to train on.
     seed
         Of the dealing; the models of split i have the seed `seed` + i.
-    progress_bar
-        One line on a terminal; nothing elsewhere.
+    {progress_bar}
 
     Returns
     -------

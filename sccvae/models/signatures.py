@@ -16,13 +16,18 @@ import pandas as pd
 
 from sccvae.models import scvi_names
 from sccvae.models.scvi_attributes import ATTRIBUTES, of_history
+from sccvae.validation.docstrings import PARAGRAPHS, filled, with_paragraphs
 from sccvae.validation.wording import Text, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def understands_scvi(function: F) -> F:
-    """The method, which takes what it means by scvi-tools' names as well; its signature stays as it is."""
+    """Make a method take scvi-tools' names of its arguments as well; its signature stays as it is.
+
+    Paragraphs that docstrings share are filled in: see `sccvae.validation.docstrings`.
+    """
+    filled(function)
     signature = inspect.signature(function)
     ours = dict(signature.parameters)
     if not ours or any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ours.values()):
@@ -102,7 +107,8 @@ class Understanding(type):
     """Class of the classes of models: wraps their public methods, and says what they do not have."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> "Understanding":
-        """The class, its public methods wrapped."""
+        """Make the class: public methods wrapped, its docstring's paragraphs filled in."""
+        namespace["__doc__"] = with_paragraphs(namespace.get("__doc__"), PARAGRAPHS)
         for key, value in namespace.items():
             if key.startswith("_") and key != "__init__":
                 continue

@@ -42,7 +42,7 @@ ARROWS = {
         *("corruption", "data", "inference", "io", "kernels", "modules"),
         *("report", "statistics", "training", "validation"),
     },
-    "tl": {"data", "inference", "metrics", "models", "statistics", "validation"},
+    "tl": {"data", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
     "__main__": {"__init__", "demo", "io", "tl", "validation"},
 }
