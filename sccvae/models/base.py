@@ -153,9 +153,8 @@ class HeldModel(metaclass=Understanding):
         counts, _ = self._cells(adata, indices)
         chunk_size = unless_none(limit, "chunk_size", chunk_size)
         mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
-        for _ in posterior.expression(
-            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0, out=mean
-        ):
+        request = posterior.Request(chunk_size=chunk_size)
+        for _ in posterior.expression(self._vae, counts, "latent", None, request, out=mean):
             pass
         return mean
 

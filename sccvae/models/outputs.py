@@ -119,12 +119,12 @@ class FittedModel(HeldModel):
         if tuple(filled.shape) != shape:
             axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
-        batches = self._batch_codes(transform_batch)
-        options: dict[str, Any] = {"batches": batches, "n_samples": n_samples, "seed": seed}
-        options["keep_draws"] = not return_mean
-        options["out"] = filled if posterior.can_be_filled(filled) else None
-        for rows, rho in posterior.expression(self._vae, counts, library_size, genes, chunk_size, **options):
-            if options["out"] is None:
+        request = posterior.Request(self._batch_codes(transform_batch), n_samples, seed, chunk_size)
+        direct = filled if posterior.can_be_filled(filled) else None
+        for rows, rho in posterior.expression(
+            self._vae, counts, library_size, genes, request, keep_draws=not return_mean, out=direct
+        ):
+            if direct is None:
                 filled[(rows if return_mean else (slice(None), rows))] = rho
         if out is not None or return_numpy or not return_mean:
             return filled
