@@ -11,13 +11,13 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae.inference import posterior
-from sccvae.models.outputs import FittedModel
+from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
 from sccvae.statistics.predictive_checks import predictive_check
 from sccvae.validation.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
 
 
-class AnalysedModel(FittedModel):
+class AnalysisModel(OutputsModel):
     """The analyses of an `SCCVAE`."""
 
     def differential_expression(

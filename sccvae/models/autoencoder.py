@@ -13,7 +13,7 @@ from anndata import AnnData
 from sccvae.data.counts import Counts
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.inference import posterior
-from sccvae.models.base import HeldModel
+from sccvae.models.base import BaseModel
 from sccvae.models.plan import checked_plan
 from sccvae.models.signatures import with_history
 from sccvae.modules.architecture import Architecture, check_choices
@@ -24,7 +24,7 @@ from sccvae.validation.arguments import FLOAT32, MOST, check_choice, checked_see
 Codes = Literal["fitted", "prior"]
 
 
-class AutoencodingModel(HeldModel):
+class AutoencodingModel(BaseModel):
     """What the two autoencoders have in common: construction, training, and the code of a cell."""
 
     objective: ClassVar[str] = "log-likelihood"

@@ -36,7 +36,7 @@ from sccvae.validation.wording import Text, warn
 logger = logging.getLogger("sccvae")
 
 
-class HeldModel(metaclass=Understanding):
+class BaseModel(metaclass=Understanding):
     """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
 
     Outputs are deterministic: means, or draws from a generator with the seed given.

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from sccvae.inference import aggregate_prior, posterior
 from sccvae.io import storage
-from sccvae.models.base import HeldModel
+from sccvae.models.base import BaseModel
 from sccvae.models.description import Description
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.validation.arguments import (
@@ -32,7 +32,7 @@ Prior = Literal["normal", "aggregate"]
 _STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
 
 
-class FittedModel(HeldModel):
+class OutputsModel(BaseModel):
     """Outputs of the variational autoencoder: they need its weights, not its training data.
 
     Outputs are deterministic: posterior means, or draws from a generator with the seed given.

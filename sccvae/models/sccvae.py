@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.models import cross_validation
-from sccvae.models.analysis import AnalysedModel
+from sccvae.models.analysis import AnalysisModel
 from sccvae.models.plan import checked_plan
 from sccvae.modules.architecture import Architecture, Dispersion, Library, check_choices
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
@@ -26,7 +26,7 @@ _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
-class SCCVAE(AnalysedModel):
+class SCCVAE(AnalysisModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
     The AnnData is checked and copied into sparse form here, and never changed.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-    from sccvae.models.base import HeldModel
+    from sccvae.models.base import BaseModel
 
 PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
 
@@ -117,7 +117,7 @@ def latent_scatter(
 
 @plot(kinds=ANY_MODEL)
 def latent_grid(
-    model: HeldModel,
+    model: BaseModel,
     *,
     shape: tuple[int, int] | None = None,
     gene_list: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
@@ -227,7 +227,7 @@ def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
     return (left, right), (low, high)
 
 
-def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
+def genes_of(model: BaseModel, genes: Sequence[str]) -> NDArray:
     """Columns of genes by name."""
     columns = model.gene_names.get_indexer(pd.Index(genes))
     if len(columns) == 0:

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from sccvae.models.base import HeldModel
+    from sccvae.models.base import BaseModel
 
 MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; so few have matplotlib's own legend
 
 
 @plot(kinds=ANY_MODEL)
 def interpolation(
-    model: HeldModel,
+    model: BaseModel,
     first: int | Sequence[int],
     second: int | Sequence[int],
     *,
