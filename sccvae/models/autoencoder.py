@@ -1,4 +1,4 @@
-"""The relatives of `SCCVAE` without a prior: what they have in common, and the plain `Autoencoder`."""
+"""`Autoencoder`, and the base class that it has in common with `DenoisingAutoencoder`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Codes = Literal["fitted", "prior"]
 
 
 class AutoencodingModel(BaseModel):
-    """What the two autoencoders have in common: construction, training, and the code of a cell."""
+    """Base class of the two autoencoders: construction, training, latent representation."""
 
     objective: ClassVar[str] = "log-likelihood"
     _vae: Reconstructor
@@ -81,7 +81,7 @@ class AutoencodingModel(BaseModel):
         weight_decay: float = 0.0,
         progress_bar: bool = True,
     ) -> None:
-        """Fit the model; called again, go on from where it stands.
+        """Fit the model; a further call continues training.
 
         {ctrl_c}
 
@@ -116,13 +116,13 @@ class AutoencodingModel(BaseModel):
     def history(self) -> pd.DataFrame:
         """One row per epoch and split: log-likelihood of the reconstruction (nats per cell), learning rate, seconds.
 
-        `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
+        The column `elbo`, which `sccvae.pl.history` draws, repeats it: without a prior there is no other term.
         """
         table = pd.DataFrame(self._rows).drop(columns=["kl_z", "kl_l", "kl_weight"], errors="ignore")
         return with_history(table)
 
     def get_latent_representation(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
-        """The code of each cell, (cells, n_latent) float32.
+        """Latent representation of each cell, its code, (cells, n_latent) float32.
 
         Parameters
         ----------
@@ -133,31 +133,32 @@ class AutoencodingModel(BaseModel):
 
 
 class Autoencoder(AutoencodingModel):
-    """Plain autoencoder: a code of each cell from which the decoder gives the cell back, and no prior over codes.
+    """Plain autoencoder, without a prior over its latent representations (codes).
 
-    The same networks as `SCCVAE`, trained on log p(x | f(x)), f the encoder's mean. Nothing shapes the codes, so they
-    are not distributed as N(0, I): `generate(codes="prior")` shows what that does, `"fitted"` what a Gaussian mends.
+    The networks are those of `SCCVAE`, trained to maximise log p(x | f(x)), where f is the mean of the encoder.
+    Without a prior, codes are not distributed as N(0, I). `generate(codes="prior")` samples codes from N(0, I) all the
+    same; `"fitted"` samples them from a Gaussian fitted to the codes of the training cells.
 
     Parameters
     ----------
     adata
-        (cells, genes) values in `X` or in `layer`: cells or any other samples, such as images with a pixel per column.
+        (cells, genes) values in `X` or in `layer`: cells, or other samples such as images with a pixel per column.
     batch_key
-        Column of `obs` whose effect the decoder takes over, so that codes need not hold it.
+        Column of `obs` with the batch, an input of the decoder, so that codes need not encode it.
     layer
         Layer with the values; None takes `X`.
     {mask_var}
     round_counts
         Round values to whole numbers, as in `SCCVAE`; for counts.
     n_hidden, n_latent, n_layers
-        Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
+        Width of the hidden layers; dimensions of the code; hidden layers, in the encoder and in the decoder.
     {dropout_rate}
     gene_likelihood
         `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
         `bernoulli` for 0/1 values.
     scale
-        Standard deviation of `normal`, in the units of the data, held fixed: 1 is the squared error, halved. None
-        learns one for each gene.
+        Fixed standard deviation of `normal`, in the units of the data; 1 gives half the squared error. None learns one
+        for each gene.
     {seed_of_model}
     {device}
 
@@ -211,7 +212,7 @@ class Autoencoder(AutoencodingModel):
         ----------
         codes
             `fitted`: from the Gaussian with the mean and covariance of the training cells' codes; `prior`: from
-            N(0, I), which an autoencoder was never asked to fill.
+            N(0, I), to which an autoencoder is not fitted.
         """
         self._check_trained()
         n_codes, seed = positive("n_codes", n_codes), checked_seed(seed)
@@ -224,7 +225,7 @@ class Autoencoder(AutoencodingModel):
     def generate(
         self, n_cells: int, *, codes: Codes = "fitted", batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:
-        """New cells: codes as `sample_codes` draws them, library from the batch's log-normal, x from the likelihood.
+        """Generate cells: codes by `sample_codes`, library size from the batch's log-normal, x from the likelihood.
 
         Parameters
         ----------
@@ -247,7 +248,7 @@ class Autoencoder(AutoencodingModel):
 
 
 def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
-    """The standard deviation to hold, if it can be held."""
+    """Check the fixed standard deviation; None stays None."""
     if scale is None:
         return None
     if gene_likelihood != "normal":

@@ -1,4 +1,4 @@
-"""What every model of the package is: weights, how to read data for them, a history; drawing, save and load."""
+"""Base class of all models: training, reconstruction, saving, loading."""
 
 from __future__ import annotations
 
@@ -37,20 +37,21 @@ logger = logging.getLogger("sccvae")
 
 
 class BaseModel(metaclass=Understanding):
-    """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
+    """Base class of `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder`.
 
-    Outputs are deterministic: means, or draws from a generator with the seed given.
+    It holds everything that is saved, and the outputs of every model. Outputs are deterministic: means, or samples from
+    a generator with the given seed.
     """
 
-    kind: ClassVar[str]  # the class that a saved model says it is of
-    objective: ClassVar[str] = "ELBO"  # what training makes as high as it can
-    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns that `generate` writes beside the batch
+    kind: ClassVar[str]  # name of the class in a saved model
+    objective: ClassVar[str] = "ELBO"  # maximised in training
+    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns of `obs` that `generate` writes
 
     def _set(self, schema, architecture, profiles, frequencies, seed, device, options=None) -> None:
         self._schema: Schema = schema
-        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
+        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories; cells with each
         self._seed: int = seed
-        self._options: dict[str, Any] = options or {}  # what `_network` needs beside the architecture
+        self._options: dict[str, Any] = options or {}  # arguments of `_network` besides the architecture
         device = device_of(device)
         generator = torch.Generator().manual_seed(seed)
         self._vae = self._network(architecture, generator, for_device(device), self._options).to(device).eval()
@@ -70,7 +71,7 @@ class BaseModel(metaclass=Understanding):
         device: str | torch.device,
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Make the model of data that were read, and start it from them."""
+        """Make the network for data that were read, and initialise it from them."""
         for key in (schema.batch_key, *schema.categorical_covariate_keys):
             if key in self.generated:
                 raise ValueError(f"Batches or a covariate are in obs[{key!r}], which generate() writes: rename it.")
@@ -88,7 +89,7 @@ class BaseModel(metaclass=Understanding):
         """Train, or continue training, by the plan."""
         cells, held_out = self._split(train_size)
         if len(held_out) == 0 and plan.early_stopping:
-            logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
+            logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
         progress_bar = flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
@@ -106,7 +107,7 @@ class BaseModel(metaclass=Understanding):
         """Numbers of the cells to train on, and of the cells held out."""
         if self._counts is None:
             raise RuntimeError(
-                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
+                f"This model was loaded without data; to continue training, load it as {self.kind}.load(path, adata)."
             )
         rng = np.random.default_rng(self._seed)
         return split(self._counts.codes[:, 0], real("train_size", train_size), rng)
@@ -123,13 +124,13 @@ class BaseModel(metaclass=Understanding):
         return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // batch_size)
 
     def _after_training(self) -> None:
-        """What else is kept of a run, however it ended."""
+        """Update what depends on the weights, after every run, however it ended."""
 
     @staticmethod
     def _network(
         architecture: Architecture, generator: torch.Generator, kernels: Kernels, options: dict[str, Any]
     ) -> VAE:
-        """The network that is trained."""
+        """Make the network that is trained."""
         return VAE(architecture, generator, kernels)
 
     @property
@@ -140,9 +141,9 @@ class BaseModel(metaclass=Understanding):
     def get_reconstruction(
         self, adata: AnnData | None = None, indices: Any = None, *, chunk_size: int | None = None
     ) -> np.ndarray:
-        """Mean of p(x | z) at each cell's code, (cells, genes) float32, in the units of the data.
+        """Mean of p(x | z) at each cell's latent mean, (cells, genes) float32, in the units of the data.
 
-        For counts at the cell's library size, and before drop-out (`zinb`).
+        Counts are at the cell's library size, and without zero inflation (`zinb`).
 
         Parameters
         ----------
@@ -160,22 +161,22 @@ class BaseModel(metaclass=Understanding):
 
     @torch.no_grad()
     def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
-        """Mean of p(x | z) at codes, (codes, genes) float32.
+        """Mean of p(x | z) at points of the latent space, (codes, genes) float32.
 
         Parameters
         ----------
         z
-            (codes, n_latent) finite numbers.
+            Points of the latent space (codes), (codes, n_latent), finite.
         batch
-            Name of the batch to decode in; may be left out where there is one. Other categorical covariates take the
-            values that are commonest in it, continuous ones their means.
+            Name of the batch to decode in; optional if there is only one. Other categorical covariates take their most
+            frequent values in that batch, continuous ones their means.
         library_size
-            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
+            Counts per cell; 1 gives normalised expression. Ignored for `normal` and `bernoulli`.
 
         Raises
         ------
         ValueError
-            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+            `z` has another shape or is not finite; the library size is not positive; the batch is unknown or missing.
         """
         self._check_trained()
         a, expected = self._vae.architecture, "finite numbers, (codes, n_latent)"
@@ -202,7 +203,7 @@ class BaseModel(metaclass=Understanding):
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write the model, without data, to the folder `path`: `weights.safetensors` and `model.json`.
 
-        A save that is killed leaves the old model or the new one.
+        If the process is killed meanwhile, the folder holds the old model or the new one.
 
         Raises
         ------
@@ -211,7 +212,7 @@ class BaseModel(metaclass=Understanding):
         TypeError, ValueError
             `overwrite` is neither True nor False; `path` is no path; a weight is not finite.
         OSError
-            `path` cannot be written to, or the disk is full. A model that was there stays.
+            `path` cannot be written to, or the disk is full. An earlier model at `path` is kept.
         """
         overwrite = flag("overwrite", overwrite)
         description = {
@@ -231,17 +232,17 @@ class BaseModel(metaclass=Understanding):
     def load(
         cls, path: str | os.PathLike, adata: AnnData | None = None, *, device: str | torch.device = "auto"
     ) -> Self:
-        """Read a model that `save` wrote. Nothing in the folder is executed.
+        """Load a model that `save` wrote. Nothing in the folder is executed.
 
         Parameters
         ----------
         adata
-            Data to use where a method is given none, and to go on training with.
+            Data for methods that are given none, and for further training.
 
         Raises
         ------
         FileNotFoundError, sccvae.ModelFileError
-            There is no model at `path`, or it is damaged, or another class or program made it.
+            There is no model at `path`, it is damaged, or it is of another class or program.
         """
         device, model = device_of(device), cls.__new__(cls)
         with storage.opened(path, cls.kind) as saved:
@@ -256,27 +257,27 @@ class BaseModel(metaclass=Understanding):
 
     @classmethod
     def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
-        """What arrays a model has, found out without making them; `arrays` are those of the file."""
+        """Types and shapes of a model's arrays, found without allocating them; `arrays` are those of the file."""
         if found.architecture.n_layers > len(arrays):
             raise ValueError(f"architecture.n_layers is {found.architecture.n_layers}, more than there are weights")
-        nothing: Any = None  # in place of a generator: no number is drawn
+        nothing: Any = None  # in place of a generator: no number is sampled
         with torch.device("meta"):
             network = cls._network(found.architecture, nothing, PLAIN, found.options)
         return {name: ("F32", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """What is saved beside the description."""
+        """Arrays that are saved."""
         return self._vae.state_dict()
 
     def _take(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set what `_tensors` gave."""
+        """Set the arrays that `_tensors` gave."""
         self._vae.load_state_dict(tensors)
 
     # -------------------------------------------------------------------------------------------------------- details
 
     @property
     def gene_names(self) -> pd.Index:
-        """Names of the genes modelled, (genes,)."""
+        """Names of the modelled genes, (genes,)."""
         return pd.Index(self._schema.genes)
 
     @property
@@ -291,24 +292,24 @@ class BaseModel(metaclass=Understanding):
 
     @property
     def likelihood(self) -> Likelihood:
-        """The distribution of the counts."""
+        """Likelihood of the data."""
         return self._vae.likelihood
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self._vae.device
 
     @property
     def adata(self) -> AnnData:
-        """The AnnData that the model was built on, or loaded with, as long as something else keeps it."""
+        """AnnData that the model was built on or loaded with, if it still exists: the model does not keep it."""
         if self._annotation is None or (found := self._annotation.adata()) is None:
             raise AttributeError("adata")  # `__getattr__` says why
         return found
 
     @property
     def is_trained(self) -> bool:
-        """Whether `train` was called, for an epoch at least."""
+        """Whether the model was trained for at least one epoch."""
         return bool(self._rows)
 
     if not TYPE_CHECKING:  # mypy would take any name for an attribute
@@ -334,7 +335,7 @@ class BaseModel(metaclass=Understanding):
         )
 
     def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
-        """The cells a method is asked about, and their names."""
+        """Counts and names of the cells that a method is called with."""
         self._check_trained()
         if adata is None and self._counts is None:
             raise ValueError(
@@ -377,11 +378,11 @@ class BaseModel(metaclass=Understanding):
 
     @property
     def _obs(self) -> pd.DataFrame:
-        """What `obs` says now of the cells that the model was built on."""
+        """Current `obs` of the training data."""
         return cast(Annotation, self._annotation).now()
 
     def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
-        """Labels of the cells `names` of `adata`, None for the training data: see `labels_of`."""
+        """Labels of the cells `names` of `adata`; None means the training data. See `labels_of`."""
         if adata is not None:
             return labels_of(key, adata.obs, names, what)
         try:
@@ -391,7 +392,7 @@ class BaseModel(metaclass=Understanding):
             raise KeyError(Text(error.args[0] + more)) from None
 
     def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
-        """Codes of the batches named, "all" for all if none is called so; `[None]` for each cell's own."""
+        """Codes of the named batches; "all" means all unless a batch has that name; `[None]` means each cell's own."""
         if batches is None:
             return [None]
         if isinstance(batches, str) and batches == "all" and "all" not in self.batches:
@@ -422,7 +423,7 @@ class BaseModel(metaclass=Understanding):
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
     def _remember(self, adata: AnnData, counts: Counts) -> None:
-        """Keep what outputs take where they are given no data; what is done to `adata.obs` later is seen."""
+        """Keep the data for outputs that are given none; later changes of `adata.obs` are seen."""
         self._counts, self._cell_names, self._annotation = counts, adata.obs_names.copy(), Annotation(adata)
 
     def _check_trained(self) -> None:
@@ -431,7 +432,7 @@ class BaseModel(metaclass=Understanding):
 
 
 def device_of(device: str | torch.device) -> torch.device:
-    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
+    """Check that the device exists and return it; `auto` takes a GPU when there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

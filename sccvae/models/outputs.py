@@ -1,4 +1,4 @@
-"""Everything that can be asked of an `SCCVAE` after training."""
+"""Outputs of a trained `SCCVAE`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from sccvae.validation.arguments import (
 )
 
 Prior = Literal["normal", "aggregate"]
-_STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
+_STORED = "aggregate."  # prefix of the mixture's arrays in a saved model
 
 
 class OutputsModel(BaseModel):
-    """Outputs of the variational autoencoder: they need its weights, not its training data.
+    """Outputs of the variational autoencoder; they need its weights, not its training data.
 
-    Outputs are deterministic: posterior means, or draws from a generator with the seed given.
+    Outputs are deterministic: posterior means, or samples from a generator with the given seed.
     """
 
     kind: ClassVar[str] = "SCCVAE"
-    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors when it is needed
+    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors at the first use
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -74,32 +74,32 @@ class OutputsModel(BaseModel):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> Any:
-        """Normalised expression rho, which sums to 1 over the genes of a cell: noise, depth and drop-out removed.
+        """Normalised expression rho, which sums to 1 over the genes of a cell: noise, depth and zero inflation removed.
 
         Parameters
         ----------
         adata, indices
             As in `get_latent_representation`.
         transform_batch
-            Batch to decode in: None, each cell's own; a name; the mean over several names; "all", over all batches.
+            Batch to decode in. None: each cell's own. A name: that batch. Several names, or "all": the mean over them.
         gene_list
-            Genes to return, in that order.
+            Genes to return, in this order; None returns all.
         library_size
-            What rho is multiplied by: a number, or each cell's library size, inferred ("latent"; scvi-tools means the
-            observed one by that, unless its models infer it) or observed.
+            Factor of rho: a number, or the library size of each cell, inferred ("latent") or "observed". With "latent"
+            scvi-tools means the observed one, unless its model infers it.
         n_samples
-            Mean over so many draws from q(z|x); None decodes its mean, where scvi-tools takes a draw.
+            Number of samples from q(z|x) to average over; None decodes its mean, where scvi-tools takes one sample.
         return_mean
-            False returns the `n_samples` draws themselves.
+            False returns the `n_samples` samples themselves.
         return_numpy
-            Array instead of DataFrame.
+            Return an array instead of a DataFrame.
         out
-            (cells, genes) array, memmap or zarr array to fill chunk by chunk and return.
+            (cells, genes) array, memmap or zarr array, which is filled chunk by chunk and returned.
         {chunk_size}
 
         Returns
         -------
-        (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
+        (cells, genes) DataFrame, array, or `out`; samples, (n_samples, cells, genes), as an array or in `out`. For
         `normal` and `bernoulli`, the mean of x.
         """
         return_mean, return_numpy = flag("return_mean", return_mean), flag("return_numpy", return_numpy)
@@ -110,7 +110,7 @@ class OutputsModel(BaseModel):
         shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
         if not return_mean:
             if n_samples is None:
-                raise ValueError("return_mean=False returns draws: say how many with n_samples.")
+                raise ValueError("return_mean=False returns samples: pass their number as n_samples.")
             shape = (n_samples, *shape)
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
@@ -132,7 +132,7 @@ class OutputsModel(BaseModel):
         return pd.DataFrame(filled, index=names, columns=columns, copy=False)
 
     def get_latent_library_size(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
-        """(cells,) float32 library size in counts: the median of q(l|x), or the observed one."""
+        """Library size of each cell in counts, (cells,) float32: the median of q(l|x), or the observed one."""
         if not self.likelihood.has_library:
             raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no library size.")
         counts, _ = self._cells(adata, indices)
@@ -148,9 +148,9 @@ class OutputsModel(BaseModel):
 
         Returns
         -------
-        `mean` of the count distribution; `dispersions` theta (`nb`, `zinb`) or `scale` sigma (`normal`), a read-only
-        view where it is the same in all cells; `dropout`, a probability (`zinb`). Expected counts are
-        `mean * (1 - dropout)`.
+        Dictionary with `mean`, the mean of the count distribution; `dispersions`, theta (`nb`, `zinb`), or `scale`,
+        sigma (`normal`), a read-only view if it is the same in all cells; `dropout`, the probability of zero inflation
+        (`zinb`). Expected counts are `mean * (1 - dropout)`.
         """
         counts, _ = self._cells(adata, indices)
         return posterior.likelihood_parameters(self._vae, counts)
@@ -184,7 +184,10 @@ class OutputsModel(BaseModel):
         ((100, 2), True)
         """
         if self.likelihood.support != "counts":
-            raise ValueError(f"gene_likelihood={self.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
+            raise ValueError(
+                f"moments_of needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
+                "expected 'zinb', 'nb' or 'poisson'."
+            )
         counts, _ = self._cells(adata, indices)
         columns = self._schema.positions_of_genes(gene_list)
         _, mean, variance = zip(*posterior.gene_moments(self._vae, counts, columns), strict=True)
@@ -193,11 +196,11 @@ class OutputsModel(BaseModel):
     def posterior_predictive_sample(
         self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
     ) -> sp.csr_matrix | np.ndarray:
-        """Counts drawn from p(x' | x): z and l from their posteriors, x' from the likelihood.
+        """Sample counts from p(x' | x): z and l from their posteriors, x' from the likelihood.
 
         Returns
         -------
-        One draw as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
+        One sample as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
         """
         n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
         counts, _ = self._cells(adata, indices)
@@ -207,15 +210,15 @@ class OutputsModel(BaseModel):
     def generate(
         self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:
-        """Cells that nobody sequenced: z and library size from a prior, counts from the likelihood.
+        """Generate cells: z and library size from a prior, counts from the likelihood.
 
         Parameters
         ----------
         prior
             `normal`: z from the model's own prior (a mixture of Gaussians, or N(0, I) with `prior_components=0`),
-            library size from the batch's log-normal, as the model assumes. `aggregate`: both together from a mixture of
-            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`), which leaves
-            out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
+            library size from the batch's log-normal, as the model assumes. `aggregate`: both from a mixture of
+            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`). The mixture
+            is fitted per batch and jointly with the library size, and has low density where there are no cells.
         {generated_batch}
             Batches and covariates come in the proportions of the training data, continuous covariates at their means.
 
@@ -244,7 +247,7 @@ class OutputsModel(BaseModel):
     def get_elbo(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,)."""
+        """Evidence lower bound in nats (higher is better), from one sample of z and l: mean over cells, or (cells,)."""
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
@@ -252,7 +255,10 @@ class OutputsModel(BaseModel):
     def get_reconstruction_error(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,)."""
+        """Reconstruction error -E_q[log p(x | z, l)] in nats (lower is better), from one sample of z and l.
+
+        The mean over cells, or (cells,).
+        """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
         return _mean_or_all(-terms[0], return_mean)
@@ -279,7 +285,7 @@ class OutputsModel(BaseModel):
     # -------------------------------------------------------------------------------------------------------- details
 
     def _mixture(self) -> aggregate_prior.Mixture:
-        """The mixture fitted to the aggregate posterior: the one at hand, or else made from the data."""
+        """Mixture fitted to the aggregate posterior; it is fitted to the data at the first call."""
         if self._aggregate is None:
             if self._counts is None:
                 raise ValueError(
@@ -297,7 +303,7 @@ class OutputsModel(BaseModel):
         self._aggregate = None  # it was fitted to other posteriors
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The weights and, unless there are no data to fit it to, the mixture that `generate` draws from."""
+        """Weights and, if there are data to fit it to, the mixture of `generate(prior="aggregate")`."""
         tensors = super()._tensors()
         if self._aggregate is None and (self._counts is None or not self._rows):
             return tensors
@@ -311,7 +317,7 @@ class OutputsModel(BaseModel):
 
     @classmethod
     def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
-        """What every model has, and the mixture if there is one: as many components as its array of means says."""
+        """Arrays of every model, and those of the mixture if there is one, with as many components as its means."""
         expected = super()._expected(found, arrays)
         if any(name.startswith(_STORED) for name in arrays):
             k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
@@ -322,7 +328,7 @@ class OutputsModel(BaseModel):
         return expected
 
     def describe(self) -> dict[str, Any]:
-        """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them."""
+        """Parameters, history and versions, in types that `uns` of an AnnData and h5ad files can store."""
         parameters = {**asdict(self._vae.architecture), **asdict(self._schema), "seed": self._seed}
         del parameters["genes"], parameters["categories"]
         parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items() if v not in (None, ())}

@@ -10,13 +10,13 @@ _BY_TYPE: dict[type, Callable[[str, Any], Any]] = {int: whole, float: real, bool
 
 
 def default_epochs(n_cells: int) -> int:
-    """35, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
+    """Default number of epochs: 35, or the number that makes 1,200 to 5,000 steps of 128 cells; at least 5."""
     n_steps = min(max(35 * n_cells / 128, 1200), 5000)
     return max(5, round(n_steps * 128 / n_cells))
 
 
 def checked_plan(**choices: Any) -> Plan:
-    """A `Plan`; each field is checked by its type, and numbers also by their range.
+    """Make a `Plan`; each field is checked by its type, and numbers also by their range.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def checked_plan(**choices: Any) -> Plan:
     if read["learning_rate"] > FLOAT32:
         raise ValueError(f"learning_rate is {read['learning_rate']}; expected a finite number above 0.")
     if not 0 <= read["kl_warmup"] <= 1:
-        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
+        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a fraction of the run in [0, 1].")
     if not 0 <= read["weight_decay"] <= FLOAT32:
         raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
     return Plan(**choices | read)

@@ -1,4 +1,4 @@
-"""`SCCVAE`: the model that users hold."""
+"""`SCCVAE`, the variational autoencoder, and molecular cross-validation of its settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -29,28 +29,28 @@ _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys",
 class SCCVAE(AnalysisModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
-    The AnnData is checked and copied into sparse form here, and never changed.
+    The AnnData is checked and its counts are copied in sparse form. It is never changed.
 
     Parameters
     ----------
     adata
         (cells, genes) raw counts in `X` or in `layer`.
     batch_key
-        Column of `obs`: the experiment of each cell, whose effect is to be removed.
+        Column of `obs` with the batch of each cell. Batch effects are removed from the embedding.
     layer
         Layer with the counts; None takes `X`.
     categorical_covariate_keys, continuous_covariate_keys
-        Further columns of `obs` whose effects are to be removed; None takes none.
+        Further columns of `obs` whose effects are removed; None takes none.
     size_factor_key
-        Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
+        Column of `obs` with positive size factors. They replace the library size, as with `library="observed"`.
     {mask_var}
     round_counts
-        Round values to whole numbers, an even one where two are as near: for the expected counts of RSEM, Salmon or
-        Smart-seq2. New data are rounded alike. False refuses fractions, which most often mean normalised values.
+        Round values to whole numbers, halves to the even one: for the expected counts of RSEM, Salmon or Smart-seq2.
+        New data are rounded in the same way. False raises an error for fractions, which are usually normalised values.
     n_hidden
-        Width of the hidden layers: of encoder and decoder alike, or two numbers, the encoder's and the decoder's.
+        Width of the hidden layers: one number for encoder and decoder, or two, (encoder, decoder).
     n_latent, n_layers
-        Dimensions of the embedding; hidden layers of encoder and decoder each.
+        Dimensions of the embedding; number of hidden layers, in the encoder and in the decoder.
     {dropout_rate}
         None takes 0.1, and beyond 2,000 cells 200 / cells, because more cells are overfitted less.
     dispersion
@@ -58,29 +58,30 @@ class SCCVAE(AnalysisModel):
     gene_likelihood
         `zinb`, `nb`, `poisson` for counts; `normal` for log-normalised values; `bernoulli` for 0/1 values.
     library
-        `lognormal` infers each cell's library size; `observed` takes the total count.
+        `lognormal` infers the library size of each cell; `observed` takes the total count.
     encode_covariates
-        Give batch and covariates to the encoder, too; the decoder always has them. An encoder that knows the batch
-        can leave it out of the embedding.
+        Whether batch and covariates are inputs of the encoder; they always are of the decoder. With the batch as an
+        input, the encoder can remove its effect from the embedding.
     dropout_cost
-        Nats that the prior charges for each expected drop-out (`zinb`); 0 leaves zero inflation free.
+        Penalty in nats for each expected zero-inflated count (`zinb`); 0 does not penalise zero inflation.
     prior_components
-        Gaussians in the prior of z, a mixture that is learnt (as Dilokthanakul et al. 2016,
-        https://arxiv.org/abs/1611.02648, marginalised); 0 takes N(0, I), under which kinds of cells part less clearly.
+        Number of Gaussians in the prior of z, a learnt mixture (as Dilokthanakul et al. 2016,
+        https://arxiv.org/abs/1611.02648, marginalised). 0 takes N(0, I), which separates cell types less clearly.
     batch_mixing
-        Weight of a penalty in training, from the end of the KL warm-up on: by how many nats a cell's neighbours in the
-        embedding tell its batch (`sccvae.modules.batch_penalty`). Up to about 3 mixes batches better where they hold
-        the same kinds of cells; 0 leaves that to the model. Turn it off where batches hold different kinds of cells by
-        design, or where their difference is of interest: it takes part of that for an effect of the batch.
+        Weight of the batch penalty, which is added in training from the end of the KL warm-up on: the information in
+        nats that the neighbours of a cell in the embedding give on its batch (`sccvae.modules.batch_penalty`). Values
+        up to about 3 improve mixing if the batches contain the same cell types; 0 removes the penalty. Set 0 if the
+        batches contain different cell types by design, or if differences between batches are of interest: the penalty
+        removes part of them as a batch effect.
     weight_precision
-        Of the prior of the weights that lead from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
-        What few cells show of a gene is then not learnt by heart: the smaller the data, the more it matters. 0 leaves
-        them free.
+        Precision of the prior of the weights from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
+        It reduces overfitting of genes that are detected in few cells, and matters most for small data. 0 removes the
+        prior.
     thinning
-        Largest share of a cell's molecules that the encoder does not see in a step of training; for counts. The share
-        is drawn anew for each cell and step, from 0 to this. With 0.8 codes depend less on depth: choose it for a model
-        that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
-        cells seen in part. 0, the default, shows every molecule.
+        Largest fraction of a cell's molecules that are hidden from the encoder in a training step; for counts. The
+        fraction is sampled for each cell and step, between 0 and this value. With 0.8 the embedding depends less on
+        sequencing depth: use it for models that will embed other cells, above all cells with fewer counts. The ELBO of
+        training cells in `history` is then that of thinned cells. 0, the default, hides nothing.
     {seed_of_model}
         The same seed, data and settings give the same model to the bit, whatever the number of threads. Results round
         differently on another device, kind of processor (see `precision` of `train`) or version of torch.
@@ -88,9 +89,9 @@ class SCCVAE(AnalysisModel):
 
     Notes
     -----
-    Work on the CPU is shared among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Draws
-    depend on `seed` and the place of a cell among those asked for, not on `chunk_size`. A process may be forked after
-    training; one that has used a GPU may not, as CUDA says: start it by `multiprocessing.get_context("spawn")`.
+    On the CPU, work is split among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Samples
+    depend on `seed` and on the position of a cell in the call, not on `chunk_size`. A process may be forked after
+    training. CUDA does not allow this once a GPU was used: start processes by `multiprocessing.get_context("spawn")`.
 
     Raises
     ------
@@ -181,7 +182,7 @@ class SCCVAE(AnalysisModel):
         precision: Precision = "mixed",
         progress_bar: bool = True,
     ) -> None:
-        """Fit the model; called again, go on from where it stands.
+        """Fit the model; a further call continues training.
 
         {ctrl_c}
         What is evaluated and kept of an epoch is the average of the weights over about fifty steps.
@@ -190,21 +191,21 @@ class SCCVAE(AnalysisModel):
         ----------
         {run}
         kl_warmup
-            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
-            (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
+            Fraction of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing`
+            begins. (The zero-inflation head is trained in the second half of the run, whatever this value is.)
         {gradients}
         n_draws
-            Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
+            Samples of z and l per cell and step (L of Kingma & Welling 2014); one is enough for minibatches of 100.
         precision
-            `mixed` multiplies bfloat16 in the largest products of a step, where the CPU has instructions for it
-            (AVX-512 BF16, AMX) and counts are modelled: a third less time for the same fit. `full` is float32
-            throughout, closer to what processors without them compute. Weights and outputs are float32 in both.
+            `mixed` computes the largest matrix products of a step in bfloat16 if the CPU has instructions for it
+            (AVX-512 BF16, AMX) and the data are counts: a third less time for the same fit. `full` computes in float32
+            throughout, which is closer to other processors. Weights and outputs are float32 in both.
         {progress_bar}
 
         Raises
         ------
         ValueError
-            A number or a choice makes no sense.
+            A number is out of range, or a choice is unknown.
         {training_error}
         """
         plan = checked_plan(
@@ -231,18 +232,18 @@ class SCCVAE(AnalysisModel):
         seed: int = 0,
         progress_bar: bool = True,
     ) -> pd.DataFrame:
-        """Molecular cross-validation of this model's settings, on its data, and of changes to them.
+        """Compare this model's settings with changes to them, by molecular cross-validation on its data.
 
-        The model itself stays as it is: new ones are trained, `n_splits` for each setting. As `sccvae.cross_validate`,
-        which says what is returned; the row of the model's own settings is called "this model".
+        New models are trained, `n_splits` for each setting; this model stays as it is. The result is that of
+        `sccvae.cross_validate`; the row of this model's own settings is called "this model".
 
         Parameters
         ----------
         settings
-            Name -> what is changed, such as ``{"5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
+            Name -> changed arguments, such as ``{"5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
         options
-            What is changed in all settings, its own as well. Training takes the defaults of `train` unless
-            changed here, whatever this model was trained with.
+            Arguments changed in all settings, this model's own included. Training uses the defaults of `train`
+            unless they are changed here, not the arguments that this model was trained with.
         n_splits, kept, seed, progress_bar
             As in `sccvae.cross_validate`.
         """
@@ -274,7 +275,7 @@ class SCCVAE(AnalysisModel):
 
 
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
-    """What `Architecture` takes, of plain integers."""
+    """One width, or two, as plain integers."""
     if isinstance(n_hidden, str) or not np.iterable(n_hidden):
         return whole("n_hidden", n_hidden, most=MOST)
     return cast(tuple[int, int], tuple(whole("n_hidden", n, most=MOST) for n in n_hidden))
@@ -295,13 +296,13 @@ def cross_validate(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> pd.DataFrame:
-    """Tell which of several settings fits the data best, by molecular cross-validation.
+    """Compare how well several settings fit the data, by molecular cross-validation.
 
-    Each molecule is dealt at random into a part to train on or a part held out (Batson, Royer & Webber 2019,
-    https://doi.org/10.1101/786269), the same for all settings. The loss of a setting is the Poisson negative
-    log-likelihood of the held-out counts under its expected counts, mean * (1 - dropout), scaled to the depth held out
-    of each cell. So models of different likelihoods compare. It judges denoising: not the library size, and not whether
-    batches are mixed, for which there is `sccvae.tl.score_integration`.
+    Each molecule is assigned at random to a training or to a held-out part (Batson, Royer & Webber 2019,
+    https://doi.org/10.1101/786269), in the same way for all settings. The loss of a setting is the Poisson negative
+    log-likelihood of the held-out counts under its expected counts, mean * (1 - dropout), scaled to the held-out depth
+    of each cell. Models with different likelihoods are therefore comparable. The loss measures denoising. It does not
+    measure the library size, nor the mixing of batches: see `sccvae.tl.score_integration`.
 
     Parameters
     ----------
@@ -313,30 +314,30 @@ def cross_validate(
     options
         Arguments of all settings, such as ``{"library": "observed"}``.
     n_splits
-        How often molecules are dealt and every setting is trained.
+        Number of random splits of the molecules; every setting is trained once on each.
     kept
-        Share of the molecules to train on.
+        Fraction of the molecules to train on.
     seed
-        Of the dealing; the models of split i have the seed `seed` + i.
+        Seed of the splits; the models of split i have the seed `seed` + i.
     {progress_bar}
 
     Returns
     -------
-    DataFrame, a row for each setting, the best first, and one for the "mean profile": all cells alike but for their
-    depth, the guess that a model must beat. Columns:
+    DataFrame with a row for each setting, the best first, and one for the baseline "mean profile", which predicts the
+    same composition for all cells. Columns:
 
     - `loss`, `loss_se`: nats per cell, lower is better; mean and standard error over splits;
-    - `excess`, `excess_se`: the same of the loss above that of the first row on the same molecules. Settings compare
-      by these: an excess below about two standard errors is no difference;
+    - `excess`, `excess_se`: mean and standard error of the loss minus that of the first row on the same molecules. Use
+      these to compare settings: an excess below about two standard errors is no difference;
     - `best`: whether it is the first row;
-    - `split_1`, ...: the loss in each split; `seconds`: what building and training took.
+    - `split_1`, ...: the loss in each split; `seconds`: time of building and training.
 
-    Standard errors are over ways to deal the molecules and over seeds, not over other cells.
+    Standard errors are over random splits of the molecules and over seeds, not over other cells.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        What is wrong with the data, with a setting, or with a number.
+        The data, a setting or a number is invalid; the message says how to fix it.
 
     Examples
     --------

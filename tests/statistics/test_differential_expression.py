@@ -614,7 +614,7 @@ def test_wrong_questions_are_answered_in_sentences(model, options, error, text):
 def test_models_without_counts_have_no_fold_changes(adata, fit, likelihood):
     adata.X = sp.csr_matrix(adata.X > 0, dtype=np.float32) if likelihood == "bernoulli" else adata.X.log1p()
     model = fit(adata, 1, gene_likelihood=likelihood)
-    with pytest.raises(ValueError, match=f"^gene_likelihood='{likelihood}' has no fold changes"):
+    with pytest.raises(ValueError, match=f"needs a count likelihood; found gene_likelihood='{likelihood}'"):
         model.differential_expression(groupby="kind")
 
 
