@@ -4,6 +4,7 @@ Every function is deterministic: posterior means, or draws from a generator seed
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,16 @@ from sccvae.statistics.differential_expression import Group
 
 SAMPLED = 64  # cells whose x is drawn from one stream, and at once
 SUMMED = 256  # cells whose expression is summed at once
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode of each cell: by default the posterior mean, once, in the cell's own batch."""
+
+    batches: Sequence[int | None] = (None,)  # codes of the batches to decode in; None stands for each cell's own
+    n_samples: int | None = None  # draws of z and l per cell; None decodes the posterior means once
+    seed: int = 0  # of the draws
+    chunk_size: int | None = None  # cells at once; None takes about half a million values
 
 
 class Draw(NamedTuple):
@@ -88,48 +99,26 @@ def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 @each_alone
 @torch.no_grad()
 def codes(
-    vae: VAE,
-    counts: Counts,
-    chunk_size: int | None = None,
-    *,
-    batches: Sequence[int | None],
-    n_samples: int | None,
-    seed: int,
+    vae: VAE, counts: Counts, request: Request
 ) -> Iterator[tuple[slice, Minibatch, torch.Tensor, torch.Tensor | None]]:
-    """What to decode, (rows, minibatch, z, log l): for all cells in order, chunk by chunk, each sample, each batch.
-
-    Parameters
-    ----------
-    batches
-        Codes of the batches to decode in; None stands for each cell's own.
-    n_samples
-        Draws of z and l per cell; None decodes the posterior means once.
-    """
-    noise = noise_of(vae, seed)
-    for rows, x, q_z, q_l in encode(vae, counts, chunk_size):
+    """(rows, minibatch, z, log l) to decode: for all cells in order, chunk by chunk, each sample, each batch."""
+    noise, n_samples = noise_of(vae, request.seed), request.n_samples
+    for rows, x, q_z, q_l in encode(vae, counts, request.chunk_size):
         for sample in range(n_samples or 1):
             numbers = iter(()) if n_samples is None else noise(rows, sample)
             z = q_z.mean if n_samples is None else q_z.sample(numbers)
             log_l = x.log_size if vae.likelihood.has_library else None
             if q_l is not None:
                 log_l = q_l.mean if n_samples is None else q_l.sample(numbers)
-            for batch in batches:
+            for batch in request.batches:
                 yield rows, x if batch is None else x.with_batch(batch), z, log_l
 
 
 @each_alone
 @torch.no_grad()
-def decode(
-    vae: VAE,
-    counts: Counts,
-    chunk_size: int | None = None,
-    *,
-    batches: Sequence[int | None],
-    n_samples: int | None,
-    seed: int,
-) -> Iterator[Draw]:
-    """The same, decoded."""
-    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+def decode(vae: VAE, counts: Counts, request: Request) -> Iterator[Draw]:
+    """Decode what `codes` yields."""
+    for rows, x, z, log_l in codes(vae, counts, request):
         yield Draw(rows, x, vae.decoder(z, x), log_l)
 
 
@@ -140,11 +129,8 @@ def expression(
     counts: Counts,
     library_size: float | Literal["latent", "observed"],
     genes: np.ndarray | None,
-    chunk_size: int | None,
+    request: Request,
     *,
-    batches: Sequence[int | None],
-    n_samples: int | None,
-    seed: int,
     keep_draws: bool = False,
     out: np.ndarray | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
@@ -153,14 +139,15 @@ def expression(
     Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes). `out`, an array for all cells that
     `can_be_filled`, is filled, and what is yielded are its rows.
     """
-    per_chunk, n_means = (n_samples or 1) * len(batches), (n_samples or 1) if keep_draws else 1
+    n_samples = request.n_samples or 1
+    per_chunk, n_means = n_samples * len(request.batches), n_samples if keep_draws else 1
     per_mean, done = per_chunk // n_means, 0
     n_columns, expressed, whole = counts.n_genes if genes is None else len(genes), Expressed(vae), torch.empty(0)
     direct = genes is None and vae.device.type == "cpu" and vae.library_mean.dtype == torch.float32
-    if expressed.compiled and direct and out is not None and chunk_size is None and n_samples is None:
+    if expressed.compiled and direct and out is not None and request.chunk_size is None and request.n_samples is None:
         # Only codes are made of so many at once.
-        chunk_size = 4 * chunk_of(counts.n_genes, vae.device)
-    for rows, x, z, log_l in codes(vae, counts, chunk_size, batches=batches, n_samples=n_samples, seed=seed):
+        request = replace(request, chunk_size=4 * chunk_of(counts.n_genes, vae.device))
+    for rows, x, z, log_l in codes(vae, counts, request):
         if done == 0:
             if out is None:
                 means = np.empty((n_means, len(z), n_columns), np.float32)
@@ -209,7 +196,7 @@ def group_expression(
     cells
         Numbers of the cells of each group.
     batches
-        As in `decode`. In each cell's own, batch effects are left in, so counts are not split by batch, either.
+        As in `Request`. In each cell's own, batch effects are left in, so counts are not split by batch, either.
     max_cells
         Cells of a group to decode; a larger group is represented by a random choice.
     """
@@ -221,7 +208,7 @@ def group_expression(
         taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
         some, draws_seed = counts[taken], int(rng.integers(2**62))
         repeats = -(-1000 // (len(taken) * len(batches)))  # a small group has each cell's z drawn more often
-        decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=draws_seed)
+        decoded = expression(vae, some, 1.0, None, Request(batches, repeats, draws_seed, chunk_size))
         draws = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
         raw = counts.stored.take(of_group)
@@ -274,7 +261,7 @@ def count_moments(
 
     Of a count likelihood; see `Likelihood.moments`.
     """
-    for draw in decode(vae, counts, chunk_size, batches=[None], n_samples=None, seed=0):
+    for draw in decode(vae, counts, Request(chunk_size=chunk_size)):
         assert draw.log_library is not None
         yield draw, *vae.likelihood.moments(draw.decoded, draw.log_library)
 
@@ -309,7 +296,7 @@ def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
     """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
     shape = (len(counts), counts.n_genes)
     result: dict[str, np.ndarray] = {}
-    for draw in decode(vae, counts, batches=[None], n_samples=None, seed=0):
+    for draw in decode(vae, counts, Request()):
         for name, of_chunk in vae.likelihood.parameters(draw.decoded, draw.log_library).items():
             values = of_chunk.cpu().numpy()
             if values.ndim == 1:
@@ -325,7 +312,7 @@ def count_distributions(
     vae: VAE, counts: Counts, *, n_samples: int, seed: int
 ) -> Iterator[tuple[slice, CountDistribution]]:
     """(rows, p(x | z, l)) for chunks of cells in order, `n_samples` samples of z and l for each."""
-    for draw in decode(vae, counts, batches=[None], n_samples=n_samples, seed=seed):
+    for draw in decode(vae, counts, Request(n_samples=n_samples, seed=seed)):
         yield draw.rows, vae.likelihood.distribution(draw.decoded, draw.log_library)
 
 
@@ -335,7 +322,7 @@ def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matri
     """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
     rng = np.random.default_rng(seed)
     noise_seed, rng_of = int(rng.integers(2**62)), streams(rng)
-    draws = enumerate(decode(vae, counts, SAMPLED, batches=[None], n_samples=1, seed=noise_seed))
+    draws = enumerate(decode(vae, counts, Request(n_samples=1, seed=noise_seed, chunk_size=SAMPLED)))
     parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng_of(part))) for part, d in draws]
     return sp.vstack(parts, format="csr")
 

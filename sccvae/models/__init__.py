@@ -1,4 +1,4 @@
-"""The classes that users hold: `SCCVAE`, `Autoencoder`, `DenoisingAutoencoder`.
+"""Models: `SCCVAE`, `Autoencoder`, `DenoisingAutoencoder`.
 
 May import all rooms but `tl`, `pl` and the programs.
 """

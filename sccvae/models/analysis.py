@@ -1,4 +1,4 @@
-"""What a trained `SCCVAE` says of groups of cells, and of itself: differential expression, diagnosis, report."""
+"""Analyses by a trained `SCCVAE`: differential expression, diagnosis, report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pandas as pd
 from anndata import AnnData
 
 from sccvae.inference import posterior
-from sccvae.models.outputs import FittedModel
+from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
 from sccvae.statistics.predictive_checks import predictive_check
 from sccvae.validation.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
 
 
-class AnalysedModel(FittedModel):
+class AnalysisModel(OutputsModel):
     """The analyses of an `SCCVAE`."""
 
     def differential_expression(
@@ -39,44 +39,45 @@ class AnalysedModel(FittedModel):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Genes whose mean normalised expression differs between groups of cells, judged by posterior samples.
+        """Find genes whose mean normalised expression differs between groups of cells, by posterior samples.
 
         After Boyeau et al. 2019 (https://doi.org/10.1101/794289); `sccvae.statistics.differential_expression`
-        says what differs, and why.
+        describes the differences from it, and the reasons.
 
         Parameters
         ----------
         groupby, group1, group2
-            Column of `obs`, or a label for each cell; group or groups to compare (None: each), and with which (None, or
-            "Rest" where no group is called so: all other cells).
+            Column of `obs`, or a label for each cell; group or groups to compare (None: each); group to compare with
+            (None, or "Rest" unless a group has that name: all other cells).
         idx1, idx2
-            Instead: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
+            Instead of `groupby`: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
         mode
-            `change`: probability that ``|log2 fold change| > delta``, also against most genes; `vanilla`, the default
-            of scvi-tools: Bayes factor of group 1 above group 2.
+            `change`: probability that |log2 fold change| > `delta`, also against most genes. `vanilla`, the default of
+            scvi-tools: Bayes factor of group 1 above group 2.
         delta
-            Smallest change that counts, in log2 units; None fits it to the fold changes of all genes.
+            Threshold of the fold change, in log2 units; None fits it to the fold changes of all genes.
         batch_correction
-            Decode both groups in all batches, and hold counts against those of the same batch. scvi-tools does not,
-            unless asked.
+            Decode both groups in all batches, and compare counts within batches. The default of scvi-tools is False.
         pseudocount
-            Added to the mean expression (which sums to 1) of both; None takes it from the data.
+            Added to the mean expression (which sums to 1) of both groups; None takes it from the data.
         n_samples, max_cells
-            Posterior draws; cells decoded per group. Memory: 4 bytes x groups x draws x genes, and a chunk of cells.
+            Posterior samples; cells decoded per group. Memory: 4 bytes x groups x samples x genes, and a chunk of
+            cells.
 
         Returns
         -------
-        Genes sorted by `bayes_factor` (log odds), with `proba_de`, `proba_not_de`; `lfc_mean`, `_median`, `_std`,
-        `_min`, `_max`, log2 of group 1 over group 2; of each group, `scale` (mean normalised expression), `raw_mean`
-        (counts per cell), `non_zeros_proportion`; `delta` and `pseudocounts` as they were taken; `is_de_fdr_0.05`, the
-        genes called at an expected false discovery rate of `fdr_target`. With groupby, also `comparison`, such as
-        "B vs Rest", `group1`, `group2`; all other cells are "Rest", or "Rest (all other cells)" beside a group of that
-        name. `vanilla` has `proba_m1`, `proba_m2`, but neither calls nor `delta` and `pseudocounts`.
+        Genes sorted by `bayes_factor` (log odds), with the columns `proba_de`, `proba_not_de`; `lfc_mean`, `_median`,
+        `_std`, `_min`, `_max`, log2 of group 1 over group 2; for each group, `scale` (mean normalised expression),
+        `raw_mean` (counts per cell), `non_zeros_proportion`; the `delta` and `pseudocounts` that were used;
+        `is_de_fdr_0.05`, the genes called at an expected false discovery rate of `fdr_target`. With `groupby`, also
+        `comparison`, such as "B vs Rest", `group1`, `group2`. All other cells are "Rest", or "Rest (all other cells)"
+        if a group has that name. `vanilla` has `proba_m1`, `proba_m2`, and neither calls nor `delta` and
+        `pseudocounts`.
 
         Raises
         ------
         ValueError, KeyError, TypeError
-            Which group is unknown, empty or compared with itself; the likelihood is not of counts.
+            A group is unknown, empty or compared with itself; the likelihood is not of counts.
 
         Examples
         --------
@@ -95,7 +96,8 @@ class AnalysedModel(FittedModel):
         """
         if self.likelihood.support != "counts":
             raise ValueError(
-                f"gene_likelihood={self.likelihood.name!r} has no fold changes: take 'zinb', 'nb' or 'poisson'."
+                f"differential_expression needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
+                "expected 'zinb', 'nb' or 'poisson'."
             )
         options = differential_expression.Options(mode, delta, pseudocount, fdr_target)
         n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
@@ -119,28 +121,27 @@ class AnalysedModel(FittedModel):
         max_cells: int | None = 20_000,
         seed: int = 0,
     ) -> diagnostics.Diagnosis:
-        """Whether the model fits, trained long enough, mixes the batches, and what it leaves unexplained.
+        """Check the fit of the model, its training, the mixing of batches, and cells that it explains badly.
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
+        {new_data}
         batch_key
-            Column of `obs`, or a label for each cell: batches that should be mixed. None takes those that the model
-            knows.
+            Column of `obs`, or a label for each cell: batches that should be mixed. None takes the batches of the
+            model.
         n_samples
-            Draws of z and l for each cell.
+            Samples of z and l for each cell.
         n_neighbors
-            Cells around each in which batches are counted.
+            Nearest cells of each cell, among which batches are counted.
         max_cells
-            Look at a random choice of so many cells where there are more; None looks at all.
+            Check a random sample of this many cells if there are more; None checks all.
 
         Returns
         -------
         A `Diagnosis`: print it, or read `table`, `sentences`, `warnings` and the arrays that `pl.diagnostics` draws.
-        It tells of active latent units (Burda, Grosse & Salakhutdinov 2016), the end of training and the held-out gap,
-        posterior predictive checks of zero fractions, variances and calibration (counts only), batches that stay apart,
-        and cells that are explained badly given their library size.
+        It covers active latent units (Burda, Grosse & Salakhutdinov 2016), convergence, the held-out gap, posterior
+        predictive checks of zero fractions, variances and calibration (counts only), batches that are not mixed, and
+        cells with a low likelihood given their library size.
 
         Raises
         ------
@@ -159,7 +160,7 @@ class AnalysedModel(FittedModel):
         max_cells, seed = unless_none(limit, "max_cells", max_cells), checked_seed(seed)
         counts, names = self._cells(adata, None)
         if len(counts) < 10:
-            raise ValueError(f"There are {len(counts)} cells; expected at least 10 to tell how a model does.")
+            raise ValueError(f"diagnose() found {len(counts)} cells; expected at least 10.")
         if batch_key is not None:
             batches = self._labels(batch_key, adata, names, "batch_key")
         else:
@@ -199,23 +200,22 @@ class AnalysedModel(FittedModel):
         max_cells: int = 20_000,
         seed: int = 0,
     ) -> None:
-        """Write a page for collaborators: data, embedding, scores, training, diagnostics, parameters.
+        """Write an HTML report: data, embedding, scores, training, diagnostics, parameters.
 
-        One HTML file that holds its figures, prints well and asks nothing of a network; one that is there is replaced.
+        The report is one file with its figures, and loads nothing from a network. An existing file is replaced.
 
         Parameters
         ----------
         path
             File to write, such as `report.html`.
-        adata
-            New data, genes in any order; None takes the training data.
+        {new_data}
         batch_key, label_key
-            Columns of `obs` with batches (None takes the one that the model knows) and with kinds of cells; the
-            embedding is drawn and scored by them.
+            Columns of `obs` with batches (None takes that of the model) and with cell types; the embedding is drawn and
+            scored by them.
         title
-            Heading; None names the numbers of cells and genes.
+            Heading; None states the numbers of cells and genes.
         max_cells
-            Draw, score and diagnose a random choice of so many cells where there are more.
+            Draw, score and diagnose a random sample of this many cells if there are more.
 
         Raises
         ------
@@ -226,7 +226,7 @@ class AnalysedModel(FittedModel):
         --------
         >>> model.report("report.html", label_key="cell_type", title="Example")
         """
-        from sccvae import report  # draws and scores, which takes matplotlib and scikit-learn
+        from sccvae import report  # here, because it imports matplotlib and scikit-learn
 
         report.checked_path(path)
         max_cells, seed = limit("max_cells", max_cells), checked_seed(seed, most=SEEDS)

@@ -1,4 +1,4 @@
-"""The relatives of `SCCVAE` without a prior: what they have in common, and the plain `Autoencoder`."""
+"""`Autoencoder`, and the base class that it has in common with `DenoisingAutoencoder`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from anndata import AnnData
 from sccvae.data.counts import Counts
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.inference import posterior
-from sccvae.models.base import HeldModel
+from sccvae.models.base import BaseModel
+from sccvae.models.plan import checked_plan
 from sccvae.models.signatures import with_history
 from sccvae.modules.architecture import Architecture, check_choices
 from sccvae.modules.autoencoders import Reconstructor
@@ -23,8 +24,8 @@ from sccvae.validation.arguments import FLOAT32, MOST, check_choice, checked_see
 Codes = Literal["fitted", "prior"]
 
 
-class AutoencodingModel(HeldModel):
-    """What the two autoencoders have in common: construction, training, and the code of a cell."""
+class AutoencodingModel(BaseModel):
+    """Base class of the two autoencoders: construction, training, latent representation."""
 
     objective: ClassVar[str] = "log-likelihood"
     _vae: Reconstructor
@@ -80,33 +81,19 @@ class AutoencodingModel(HeldModel):
         weight_decay: float = 0.0,
         progress_bar: bool = True,
     ) -> None:
-        """Fit the model; called again, go on from where it stands.
+        """Fit the model; a further call continues training.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does.
+        {ctrl_c}
 
         Parameters
         ----------
-        max_epochs
-            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
-            least 5.
-        batch_size
-            Cells per step.
-        train_size
-            Share of each batch's cells to train on; the others choose the best epoch.
-        early_stopping, patience
-            Stop after `patience` epochs without a higher log-likelihood of the held-out cells. With
-            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
-        learning_rate
-            Highest rate of the one-cycle schedule of Adam.
-        gradient_clip, weight_decay
-            Highest norm of the gradient, infinity for none; L2 penalty.
-        progress_bar
-            One line on a terminal; nothing elsewhere.
+        {run}
+        {gradients}
+        {progress_bar}
 
         Raises
         ------
-        sccvae.TrainingError
-            The loss was not finite; the weights are those of the last good epoch.
+        {training_error}
 
         Examples
         --------
@@ -114,10 +101,8 @@ class AutoencodingModel(HeldModel):
         >>> int(model.history["epoch"].max())
         3
         """
-        self._train(
-            max_epochs,
-            train_size,
-            progress_bar,
+        plan = checked_plan(
+            max_epochs=self._epochs(max_epochs, train_size),
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0,
@@ -128,6 +113,7 @@ class AutoencodingModel(HeldModel):
             n_draws=1,
             precision="full",
         )
+        self._train(plan, train_size, progress_bar)
 
     def _after_training(self) -> None:
         self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])
@@ -136,7 +122,7 @@ class AutoencodingModel(HeldModel):
     def history(self) -> pd.DataFrame:
         """One row per epoch and split: log-likelihood of the reconstruction (nats per cell), learning rate, seconds.
 
-        `elbo` repeats it under the name that `sccvae.pl.history` looks for: without a prior there is no other term.
+        The column `elbo`, which `sccvae.pl.history` draws, repeats it: without a prior there is no other term.
 
         Examples
         --------
@@ -147,14 +133,12 @@ class AutoencodingModel(HeldModel):
         return with_history(table)
 
     def get_latent_representation(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
-        """The code of each cell, (cells, n_latent) float32.
+        """Latent representation of each cell, its code, (cells, n_latent) float32.
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        {new_data}
+        {indices}
 
         Examples
         --------
@@ -166,42 +150,38 @@ class AutoencodingModel(HeldModel):
 
 
 class Autoencoder(AutoencodingModel):
-    """Plain autoencoder: a code of each cell from which the decoder gives the cell back, and no prior over codes.
+    """Plain autoencoder, without a prior over its latent representations (codes).
 
-    The same networks as `SCCVAE`, trained on log p(x | f(x)), f the encoder's mean. Nothing shapes the codes, so they
-    are not distributed as N(0, I): `generate(codes="prior")` shows what that does, `"fitted"` what a Gaussian mends.
+    The networks are those of `SCCVAE`, trained to maximise log p(x | f(x)), where f is the mean of the encoder.
+    Without a prior, codes are not distributed as N(0, I). `generate(codes="prior")` samples codes from N(0, I) all the
+    same; `"fitted"` samples them from a Gaussian fitted to the codes of the training cells.
 
     Parameters
     ----------
     adata
-        (cells, genes) values in `X` or in `layer`: cells or any other samples, such as images with a pixel per column.
+        (cells, genes) values in `X` or in `layer`: cells, or other samples such as images with a pixel per column.
     batch_key
-        Column of `obs` whose effect the decoder takes over, so that codes need not hold it.
+        Column of `obs` with the batch, an input of the decoder, so that codes need not encode it.
     layer
         Layer with the values; None takes `X`.
-    mask_var
-        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+    {mask_var}
     round_counts
         Round values to whole numbers, as in `SCCVAE`; for counts.
     n_hidden, n_latent, n_layers
-        Width of the hidden layers, dimensions of the code, hidden layers of encoder and decoder each.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step.
+        Width of the hidden layers; dimensions of the code; hidden layers, in the encoder and in the decoder.
+    {dropout_rate}
     gene_likelihood
         `nb`, `poisson`, `zinb` for counts, at each cell's observed library size; `normal` for real values;
         `bernoulli` for 0/1 values.
     scale
-        Standard deviation of `normal`, in the units of the data, held fixed: 1 is the squared error, halved. None
-        learns one for each gene.
-    seed
-        Of the weights, the split and the noise of training. The global random state is not touched.
-    device
-        `auto` takes a GPU when there is one.
+        Fixed standard deviation of `normal`, in the units of the data; 1 gives half the squared error. None learns one
+        for each gene.
+    {seed_of_model}
+    {device}
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -249,7 +229,7 @@ class Autoencoder(AutoencodingModel):
         ----------
         codes
             `fitted`: from the Gaussian with the mean and covariance of the training cells' codes; `prior`: from
-            N(0, I), which an autoencoder was never asked to fill.
+            N(0, I), to which an autoencoder is not fitted.
 
         Examples
         --------
@@ -268,14 +248,14 @@ class Autoencoder(AutoencodingModel):
     def generate(
         self, n_cells: int, *, codes: Codes = "fitted", batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:
-        """New cells: codes as `sample_codes` draws them, library from the batch's log-normal, x from the likelihood.
+        """Generate cells: codes by `sample_codes`, library size from the batch's log-normal, x from the likelihood.
 
         Parameters
         ----------
         codes
             `fitted` or `prior`, see `sample_codes`.
-        batch
-            Name or names of the batches to generate in; None takes all, in the proportions of the training data.
+        {generated_batch}
+            Batches come in the proportions of the training data.
 
         Returns
         -------
@@ -297,7 +277,7 @@ class Autoencoder(AutoencodingModel):
 
 
 def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
-    """The standard deviation to hold, if it can be held."""
+    """Check the fixed standard deviation; None stays None."""
     if scale is None:
         return None
     if gene_likelihood != "normal":

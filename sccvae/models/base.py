@@ -1,12 +1,11 @@
-"""What every model of the package is: weights, how to read data for them, a history; drawing, save and load."""
+"""Base class of all models: training, reconstruction, saving, loading."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -24,45 +23,35 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
+from sccvae.models.plan import default_epochs
 from sccvae.models.signatures import Understanding, missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
 from sccvae.modules.vae import VAE
 from sccvae.training.loop import Plan, Progress, fit
-from sccvae.validation.arguments import FLOAT32, MOST, checked_library_size, flag, limit, real, unless_none, whole
+from sccvae.validation.arguments import checked_library_size, flag, limit, real, unless_none
 from sccvae.validation.cells import numbers_of_cells
 from sccvae.validation.wording import Text, warn
 
 logger = logging.getLogger("sccvae")
-_READ: dict[str, Callable[[str, Any], int | float]] = {  # fields of a `Plan`, and how each is read
-    **dict.fromkeys(("max_epochs", "n_draws"), partial(whole, most=MOST)),
-    **dict.fromkeys(("batch_size", "patience"), whole),
-    **dict.fromkeys(("learning_rate", "gradient_clip", "kl_warmup", "weight_decay"), real),
-    "early_stopping": flag,
-}
 
 
-def default_epochs(n_cells: int) -> int:
-    """35, but as many as make 1,200 to 5,000 steps of 128 cells; at least 5."""
-    n_steps = min(max(35 * n_cells / 128, 1200), 5000)
-    return max(5, round(n_steps * 128 / n_cells))
+class BaseModel(metaclass=Understanding):
+    """Base class of `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder`.
 
-
-class HeldModel(metaclass=Understanding):
-    """What `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder` have in common: all that is saved, and what all can tell.
-
-    Outputs are deterministic: means, or draws from a generator with the seed given.
+    It holds everything that is saved, and the outputs of every model. Outputs are deterministic: means, or samples from
+    a generator with the given seed.
     """
 
-    kind: ClassVar[str]  # the class that a saved model says it is of
-    objective: ClassVar[str] = "ELBO"  # what training makes as high as it can
-    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns that `generate` writes beside the batch
+    kind: ClassVar[str]  # name of the class in a saved model
+    objective: ClassVar[str] = "ELBO"  # maximised in training
+    generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns of `obs` that `generate` writes
 
     def _set(self, schema, architecture, profiles, frequencies, seed, device, options=None) -> None:
         self._schema: Schema = schema
-        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories, cells with each
+        self._profiles, self._frequencies = profiles, frequencies  # combinations of categories; cells with each
         self._seed: int = seed
-        self._options: dict[str, Any] = options or {}  # what `_network` needs beside the architecture
+        self._options: dict[str, Any] = options or {}  # arguments of `_network` besides the architecture
         device = device_of(device)
         generator = torch.Generator().manual_seed(seed)
         self._vae = self._network(architecture, generator, for_device(device), self._options).to(device).eval()
@@ -82,7 +71,7 @@ class HeldModel(metaclass=Understanding):
         device: str | torch.device,
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Make the model of data that were read, and start it from them."""
+        """Make the network for data that were read, and initialise it from them."""
         for key in (schema.batch_key, *schema.categorical_covariate_keys):
             if key in self.generated:
                 raise ValueError(f"Batches or a covariate are in obs[{key!r}], which generate() writes: rename it.")
@@ -96,22 +85,17 @@ class HeldModel(metaclass=Understanding):
         self._vae.start_from(counts)
         self._remember(adata, counts)
 
-    def _train(self, max_epochs: int | None, train_size: float, progress_bar: bool, **choices: Any) -> None:
-        """Train, or go on from where the model stands; `choices` are the other fields of a `Plan`."""
-        if self._counts is None:
-            raise RuntimeError(
-                f"This model was loaded without data; load it as {self.kind}.load(path, adata) to train it on."
-            )
-        rng = np.random.default_rng(self._seed)
-        cells, held_out = split(self._counts.codes[:, 0], real("train_size", train_size), rng)
-        if len(held_out) == 0 and choices["early_stopping"] is not False:
-            logger.warning("No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept.")
-        choices["max_epochs"] = default_epochs(len(cells)) if max_epochs is None else max_epochs
-        plan, progress_bar = Plan(**choices | _checked(choices)), flag("progress_bar", progress_bar)
+    def _train(self, plan: Plan, train_size: float, progress_bar: bool) -> None:
+        """Train, or continue training, by the plan."""
+        cells, held_out = self._split(train_size)
+        if len(held_out) == 0 and plan.early_stopping:
+            logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
+        progress_bar = flag("progress_bar", progress_bar)
         first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
         progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
+        counts = cast(Counts, self._counts)
         try:
-            fit(self._vae, self._counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
+            fit(self._vae, counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
         finally:
             self._rows += progress.rows
             self._best_epoch = progress.best_epoch
@@ -119,23 +103,34 @@ class HeldModel(metaclass=Understanding):
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
 
+    def _split(self, train_size: float) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the cells to train on, and of the cells held out."""
+        if self._counts is None:
+            raise RuntimeError(
+                f"This model was loaded without data; to continue training, load it as {self.kind}.load(path, adata)."
+            )
+        rng = np.random.default_rng(self._seed)
+        return split(self._counts.codes[:, 0], real("train_size", train_size), rng)
+
+    def _epochs(self, max_epochs: int | None, train_size: float) -> int:
+        """Epochs of a run; for None, by the number of cells to train on."""
+        return default_epochs(len(self._split(train_size)[0])) if max_epochs is None else max_epochs
+
     def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
-        """Epochs and steps of a run with these arguments of `train`; endless where there are no data."""
+        """Epochs and steps of a run with these arguments of `train`; infinite if the model has no data."""
         if self._counts is None:
             return np.inf, np.inf
-        rng = np.random.default_rng(self._seed)
-        n_cells = len(split(self._counts.codes[:, 0], real("train_size", train_size), rng)[0])
-        n_epochs = default_epochs(n_cells) if max_epochs is None else max_epochs
-        return n_epochs, n_epochs * -(-n_cells // batch_size)
+        n_epochs = self._epochs(max_epochs, train_size)
+        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // batch_size)
 
     def _after_training(self) -> None:
-        """What else is kept of a run, however it ended."""
+        """Update what depends on the weights, after every run, however it ended."""
 
     @staticmethod
     def _network(
         architecture: Architecture, generator: torch.Generator, kernels: Kernels, options: dict[str, Any]
     ) -> VAE:
-        """The network that is trained."""
+        """Make the network that is trained."""
         return VAE(architecture, generator, kernels)
 
     @property
@@ -152,18 +147,15 @@ class HeldModel(metaclass=Understanding):
     def get_reconstruction(
         self, adata: AnnData | None = None, indices: Any = None, *, chunk_size: int | None = None
     ) -> np.ndarray:
-        """Mean of p(x | z) at each cell's code, (cells, genes) float32, in the units of the data.
+        """Mean of p(x | z) at each cell's latent mean, (cells, genes) float32, in the units of the data.
 
-        For counts at the cell's library size, and before drop-out (`zinb`).
+        Counts are at the cell's library size, and without zero inflation (`zinb`).
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
-        chunk_size
-            Cells decoded at once, a multiple of 32; None takes about half a million values.
+        {new_data}
+        {indices}
+        {chunk_size}
 
         Examples
         --------
@@ -173,30 +165,29 @@ class HeldModel(metaclass=Understanding):
         counts, _ = self._cells(adata, indices)
         chunk_size = unless_none(limit, "chunk_size", chunk_size)
         mean = np.empty((len(counts), counts.n_genes), dtype=np.float32)
-        for _ in posterior.expression(
-            self._vae, counts, "latent", None, chunk_size, batches=[None], n_samples=None, seed=0, out=mean
-        ):
+        request = posterior.Request(chunk_size=chunk_size)
+        for _ in posterior.expression(self._vae, counts, "latent", None, request, out=mean):
             pass
         return mean
 
     @torch.no_grad()
     def decode(self, z: np.ndarray, *, batch: str | None = None, library_size: float = 1.0) -> np.ndarray:
-        """Mean of p(x | z) at codes, (codes, genes) float32.
+        """Mean of p(x | z) at points of the latent space, (codes, genes) float32.
 
         Parameters
         ----------
         z
-            (codes, n_latent) finite numbers.
+            Points of the latent space (codes), (codes, n_latent), finite.
         batch
-            Name of the batch to decode in; may be left out where there is one. Other categorical covariates take the
-            values that are commonest in it, continuous ones their means.
+            Name of the batch to decode in; optional if there is only one. Other categorical covariates take their most
+            frequent values in that batch, continuous ones their means.
         library_size
-            Counts per cell; 1 gives normalised expression. Without meaning for `normal` and `bernoulli`.
+            Counts per cell; 1 gives normalised expression. Ignored for `normal` and `bernoulli`.
 
         Raises
         ------
         ValueError
-            `z` has another shape or is not finite, the library size is not positive, the batch is unknown or left out.
+            `z` has another shape or is not finite; the library size is not positive; the batch is unknown or missing.
 
         Examples
         --------
@@ -229,7 +220,7 @@ class HeldModel(metaclass=Understanding):
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write the model, without data, to the folder `path`: `weights.safetensors` and `model.json`.
 
-        A save that is killed leaves the old model or the new one.
+        If the process is killed meanwhile, the folder holds the old model or the new one.
 
         Raises
         ------
@@ -238,7 +229,7 @@ class HeldModel(metaclass=Understanding):
         TypeError, ValueError
             `overwrite` is neither True nor False; `path` is no path; a weight is not finite.
         OSError
-            `path` cannot be written to, or the disk is full. A model that was there stays.
+            `path` cannot be written to, or the disk is full. An earlier model at `path` is kept.
 
         Examples
         --------
@@ -262,17 +253,17 @@ class HeldModel(metaclass=Understanding):
     def load(
         cls, path: str | os.PathLike, adata: AnnData | None = None, *, device: str | torch.device = "auto"
     ) -> Self:
-        """Read a model that `save` wrote. Nothing in the folder is executed.
+        """Load a model that `save` wrote. Nothing in the folder is executed.
 
         Parameters
         ----------
         adata
-            Data to use where a method is given none, and to go on training with.
+            Data for methods that are given none, and for further training.
 
         Raises
         ------
         FileNotFoundError, sccvae.ModelFileError
-            There is no model at `path`, or it is damaged, or another class or program made it.
+            There is no model at `path`, it is damaged, or it is of another class or program.
 
         Examples
         --------
@@ -294,27 +285,27 @@ class HeldModel(metaclass=Understanding):
 
     @classmethod
     def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
-        """What arrays a model has, found out without making them; `arrays` are those of the file."""
+        """Types and shapes of a model's arrays, found without allocating them; `arrays` are those of the file."""
         if found.architecture.n_layers > len(arrays):
             raise ValueError(f"architecture.n_layers is {found.architecture.n_layers}, more than there are weights")
-        nothing: Any = None  # in place of a generator: no number is drawn
+        nothing: Any = None  # in place of a generator: no number is sampled
         with torch.device("meta"):
             network = cls._network(found.architecture, nothing, PLAIN, found.options)
         return {name: ("F32", tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """What is saved beside the description."""
+        """Arrays that are saved."""
         return self._vae.state_dict()
 
     def _take(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set what `_tensors` gave."""
+        """Set the arrays that `_tensors` gave."""
         self._vae.load_state_dict(tensors)
 
     # -------------------------------------------------------------------------------------------------------- details
 
     @property
     def gene_names(self) -> pd.Index:
-        """Names of the genes modelled, (genes,).
+        """Names of the modelled genes, (genes,).
 
         Examples
         --------
@@ -322,6 +313,11 @@ class HeldModel(metaclass=Understanding):
         ['gene_0', 'gene_1']
         """
         return pd.Index(self._schema.genes)
+
+    @property
+    def n_latent(self) -> int:
+        """Dimensions of the latent space."""
+        return self._vae.architecture.n_latent
 
     @property
     def batches(self) -> tuple[str, ...]:
@@ -336,7 +332,7 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def likelihood(self) -> Likelihood:
-        """The distribution of the counts.
+        """Likelihood of the data.
 
         Examples
         --------
@@ -347,7 +343,7 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are.
+        """Device of the weights.
 
         Examples
         --------
@@ -358,7 +354,7 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def adata(self) -> AnnData:
-        """The AnnData that the model was built on, or loaded with, as long as something else keeps it.
+        """AnnData that the model was built on or loaded with, if it still exists: the model does not keep it.
 
         Examples
         --------
@@ -371,7 +367,7 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def is_trained(self) -> bool:
-        """Whether `train` was called, for an epoch at least.
+        """Whether the model was trained for at least one epoch.
 
         Examples
         --------
@@ -403,7 +399,7 @@ class HeldModel(metaclass=Understanding):
         )
 
     def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
-        """The cells a method is asked about, and their names."""
+        """Counts and names of the cells that a method is called with."""
         self._check_trained()
         if adata is None and self._counts is None:
             raise ValueError(
@@ -416,8 +412,28 @@ class HeldModel(metaclass=Understanding):
         at = numbers_of_cells(indices, "indices", len(counts), names)
         return counts[at], names[at]
 
-    def _source(self, adata: AnnData) -> AnnData | None:
-        """None, which stands for the training data, if these are its cells (`is_training_data`); else `adata`."""
+    def source_of(self, adata: AnnData) -> AnnData | None:
+        """None if `adata` holds the training data, else `adata`: what to pass to the other methods as their `adata`.
+
+        The training data are recognised by cell names, counts and covariates. Where the counts are gone, since `X` was
+        normalised, names are believed, and where a covariate is gone, counts; either with a warning. The model then
+        uses the counts that it keeps.
+
+        Raises
+        ------
+        TypeError
+            `adata` is no AnnData.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+        >>> model = sccvae.SCCVAE(adata)
+        >>> model.source_of(adata.copy()) is None
+        True
+        >>> model.source_of(adata[:50]).n_obs
+        50
+        """
         check_adata(adata)
         if self._counts is None:
             return adata
@@ -426,11 +442,11 @@ class HeldModel(metaclass=Understanding):
 
     @property
     def _obs(self) -> pd.DataFrame:
-        """What `obs` says now of the cells that the model was built on."""
+        """Current `obs` of the training data."""
         return cast(Annotation, self._annotation).now()
 
     def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
-        """Labels of the cells `names` of `adata`, None for the training data: see `labels_of`."""
+        """Labels of the cells `names` of `adata`; None means the training data. See `labels_of`."""
         if adata is not None:
             return labels_of(key, adata.obs, names, what)
         try:
@@ -440,7 +456,7 @@ class HeldModel(metaclass=Understanding):
             raise KeyError(Text(error.args[0] + more)) from None
 
     def _batch_codes(self, batches: str | Sequence[str] | None) -> list[int | None]:
-        """Codes of the batches named, "all" for all if none is called so; `[None]` for each cell's own."""
+        """Codes of the named batches; "all" means all unless a batch has that name; `[None]` means each cell's own."""
         if batches is None:
             return [None]
         if isinstance(batches, str) and batches == "all" and "all" not in self.batches:
@@ -471,7 +487,7 @@ class HeldModel(metaclass=Understanding):
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
     def _remember(self, adata: AnnData, counts: Counts) -> None:
-        """Keep what outputs take where they are given no data; what is done to `adata.obs` later is seen."""
+        """Keep the data for outputs that are given none; later changes of `adata.obs` are seen."""
         self._counts, self._cell_names, self._annotation = counts, adata.obs_names.copy(), Annotation(adata)
 
     def _check_trained(self) -> None:
@@ -479,23 +495,8 @@ class HeldModel(metaclass=Understanding):
             raise RuntimeError("The model is not trained yet: call train() first.")
 
 
-def _checked(choices: dict[str, Any]) -> dict[str, int | float]:
-    """The numbers and switches of a `Plan`, if they make sense."""
-    read = {what: taken(what, choices[what]) for what, taken in _READ.items()}
-    for what, value in read.items():
-        if what not in ("early_stopping", "kl_warmup", "weight_decay") and not value > 0:
-            raise ValueError(f"{what} is {value}; expected more than 0.")
-    if read["learning_rate"] > FLOAT32:
-        raise ValueError(f"learning_rate is {read['learning_rate']}; expected a finite number above 0.")
-    if not 0 <= read["kl_warmup"] <= 1:
-        raise ValueError(f"kl_warmup is {read['kl_warmup']}; expected a share of the run in [0, 1].")
-    if not 0 <= read["weight_decay"] <= FLOAT32:
-        raise ValueError(f"weight_decay is {read['weight_decay']}; expected a finite number, 0 or more.")
-    return read
-
-
 def device_of(device: str | torch.device) -> torch.device:
-    """The device that is meant, if it is there; `auto` takes a GPU when there is one."""
+    """Check that the device exists and return it; `auto` takes a GPU when there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

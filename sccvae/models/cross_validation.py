@@ -1,11 +1,11 @@
-"""Molecular cross-validation (Batson, Royer & Webber 2019, https://doi.org/10.1101/786269): which settings fit best.
+"""Molecular cross-validation of settings (Batson, Royer & Webber 2019, https://doi.org/10.1101/786269).
 
-The molecules of every cell are dealt into two parts at random. A model trained on one says what it expects of the
-other, and the Poisson loss tells how far off it is. Sampling noise of the two parts is independent, so noise that was
-learnt costs rather than helps, and no truth is needed. The loss is lowest in expectation at the true rates, so models
-of different likelihoods compare. What is expected of a cell is scaled to the molecules held out of it: settings are
-judged by the composition of cells. Judged by depth as well, an inferred library size would lose against the observed
-one for leaving out the overdispersion of this very cell, which both parts share.
+The molecules of every cell are split at random into two parts. A model trained on one part predicts the other, and the
+Poisson loss measures the error. The sampling noise of the two parts is independent, so overfitting increases the loss,
+and no ground truth is needed. The expected loss is lowest at the true rates, so models with different likelihoods are
+comparable. Expected counts of a cell are scaled to its held-out molecules: settings are compared by the composition of
+cells. If depth counted as well, an inferred library size would have a higher loss than the observed one, because it
+leaves out the overdispersion of the cell, which both parts have in common.
 """
 
 import inspect
@@ -25,13 +25,13 @@ from sccvae.corruption import Thinning
 from sccvae.validation.arguments import MOST, checked_seed, finite, flag, whole
 
 BASELINE = "mean profile"
-_FIXED = {"self", "adata", "layer", "mask_var", "round_counts", "seed", "progress_bar"}  # alike in all, or not theirs
-_LEAST = 1e-10  # expected molecules: a softmax may round to 0, whose loss would be infinite
+_FIXED = {"self", "adata", "layer", "mask_var", "round_counts", "seed", "progress_bar"}  # the same in all settings
+_LEAST = 1e-10  # expected molecules: a softmax may round to 0, and its loss would be infinite
 CHUNK = 2**22  # values of expected counts at once
 
 
 def thin(counts: sp.csr_matrix, kept: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Deal molecules into two parts, each (cells, genes): with probability `kept` into the first."""
+    """Split molecules at random into two parts, (cells, genes) each: with probability `kept` into the first."""
     first = Thinning(kept)(counts, rng)
     second = sp.csr_matrix(counts - first)
     second.eliminate_zeros()
@@ -39,7 +39,7 @@ def thin(counts: sp.csr_matrix, kept: float, rng: np.random.Generator) -> tuple[
 
 
 def poisson_loss(expected: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
-    """(cells,) -log Poisson(counts; expected), summed over genes, in nats; `expected` is (cells, genes)."""
+    """Poisson negative log-likelihood summed over genes, (cells,), in nats; `expected` is (cells, genes)."""
     rate, stored = np.maximum(expected.astype(np.float64), _LEAST), counts.tocoo()
     terms = gammaln(stored.data + 1.0) - stored.data * np.log(rate[stored.row, stored.col])
     return rate.sum(1) + np.bincount(stored.row, terms, minlength=counts.shape[0])
@@ -48,7 +48,8 @@ def poisson_loss(expected: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
 def held_out_loss(held: sp.csr_matrix, expected: Callable[[np.ndarray], np.ndarray]) -> float:
     """Mean over cells of the Poisson loss of held-out counts, (cells, genes).
 
-    `expected` returns what is expected of the cells numbered, up to a factor for each cell: a chunk is asked at a time.
+    `expected` is a function from numbers of cells to their expected counts, up to a factor for each cell. It is called
+    for one chunk of cells at a time.
     """
     total, n_cells = 0.0, held.shape[0]
     size = max(1, CHUNK // held.shape[1])
@@ -61,13 +62,13 @@ def held_out_loss(held: sp.csr_matrix, expected: Callable[[np.ndarray], np.ndarr
 
 
 def expected_counts(model: Any, cells: np.ndarray) -> np.ndarray:
-    """(cells, genes) mean of the counts at the posterior means, drop-out included."""
+    """Mean of the counts at the posterior means, zero inflation included, (cells, genes)."""
     said = model.get_likelihood_parameters(indices=cells)
     return said["mean"] * (1 - said["dropout"]) if "dropout" in said else said["mean"]
 
 
 def _mean_profile(counts: sp.csr_matrix, cells: np.ndarray) -> np.ndarray:
-    """(cells, genes) the same guess for every cell: all are alike."""
+    """Sum of the counts over all cells as the prediction for every cell, (cells, genes)."""
     return np.repeat(np.asarray(counts.sum(0, dtype=np.float64)), len(cells), axis=0)
 
 
@@ -83,12 +84,12 @@ def compare(
     seed: int,
     progress_bar: bool,
 ) -> pd.DataFrame:
-    """Train every setting on the same thinned counts; a row for each, as described in `sccvae.cross_validate`.
+    """Train every setting on the same thinned counts; return a row for each, as `sccvae.cross_validate` describes.
 
     Parameters
     ----------
     counts, obs, genes
-        Checked counts (cells, genes), what is known of the cells, names of the genes.
+        Checked counts (cells, genes), annotation of the cells, names of the genes.
     settings
         Name -> arguments of the class and of its `train`.
     """
@@ -96,7 +97,7 @@ def compare(
     progress_bar = flag("progress_bar", progress_bar)
     split_options = {name: _sorted_out(model_class, name, options) for name, options in settings.items()}
     counts, var = counts.astype(np.float32, copy=False), pd.DataFrame(index=pd.Index(genes))
-    for name, (options, _) in split_options.items():  # a typing error in the last setting is found before hours of work
+    for name, (options, _) in split_options.items():  # finds errors in the last setting before training
         if options.get("gene_likelihood") in ("normal", "bernoulli"):
             raise ValueError(
                 f"Setting {name!r}: gene_likelihood={options['gene_likelihood']!r} is not of counts, and molecular "
@@ -108,7 +109,7 @@ def compare(
     bar = tqdm(total=n_splits * len(settings), desc="Cross-validation", disable=None if progress_bar else True)
     for number in range(n_splits):
         first, held = thin(counts, kept, np.random.default_rng([seed, number]))
-        full = np.diff(first.indptr) > 0  # a cell left without molecules cannot be trained on
+        full = np.diff(first.indptr) > 0  # a cell without molecules cannot be trained on
         first, held = first[full], held[full]
         losses.loc[BASELINE, number + 1] = held_out_loss(held, partial(_mean_profile, first))
         for name, (options, training) in split_options.items():
@@ -123,9 +124,9 @@ def compare(
 
 
 def summary(losses: pd.DataFrame) -> pd.DataFrame:
-    """Losses (settings, splits) -> a row per setting, best first: means, standard errors, then the splits."""
+    """Table with a row per setting, best first: means, standard errors, splits; `losses` is (settings, splits)."""
     losses = losses.loc[losses.mean(axis=1).sort_values(kind="stable").index]
-    excess = losses - losses.iloc[0]  # of the same molecules, so what all settings share drops out
+    excess = losses - losses.iloc[0]  # on the same molecules, so that noise common to all settings cancels
 
     def standard_error(table: pd.DataFrame) -> pd.Series:
         return table.std(axis=1, ddof=1) / np.sqrt(table.shape[1])
@@ -143,7 +144,7 @@ def summary(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sorted_out(model_class: type[Any], name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of the class, and those of its training."""
+    """Sort options into arguments of the class and arguments of its `train`."""
     own, training = (set(inspect.signature(f).parameters) - _FIXED for f in (model_class.__init__, model_class.train))
     for option in options:
         if option in _FIXED:
@@ -161,10 +162,10 @@ def _sorted_out(model_class: type[Any], name: str, options: Mapping[str, Any]) -
 def _checked(
     n_splits: int, kept: float, seed: int, settings: Mapping[str, Mapping[str, Any]]
 ) -> tuple[int, float, int]:
-    """The three numbers, if they and the names of the settings make sense."""
+    """Check the three numbers and the names of the settings."""
     if (n_splits := whole("n_splits", n_splits, most=MOST)) < 1:
         raise ValueError(f"n_splits is {n_splits}; expected at least 1, and at least 2 for standard errors.")
-    kept = finite("kept", kept, "a share of the molecules in (0, 1), such as 0.8", above=0, below=1)
+    kept = finite("kept", kept, "a fraction of the molecules in (0, 1), such as 0.8", above=0, below=1)
     if not settings:
         raise ValueError("settings is empty: expected at least one, name -> options, such as {'default': {}}.")
     if BASELINE in settings:

@@ -1,4 +1,4 @@
-"""`DenoisingAutoencoder`: undoes corruption, and samples by walking."""
+"""`DenoisingAutoencoder`, which generates cells by a Markov chain of corruption and reconstruction."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ Start = Literal["data", "noise"]
 
 
 class DenoisingAutoencoder(AutoencodingModel):
-    """Denoising autoencoder: learns to undo corruption, and so to sample cells, by walking.
+    """Denoising autoencoder, trained to reconstruct cells from corrupted ones.
 
-    Corruption and reconstruction in turn are a Markov chain whose stationary distribution estimates that of the data
-    (Bengio, Yao, Alain & Vincent 2013, https://arxiv.org/abs/1305.6663); `generate` runs it.
+    Alternating corruption and reconstruction is a Markov chain whose stationary distribution estimates that of the data
+    (Bengio, Yao, Alain & Vincent 2013, https://arxiv.org/abs/1305.6663). `generate` runs this chain.
 
     Parameters
     ----------
     adata, batch_key, layer, mask_var, round_counts, n_hidden, n_latent, n_layers, gene_likelihood, scale, seed, device
         As for `Autoencoder`.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step; none, since the corruption is there already.
+    {dropout_rate}
+        The default leaves none out, because the input is corrupted already.
     corruption
         Process of `sccvae.corruption`, or several, applied in turn. None takes `Thinning` and `GeneDropout` for counts,
-        `GaussianNoise` for real values (its `sd` is in their units: set it), `SaltAndPepper` for 0/1 values. More
-        corruption lets the chain mix faster, but samples blur: given a corrupted cell, genes are drawn independently.
+        `GaussianNoise` for real values (set its `sd`, which is in their units), `SaltAndPepper` for 0/1 values. With
+        more corruption the chain mixes faster, but samples are less sharp: given a corrupted cell, genes are sampled
+        independently.
     walkback
-        Train on what the chain visits: from each cell it goes on, with probability `continuation` per step, from a
-        sample of the reconstruction, and every corrupted point is to give back the cell. Training takes about five
-        times as long, most of it for samples, which are drawn on the CPU. Without it each cell is corrupted once.
+        Train on the states that the chain visits. The chain starts at each cell and continues, with probability
+        `continuation` per step, from a sample of the reconstruction; the cell is to be reconstructed from each
+        corrupted state. Training takes about five times as long, mostly for sampling on the CPU. False corrupts each
+        cell once.
     continuation
         Probability of another step, in (0, 1).
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -118,7 +119,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         return self._vae.corruption
 
     def corrupt(self, adata: AnnData | None = None, indices: Any = None, *, seed: int = 0) -> sp.csr_matrix:
-        """A draw from the corruption process for each cell, (cells, genes) CSR float32.
+        """Corrupt each cell once, (cells, genes) CSR float32.
 
         Examples
         --------
@@ -140,33 +141,31 @@ class DenoisingAutoencoder(AutoencodingModel):
         batch: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> AnnData:
-        """New cells: what chains of corruption and reconstruction come to, many chains at a time.
+        """Generate cells by Markov chains of corruption and reconstruction, many chains at a time.
 
-        Each chain keeps the batch and, for counts, the library size that it starts with; see
-        `sccvae.modules.autoencoders`.
+        Each chain keeps the batch and, for counts, the library size of its start; see `sccvae.modules.autoencoders`.
 
         Parameters
         ----------
         n_cells
             Cells to return, over all chains.
         steps
-            Steps of each chain before its first cell is taken; what is left of the start fades with them.
+            Steps of each chain before its first cell is taken (burn-in): the more, the less the start matters.
         thin
-            Steps between two cells of one chain, where there are fewer chains than cells.
+            Steps between two cells of one chain, if there are fewer chains than cells.
         n_chains
-            Chains, which share the cells evenly; None runs one for each cell: cells are then independent but for their
-            starts.
+            Number of chains, among which the cells are split evenly. None runs one for each cell: cells are then
+            independent given their starts.
         start
-            `data`: training cells, drawn at random, each once before any comes again; `noise`: batches in the
-            proportions of the training data, library sizes from the batch's log-normal, and values that know nothing of
-            the data: Poisson counts of the same mean in every gene, N(0, 1), or fair coins.
-        batch
-            Name or names of the batches to generate in; None takes all.
+            `data`: training cells, sampled at random, each once before any is repeated. `noise`: batches in the
+            proportions of the training data, library sizes from the batch's log-normal, and values independent of the
+            data: Poisson counts of the same mean in every gene, N(0, 1), or Bernoulli(1/2).
+        {generated_batch}
 
         Returns
         -------
-        AnnData, chain after chain, with `chain` (its number), `step` (after which the cell was taken) and the batch in
-        `obs`, for counts also `sccvae_library`; in `obsm["X_sccvae"]` the code that the cell was drawn from.
+        AnnData, chain after chain. `obs` has `chain` (its number), `step` (after which the cell was taken), the batch
+        and, for counts, `sccvae_library`. `obsm["X_sccvae"]` has the code that the cell was sampled from.
 
         Raises
         ------
@@ -202,7 +201,7 @@ class DenoisingAutoencoder(AutoencodingModel):
     def _starts(
         self, n_chains: int, start: Start, batch: str | Sequence[str] | None, rng: np.random.Generator
     ) -> tuple[sp.csr_matrix, Minibatch]:
-        """Values that chains start from, (chains, genes), and what goes along each chain, on the CPU."""
+        """Initial values of the chains, (chains, genes), and their covariates and library sizes, on the CPU."""
         if start == "data":
             if (counts := self._counts) is None:
                 raise ValueError(

@@ -1,7 +1,7 @@
-"""The description of a saved model, every field checked for type and range before anything is made of it.
+"""Checks of the description of a saved model: type and range of every field, before a model is made.
 
-Types are those that the fields are annotated with. A field of the architecture, of the schema or of the options that
-nobody knows is refused, for it would change what the model means; one beside these is ignored, as nothing reads it.
+Types are the annotations of the fields. An unknown field of the architecture, of the schema or of the options is an
+error, because it could change the meaning of the model. Other unknown fields are ignored, because nothing reads them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from sccvae.data.schema import Schema
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import LIKELIHOODS
 
-_OPTIONS: dict[str, dict[str, Any]] = {  # of each class, what its network needs beside the architecture
+_OPTIONS: dict[str, dict[str, Any]] = {  # by class: arguments of its network besides the architecture
     "SCCVAE": {},
     "Autoencoder": {"scale": float | None},
     "DenoisingAutoencoder": {"scale": float | None, "corruption": tuple[dict[str, Any], ...], "continuation": float},
@@ -22,7 +22,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {  # of each class, what its network needs
 
 
 class Description(NamedTuple):
-    """What a description says."""
+    """Checked contents of a description."""
 
     schema: Schema
     architecture: Architecture
@@ -35,7 +35,7 @@ class Description(NamedTuple):
 
 
 def understood(found: dict[str, Any], kind: str) -> Description:
-    """The description of a model of the class `kind`. Raises ValueError or TypeError that names the field."""
+    """Check the description of a model of the class `kind`. Raises ValueError or TypeError that names the field."""
     schema = _made(Schema, _field(found, "schema", dict[str, Any]), "schema")
     architecture = _made(Architecture, _field(found, "architecture", dict[str, Any]), "architecture")
     _check_together(schema, architecture)
@@ -55,7 +55,7 @@ def understood(found: dict[str, Any], kind: str) -> Description:
 
 
 def _check_together(schema: Schema, a: Architecture) -> None:
-    """What two fields say of one thing is the same."""
+    """Check that fields on the same subject agree."""
     keys, names = (schema.batch_key, *schema.categorical_covariate_keys), schema.genes
     support = LIKELIHOODS[a.gene_likelihood].support
     same = {
@@ -131,7 +131,7 @@ def _history(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 
 def _made(kind: type, fields: dict[str, Any], what: str) -> Any:
-    """A dataclass from its fields, each of the type that it is annotated with."""
+    """Make a dataclass from its fields, after a check of their types."""
     hints = get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}
     for name, field in known.items():
@@ -152,7 +152,7 @@ def _field(found: dict[str, Any], name: str, hint: Any) -> Any:
 
 
 def _expect(name: str, value: Any, hint: Any) -> Any:
-    """The value, if it is of the type. A whole number is a float, too, but True is no number."""
+    """Check that a value has the type, and return it. An integer is also a float; True is not a number."""
     if not _fits(value, hint):
         shown = text if len(text := repr(value)) <= 60 else text[:60] + "..."
         expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

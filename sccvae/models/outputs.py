@@ -1,4 +1,4 @@
-"""Everything that can be asked of an `SCCVAE` after training."""
+"""Outputs of a trained `SCCVAE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from sccvae.inference import aggregate_prior, posterior
 from sccvae.io import storage
-from sccvae.models.base import HeldModel
+from sccvae.models.base import BaseModel
 from sccvae.models.description import Description
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.validation.arguments import (
@@ -29,17 +29,17 @@ from sccvae.validation.arguments import (
 )
 
 Prior = Literal["normal", "aggregate"]
-_STORED = "aggregate."  # how the names of the mixture's arrays begin in a saved model
+_STORED = "aggregate."  # prefix of the mixture's arrays in a saved model
 
 
-class FittedModel(HeldModel):
-    """Outputs of the variational autoencoder: they need its weights, not its training data.
+class OutputsModel(BaseModel):
+    """Outputs of the variational autoencoder; they need its weights, not its training data.
 
-    Outputs are deterministic: posterior means, or draws from a generator with the seed given.
+    Outputs are deterministic: posterior means, or samples from a generator with the given seed.
     """
 
     kind: ClassVar[str] = "SCCVAE"
-    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors when it is needed
+    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors at the first use
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -50,10 +50,8 @@ class FittedModel(HeldModel):
 
         Parameters
         ----------
-        adata
-            New data, genes in any order; None takes the training data.
-        indices
-            Cells to use: numbers, a slice or a boolean mask (a Series by the names of its cells); None takes all.
+        {new_data}
+        {indices}
 
         Examples
         --------
@@ -84,33 +82,32 @@ class FittedModel(HeldModel):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> Any:
-        """Normalised expression rho, which sums to 1 over the genes of a cell: noise, depth and drop-out removed.
+        """Normalised expression rho, which sums to 1 over the genes of a cell: noise, depth and zero inflation removed.
 
         Parameters
         ----------
         adata, indices
             As in `get_latent_representation`.
         transform_batch
-            Batch to decode in: None, each cell's own; a name; the mean over several names; "all", over all batches.
+            Batch to decode in. None: each cell's own. A name: that batch. Several names, or "all": the mean over them.
         gene_list
-            Genes to return, in that order.
+            Genes to return, in this order; None returns all.
         library_size
-            What rho is multiplied by: a number, or each cell's library size, inferred ("latent"; scvi-tools means the
-            observed one by that, unless its models infer it) or observed.
+            Factor of rho: a number, or the library size of each cell, inferred ("latent") or "observed". With "latent"
+            scvi-tools means the observed one, unless its model infers it.
         n_samples
-            Mean over so many draws from q(z|x); None decodes its mean, where scvi-tools takes a draw.
+            Number of samples from q(z|x) to average over; None decodes its mean, where scvi-tools takes one sample.
         return_mean
-            False returns the `n_samples` draws themselves.
+            False returns the `n_samples` samples themselves.
         return_numpy
-            Array instead of DataFrame.
+            Return an array instead of a DataFrame.
         out
-            (cells, genes) array, memmap or zarr array to fill chunk by chunk and return.
-        chunk_size
-            Cells decoded at once, a multiple of 32; None takes about half a million values.
+            (cells, genes) array, memmap or zarr array, which is filled chunk by chunk and returned.
+        {chunk_size}
 
         Returns
         -------
-        (cells, genes) DataFrame, array, or `out`; the draws, (n_samples, cells, genes), as an array or in `out`. For
+        (cells, genes) DataFrame, array, or `out`; samples, (n_samples, cells, genes), as an array or in `out`. For
         `normal` and `bernoulli`, the mean of x.
 
         Examples
@@ -137,7 +134,7 @@ class FittedModel(HeldModel):
         shape: tuple[int, ...] = (len(counts), counts.n_genes if genes is None else len(genes))
         if not return_mean:
             if n_samples is None:
-                raise ValueError("return_mean=False returns draws: say how many with n_samples.")
+                raise ValueError("return_mean=False returns samples: pass their number as n_samples.")
             shape = (n_samples, *shape)
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
@@ -146,12 +143,12 @@ class FittedModel(HeldModel):
         if tuple(filled.shape) != shape:
             axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
-        batches = self._batch_codes(transform_batch)
-        options: dict[str, Any] = {"batches": batches, "n_samples": n_samples, "seed": seed}
-        options["keep_draws"] = not return_mean
-        options["out"] = filled if posterior.can_be_filled(filled) else None
-        for rows, rho in posterior.expression(self._vae, counts, library_size, genes, chunk_size, **options):
-            if options["out"] is None:
+        request = posterior.Request(self._batch_codes(transform_batch), n_samples, seed, chunk_size)
+        direct = filled if posterior.can_be_filled(filled) else None
+        for rows, rho in posterior.expression(
+            self._vae, counts, library_size, genes, request, keep_draws=not return_mean, out=direct
+        ):
+            if direct is None:
                 filled[(rows if return_mean else (slice(None), rows))] = rho
         if out is not None or return_numpy or not return_mean:
             return filled
@@ -159,7 +156,7 @@ class FittedModel(HeldModel):
         return pd.DataFrame(filled, index=names, columns=columns, copy=False)
 
     def get_latent_library_size(self, adata: AnnData | None = None, indices: Any = None) -> np.ndarray:
-        """(cells,) float32 library size in counts: the median of q(l|x), or the observed one.
+        """Library size of each cell in counts, (cells,) float32: the median of q(l|x), or the observed one.
 
         Examples
         --------
@@ -182,9 +179,9 @@ class FittedModel(HeldModel):
 
         Returns
         -------
-        `mean` of the count distribution; `dispersions` theta (`nb`, `zinb`) or `scale` sigma (`normal`), a read-only
-        view where it is the same in all cells; `dropout`, a probability (`zinb`). Expected counts are
-        `mean * (1 - dropout)`.
+        Dictionary with `mean`, the mean of the count distribution; `dispersions`, theta (`nb`, `zinb`), or `scale`,
+        sigma (`normal`), a read-only view if it is the same in all cells; `dropout`, the probability of zero inflation
+        (`zinb`). Expected counts are `mean * (1 - dropout)`.
 
         Examples
         --------
@@ -196,14 +193,52 @@ class FittedModel(HeldModel):
         counts, _ = self._cells(adata, indices)
         return posterior.likelihood_parameters(self._vae, counts)
 
+    def moments_of(
+        self, gene_list: Sequence[str], adata: AnnData | None = None, indices: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the counts of some genes at each cell's posterior mean, (cells, genes) float32 each.
+
+        Zero inflation is part of both (`zinb`).
+
+        Parameters
+        ----------
+        gene_list
+            Names of the genes, in the order of the columns.
+        {new_data}
+        {indices}
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            The model is not trained; the likelihood is not one of counts; a gene is unknown.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> model = sccvae.SCCVAE(sccvae.simulate.simulate(100, 30, seed=0))
+        >>> model.train(max_epochs=1)
+        >>> mean, variance = model.moments_of(["gene_1", "gene_2"])
+        >>> mean.shape, bool((variance >= mean).all())
+        ((100, 2), True)
+        """
+        if self.likelihood.support != "counts":
+            raise ValueError(
+                f"moments_of needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
+                "expected 'zinb', 'nb' or 'poisson'."
+            )
+        counts, _ = self._cells(adata, indices)
+        columns = self._schema.positions_of_genes(gene_list)
+        _, mean, variance = zip(*posterior.gene_moments(self._vae, counts, columns), strict=True)
+        return np.vstack(mean), np.vstack(variance)
+
     def posterior_predictive_sample(
         self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
     ) -> sp.csr_matrix | np.ndarray:
-        """Counts drawn from p(x' | x): z and l from their posteriors, x' from the likelihood.
+        """Sample counts from p(x' | x): z and l from their posteriors, x' from the likelihood.
 
         Returns
         -------
-        One draw as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
+        One sample as a (cells, genes) float32 CSR matrix; with `n_samples`, an array (n_samples, cells, genes).
 
         Examples
         --------
@@ -218,18 +253,17 @@ class FittedModel(HeldModel):
     def generate(
         self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:
-        """Cells that nobody sequenced: z and library size from a prior, counts from the likelihood.
+        """Generate cells: z and library size from a prior, counts from the likelihood.
 
         Parameters
         ----------
         prior
             `normal`: z from the model's own prior (a mixture of Gaussians, or N(0, I) with `prior_components=0`),
-            library size from the batch's log-normal, as the model assumes. `aggregate`: both together from a mixture of
-            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`), which leaves
-            out codes that no cell has, keeps to the cells of each batch, and knows which cells are large.
-        batch
-            Name or names of the batches to generate in; None takes all. Batches and covariates come in the
-            proportions of the training data, continuous covariates at their means.
+            library size from the batch's log-normal, as the model assumes. `aggregate`: both from a mixture of
+            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`). The mixture
+            is fitted per batch and jointly with the library size, and has low density where there are no cells.
+        {generated_batch}
+            Batches and covariates come in the proportions of the training data, continuous covariates at their means.
 
         Returns
         -------
@@ -262,7 +296,7 @@ class FittedModel(HeldModel):
     def get_elbo(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """Evidence lower bound in nats (higher is better), from one draw of z and l: mean over cells, or (cells,).
+        """Evidence lower bound in nats (higher is better), from one sample of z and l: mean over cells, or (cells,).
 
         Examples
         --------
@@ -276,7 +310,9 @@ class FittedModel(HeldModel):
     def get_reconstruction_error(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
-        """-E_q[log p(x | z, l)] in nats (lower is better), from one draw: mean over cells, or (cells,).
+        """Reconstruction error -E_q[log p(x | z, l)] in nats (lower is better), from one sample of z and l.
+
+        The mean over cells, or (cells,).
 
         Examples
         --------
@@ -314,7 +350,7 @@ class FittedModel(HeldModel):
     # -------------------------------------------------------------------------------------------------------- details
 
     def _mixture(self) -> aggregate_prior.Mixture:
-        """The mixture fitted to the aggregate posterior: the one at hand, or else made from the data."""
+        """Mixture fitted to the aggregate posterior; it is fitted to the data at the first call."""
         if self._aggregate is None:
             if self._counts is None:
                 raise ValueError(
@@ -332,7 +368,7 @@ class FittedModel(HeldModel):
         self._aggregate = None  # it was fitted to other posteriors
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The weights and, unless there are no data to fit it to, the mixture that `generate` draws from."""
+        """Weights and, if there are data to fit it to, the mixture of `generate(prior="aggregate")`."""
         tensors = super()._tensors()
         if self._aggregate is None and (self._counts is None or not self._rows):
             return tensors
@@ -346,7 +382,7 @@ class FittedModel(HeldModel):
 
     @classmethod
     def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
-        """What every model has, and the mixture if there is one: as many components as its array of means says."""
+        """Arrays of every model, and those of the mixture if there is one, with as many components as its means."""
         expected = super()._expected(found, arrays)
         if any(name.startswith(_STORED) for name in arrays):
             k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
@@ -357,7 +393,7 @@ class FittedModel(HeldModel):
         return expected
 
     def describe(self) -> dict[str, Any]:
-        """Parameters, history and versions, as `uns` of an AnnData can hold them and h5ad can store them.
+        """Parameters, history and versions, in types that `uns` of an AnnData and h5ad files can store.
 
         Examples
         --------

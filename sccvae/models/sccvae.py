@@ -1,7 +1,7 @@
-"""`SCCVAE`: the model that users hold."""
+"""`SCCVAE`, the variational autoencoder, and molecular cross-validation of its settings."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,11 +10,13 @@ from anndata import AnnData
 
 from sccvae.data.schema import Schema, mask_of_genes
 from sccvae.models import cross_validation
-from sccvae.models.analysis import AnalysedModel
+from sccvae.models.analysis import AnalysisModel
+from sccvae.models.plan import checked_plan
 from sccvae.modules.architecture import Architecture, Dispersion, Library, check_choices
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.training.gradients import Precision
-from sccvae.validation.arguments import MOST, check_choice, checked_seed, flag, real, whole
+from sccvae.validation.arguments import MOST, checked_seed, flag, real, whole
+from sccvae.validation.docstrings import filled
 from sccvae.validation.names import same_names
 
 OWN = "this model"  # in a table of cross-validation
@@ -24,80 +26,76 @@ _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
-class SCCVAE(AnalysedModel):
+class SCCVAE(AnalysisModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
-    The AnnData is checked and copied into sparse form here, and never changed.
+    The AnnData is checked and its counts are copied in sparse form. It is never changed.
 
     Parameters
     ----------
     adata
         (cells, genes) raw counts in `X` or in `layer`.
     batch_key
-        Column of `obs`: the experiment of each cell, whose effect is to be removed.
+        Column of `obs` with the batch of each cell. Batch effects are removed from the embedding.
     layer
         Layer with the counts; None takes `X`.
     categorical_covariate_keys, continuous_covariate_keys
-        Further columns of `obs` whose effects are to be removed; None takes none.
+        Further columns of `obs` whose effects are removed; None takes none.
     size_factor_key
-        Column of `obs` with positive size factors; they replace the library size (as `library="observed"`).
-    mask_var
-        Genes to model: a column of `var` or a (genes,) boolean array; None takes all.
+        Column of `obs` with positive size factors. They replace the library size, as with `library="observed"`.
+    {mask_var}
     round_counts
-        Round values to whole numbers, an even one where two are as near: for the expected counts of RSEM, Salmon or
-        Smart-seq2. New data are rounded alike. False refuses fractions, which most often mean normalised values.
+        Round values to whole numbers, halves to the even one: for the expected counts of RSEM, Salmon or Smart-seq2.
+        New data are rounded in the same way. False raises an error for fractions, which are usually normalised values.
     n_hidden
-        Width of the hidden layers: of encoder and decoder alike, or two numbers, the encoder's and the decoder's.
+        Width of the hidden layers: one number for encoder and decoder, or two, (encoder, decoder).
     n_latent, n_layers
-        Dimensions of the embedding; hidden layers of encoder and decoder each.
-    dropout_rate
-        Share of the encoder's hidden units left out in each training step; None takes 0.1, and beyond 2,000 cells
-        200 / cells: the more there are, the less is learnt by heart.
+        Dimensions of the embedding; number of hidden layers, in the encoder and in the decoder.
+    {dropout_rate}
+        None takes 0.1, and beyond 2,000 cells 200 / cells, because more cells are overfitted less.
     dispersion
         One theta per gene, per gene and batch, or per gene and cell.
     gene_likelihood
         `zinb`, `nb`, `poisson` for counts; `normal` for log-normalised values; `bernoulli` for 0/1 values.
     library
-        `lognormal` infers each cell's library size; `observed` takes the total count.
+        `lognormal` infers the library size of each cell; `observed` takes the total count.
     encode_covariates
-        Give batch and covariates to the encoder, too; the decoder always has them. An encoder that knows the batch
-        can leave it out of the embedding.
+        Whether batch and covariates are inputs of the encoder; they always are of the decoder. With the batch as an
+        input, the encoder can remove its effect from the embedding.
     dropout_cost
-        Nats that the prior charges for each expected drop-out (`zinb`); 0 leaves zero inflation free.
+        Penalty in nats for each expected zero-inflated count (`zinb`); 0 does not penalise zero inflation.
     prior_components
-        Gaussians in the prior of z, a mixture that is learnt (as Dilokthanakul et al. 2016,
-        https://arxiv.org/abs/1611.02648, marginalised); 0 takes N(0, I), under which kinds of cells part less clearly.
+        Number of Gaussians in the prior of z, a learnt mixture (as Dilokthanakul et al. 2016,
+        https://arxiv.org/abs/1611.02648, marginalised). 0 takes N(0, I), which separates cell types less clearly.
     batch_mixing
-        Weight of a penalty in training, from the end of the KL warm-up on: by how many nats a cell's neighbours in the
-        embedding tell its batch (`sccvae.modules.batch_penalty`). Up to about 3 mixes batches better where they hold
-        the same kinds of cells; 0 leaves that to the model. Turn it off where batches hold different kinds of cells by
-        design, or where their difference is of interest: it takes part of that for an effect of the batch.
+        Weight of the batch penalty, which is added in training from the end of the KL warm-up on: the information in
+        nats that the neighbours of a cell in the embedding give on its batch (`sccvae.modules.batch_penalty`). Values
+        up to about 3 improve mixing if the batches contain the same cell types; 0 removes the penalty. Set 0 if the
+        batches contain different cell types by design, or if differences between batches are of interest: the penalty
+        removes part of them as a batch effect.
     weight_precision
-        Of the prior of the weights that lead from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
-        What few cells show of a gene is then not learnt by heart: the smaller the data, the more it matters. 0 leaves
-        them free.
+        Precision of the prior of the weights from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
+        It reduces overfitting of genes that are detected in few cells, and matters most for small data. 0 removes the
+        prior.
     thinning
-        Largest share of a cell's molecules that the encoder does not see in a step of training; for counts. The share
-        is drawn anew for each cell and step, from 0 to this. With 0.8 codes depend less on depth: choose it for a model
-        that is to embed other cells, above all shallower ones. The ELBO of training cells in `history` is then that of
-        cells seen in part. 0, the default, shows every molecule.
-    seed
-        Of the weights, the split and the noise of training. The global random state is not touched. The same seed, data
-        and settings give the same model to the bit, whatever the number of threads; results round otherwise on another
-        device, kind of processor (see `precision` of `train`) or version of torch.
-    device
-        `auto` takes a GPU when there is one.
+        Largest fraction of a cell's molecules that are hidden from the encoder in a training step; for counts. The
+        fraction is sampled for each cell and step, between 0 and this value. With 0.8 the embedding depends less on
+        sequencing depth: use it for models that will embed other cells, above all cells with fewer counts. The ELBO of
+        training cells in `history` is then that of thinned cells. 0, the default, hides nothing.
+    {seed_of_model}
+        The same seed, data and settings give the same model to the bit, whatever the number of threads. Results round
+        differently on another device, kind of processor (see `precision` of `train`) or version of torch.
+    {device}
 
     Notes
     -----
-    Work on the CPU is shared among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Draws
-    depend on `seed` and the place of a cell among those asked for, not on `chunk_size`. A process may be forked after
-    training; one that has used a GPU may not, as CUDA says: start it by `multiprocessing.get_context("spawn")`.
+    On the CPU, work is split among as many threads as torch has (`torch.set_num_threads`, `OMP_NUM_THREADS`). Samples
+    depend on `seed` and on the position of a cell in the call, not on `chunk_size`. A process may be forked after
+    training. CUDA does not allow this once a GPU was used: start processes by `multiprocessing.get_context("spawn")`.
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        What is wrong with the input, where, and how to mend it.
+    {input_errors}
 
     Examples
     --------
@@ -184,45 +182,31 @@ class SCCVAE(AnalysedModel):
         precision: Precision = "mixed",
         progress_bar: bool = True,
     ) -> None:
-        """Fit the model; called again, go on from where it stands.
+        """Fit the model; a further call continues training.
 
-        Ctrl-C ends the run and keeps the best epoch, as early stopping does. What is judged and kept of an epoch is the
-        average of the weights over some fifty steps.
+        {ctrl_c}
+        What is evaluated and kept of an epoch is the average of the weights over about fifty steps.
 
         Parameters
         ----------
-        max_epochs
-            Passes over the training cells; None takes 35, but as many as make 1,200 to 5,000 steps of 128 cells; at
-            least 5.
-        batch_size
-            Cells per step.
-        train_size
-            Share of each batch's cells to train on; the others choose the best epoch.
-        early_stopping, patience
-            Stop after `patience` epochs without a higher held-out ELBO. With
-            ``train_size=1`` no cell is held out: nothing stops the run, and the last epoch is kept; a message says so.
-        learning_rate
-            Highest rate of the one-cycle schedule of Adam.
+        {run}
         kl_warmup
-            Share of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing` begins.
-            (What lets drop-outs differ between cells is learnt in the second half of the run, whatever this is.)
-        gradient_clip, weight_decay
-            Highest norm of the gradient, infinity for none; L2 penalty.
+            Fraction of the run over which the weight of KL(q(z|x) || p(z)) rises to 1. At its end `batch_mixing`
+            begins. (The zero-inflation head is trained in the second half of the run, whatever this value is.)
+        {gradients}
         n_draws
-            Draws of z and l for each cell at each step (L of Kingma & Welling 2014); one does for minibatches of 100.
+            Samples of z and l per cell and step (L of Kingma & Welling 2014); one is enough for minibatches of 100.
         precision
-            `mixed` multiplies bfloat16 in the largest products of a step, where the CPU has instructions for it
-            (AVX-512 BF16, AMX) and counts are modelled: a third less time for the same fit. `full` is float32
-            throughout, closer to what processors without them compute. Weights and outputs are float32 in both.
-        progress_bar
-            One line on a terminal; nothing elsewhere.
+            `mixed` computes the largest matrix products of a step in bfloat16 if the CPU has instructions for it
+            (AVX-512 BF16, AMX) and the data are counts: a third less time for the same fit. `full` computes in float32
+            throughout, which is closer to other processors. Weights and outputs are float32 in both.
+        {progress_bar}
 
         Raises
         ------
         ValueError
-            A number or a choice makes no sense.
-        sccvae.TrainingError
-            The loss was not finite; the weights are those of the last good epoch.
+            A number is out of range, or a choice is unknown.
+        {training_error}
 
         Examples
         --------
@@ -230,11 +214,8 @@ class SCCVAE(AnalysedModel):
         >>> int(model.history["epoch"].max())
         3
         """
-        check_choice("precision", precision, get_args(Precision))
-        self._train(
-            max_epochs,
-            train_size,
-            progress_bar,
+        plan = checked_plan(
+            max_epochs=self._epochs(max_epochs, train_size),
             batch_size=batch_size,
             learning_rate=learning_rate,
             kl_warmup=0.0 if self._rows else kl_warmup,
@@ -245,6 +226,7 @@ class SCCVAE(AnalysedModel):
             n_draws=n_draws,
             precision=precision,
         )
+        self._train(plan, train_size, progress_bar)
 
     def cross_validate(
         self,
@@ -256,18 +238,18 @@ class SCCVAE(AnalysedModel):
         seed: int = 0,
         progress_bar: bool = True,
     ) -> pd.DataFrame:
-        """Molecular cross-validation of this model's settings, on its data, and of changes to them.
+        """Compare this model's settings with changes to them, by molecular cross-validation on its data.
 
-        The model itself stays as it is: new ones are trained, `n_splits` for each setting. As `sccvae.cross_validate`,
-        which says what is returned; the row of the model's own settings is called "this model".
+        New models are trained, `n_splits` for each setting; this model stays as it is. The result is that of
+        `sccvae.cross_validate`; the row of this model's own settings is called "this model".
 
         Parameters
         ----------
         settings
-            Name -> what is changed, such as ``{"5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
+            Name -> changed arguments, such as ``{"5 dimensions": {"n_latent": 5}, "short": {"max_epochs": 5}}``.
         options
-            What is changed in all settings, its own as well. Training takes the defaults of `train` unless
-            changed here, whatever this model was trained with.
+            Arguments changed in all settings, this model's own included. Training uses the defaults of `train`
+            unless they are changed here, not the arguments that this model was trained with.
         n_splits, kept, seed, progress_bar
             As in `sccvae.cross_validate`.
 
@@ -305,12 +287,13 @@ class SCCVAE(AnalysedModel):
 
 
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:
-    """What `Architecture` takes, of plain integers."""
+    """One width, or two, as plain integers."""
     if isinstance(n_hidden, str) or not np.iterable(n_hidden):
         return whole("n_hidden", n_hidden, most=MOST)
     return cast(tuple[int, int], tuple(whole("n_hidden", n, most=MOST) for n in n_hidden))
 
 
+@filled
 def cross_validate(
     adata: AnnData,
     settings: Mapping[str, Mapping[str, Any]],
@@ -325,13 +308,13 @@ def cross_validate(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> pd.DataFrame:
-    """Tell which of several settings fits the data best, by molecular cross-validation.
+    """Compare how well several settings fit the data, by molecular cross-validation.
 
-    Each molecule is dealt at random into a part to train on or a part held out (Batson, Royer & Webber 2019,
-    https://doi.org/10.1101/786269), the same for all settings. The loss of a setting is the Poisson negative
-    log-likelihood of the held-out counts under its expected counts, mean * (1 - dropout), scaled to the depth held out
-    of each cell. So models of different likelihoods compare. It judges denoising: not the library size, and not whether
-    batches are mixed, for which there is `sccvae.tl.score_integration`.
+    Each molecule is assigned at random to a training or to a held-out part (Batson, Royer & Webber 2019,
+    https://doi.org/10.1101/786269), in the same way for all settings. The loss of a setting is the Poisson negative
+    log-likelihood of the held-out counts under its expected counts, mean * (1 - dropout), scaled to the held-out depth
+    of each cell. Models with different likelihoods are therefore comparable. The loss measures denoising. It does not
+    measure the library size, nor the mixing of batches: see `sccvae.tl.score_integration`.
 
     Parameters
     ----------
@@ -343,31 +326,30 @@ def cross_validate(
     options
         Arguments of all settings, such as ``{"library": "observed"}``.
     n_splits
-        How often molecules are dealt and every setting is trained.
+        Number of random splits of the molecules; every setting is trained once on each.
     kept
-        Share of the molecules to train on.
+        Fraction of the molecules to train on.
     seed
-        Of the dealing; the models of split i have the seed `seed` + i.
-    progress_bar
-        One line on a terminal; nothing elsewhere.
+        Seed of the splits; the models of split i have the seed `seed` + i.
+    {progress_bar}
 
     Returns
     -------
-    DataFrame, a row for each setting, the best first, and one for the "mean profile": all cells alike but for their
-    depth, the guess that a model must beat. Columns:
+    DataFrame with a row for each setting, the best first, and one for the baseline "mean profile", which predicts the
+    same composition for all cells. Columns:
 
     - `loss`, `loss_se`: nats per cell, lower is better; mean and standard error over splits;
-    - `excess`, `excess_se`: the same of the loss above that of the first row on the same molecules. Settings compare
-      by these: an excess below about two standard errors is no difference;
+    - `excess`, `excess_se`: mean and standard error of the loss minus that of the first row on the same molecules. Use
+      these to compare settings: an excess below about two standard errors is no difference;
     - `best`: whether it is the first row;
-    - `split_1`, ...: the loss in each split; `seconds`: what building and training took.
+    - `split_1`, ...: the loss in each split; `seconds`: time of building and training.
 
-    Standard errors are over ways to deal the molecules and over seeds, not over other cells.
+    Standard errors are over random splits of the molecules and over seeds, not over other cells.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        What is wrong with the data, with a setting, or with a number.
+        The data, a setting or a number is invalid; the message says how to fix it.
 
     Examples
     --------

@@ -1,11 +1,11 @@
-"""Attributes of scvi-tools' models that these models do not have, and columns of its history: what there is instead."""
+"""Replacements for attributes of scvi-tools' models, and for columns of their history, that these models lack."""
 
 from typing import Any
 
 _SETUP = "Pass its keys to the constructor: {kind}(adata, layer=..., batch_key=...)."
-_REGISTRY = "Nothing is registered: print(model) and model.describe() tell what it was built with."
+_REGISTRY = "Nothing is registered: print(model) and model.describe() show its parameters."
 _QUERY = "Pass new cells to the methods themselves, as in get_latent_representation(adata)."
-_NETWORK = "Methods such as get_latent_representation and decode say what the network computes."
+_NETWORK = "Methods such as get_latent_representation and decode return what the network computes."
 _SPLIT = "Which cells are held out follows from train_size and the seed, and is not kept."
 _HISTORY = "See model.history, a table with a row for each epoch and split."
 ATTRIBUTES: dict[str, str] = {
@@ -24,12 +24,12 @@ ATTRIBUTES: dict[str, str] = {
     "convert_legacy_save": "Models of scvi-tools cannot be read, since the networks differ: train anew.",
     "minify_adata": "Outputs need no training data: {kind}.load(path) keeps the model alone.",
     "get_feature_correlation_matrix": "Correlate the columns of posterior_predictive_sample(n_samples=...).",
-    "get_aggregated_posterior": "Draw from a mixture fitted to it by generate(prior='aggregate').",
-    "differential_abundance": "It is not here. metrics.embedding_scores tells how batches mix.",
+    "get_aggregated_posterior": "Sample from a mixture fitted to it by generate(prior='aggregate').",
+    "differential_abundance": "It is not here. metrics.embedding_scores measures the mixing of batches.",
     "get_batch_representation": "Each batch has its own offsets; there is no embedding of batches.",
 }
 PACKAGE: dict[str, str] = {  # looked for in the package itself
-    "settings": "There are no global settings: pass seed= to SCCVAE and to the methods that draw.",
+    "settings": "There are no global settings: pass seed= to SCCVAE and to the methods that sample.",
     "SCVI": "The model of that name is SCCVAE(adata, layer=..., batch_key=...).",
     "autotune": "Settings are compared by sccvae.cross_validate(adata, settings).",
     **dict.fromkeys(("SCANVI", "TOTALVI", "PEAKVI", "MULTIVI", "LinearSCVI"), "It is not here: see scvi-tools."),
@@ -48,7 +48,7 @@ _COLUMNS = {
 
 
 def of_history(key: Any) -> str | None:
-    """Where the history has what scvi-tools keeps under `key`."""
+    """Place in the history of the values that scvi-tools keeps under `key`; None if there are none."""
     name = str(key).removesuffix("_step").removesuffix("_epoch")
     for split, known in (("training", "train"), ("validation", "validation")):
         what = name.removesuffix(f"_{known}") if name.endswith(f"_{known}") else name.removeprefix(f"{known}_")

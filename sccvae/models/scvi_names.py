@@ -1,8 +1,8 @@
-"""Arguments of scvi-tools: the name here that means the same, or why there is none.
+"""Translation of the arguments of scvi-tools into arguments of these models, or the reason why there is none.
 
-Scripts written for scvi-tools are to run, or to be told in a sentence what to change. The tables say what becomes of an
-argument that has another name here, or none; `sccvae.models.signatures` looks into them before it complains. A
-name that both have is in no table. None, which scvi-tools takes for "not given", means that here, too.
+Scripts written for scvi-tools run, or raise an error that says what to change. The tables have the arguments with
+another name here, or none; `sccvae.models.signatures` looks an unknown argument up before it raises an error. Names
+that both packages have are in no table. None means "not given", as in scvi-tools.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,35 +14,35 @@ from sccvae.validation.wording import did_you_mean
 
 
 class Asked(NamedTuple):
-    """An argument as scvi-tools names it, and what stands beside it."""
+    """Argument by its scvi-tools name, and the context of the call."""
 
     name: str
     value: Any
-    model: Any  # the model, or its class where that is what is called
-    beside: Mapping[str, Any]  # the arguments given by our names
-    ours: Mapping[str, Parameter]  # all arguments that there are
+    model: Any  # the model, or its class if the class is called
+    beside: Mapping[str, Any]  # the other given arguments, by our names
+    ours: Mapping[str, Parameter]  # all parameters of the method
 
 
 class Refused(Exception):
-    """The argument cannot be had with this value; the text says why, and what to do instead."""
+    """The argument is not possible with this value; the text says why, and what to do instead."""
 
 
-Entry = Callable[[Asked], dict[str, Any]]  # -> arguments by our names; empty where nothing need be said
+Entry = Callable[[Asked], dict[str, Any]]  # -> arguments by our names; empty if the argument has no effect here
 Table = dict[str, Entry]
 
 
 def anything(asked: Asked) -> dict[str, Any]:
-    """It makes no difference here."""
+    """Accept any value: the argument has no effect here."""
     return {}
 
 
 def named(name: str) -> Entry:
-    """Our name of it."""
+    """Rename the argument."""
     return lambda asked: {name: asked.value}
 
 
 def only(*values: Any, why: str) -> Entry:
-    """These values say what is done here anyway; for others, why they cannot be had."""
+    """Accept these values, which mean what is done here anyway; raise `Refused(why)` for others."""
 
     def entry(asked: Asked) -> dict[str, Any]:
         if not any(_equal(asked.value, value) for value in values):
@@ -53,12 +53,12 @@ def only(*values: Any, why: str) -> Entry:
 
 
 def without(why: str) -> Entry:
-    """It is not here, whatever its value; one that is empty asks for nothing."""
+    """Raise `Refused(why)` for every value that is not empty."""
     return only(False, {}, [], (), "", why=why)
 
 
 def switch(name: str, if_true: Any, if_false: Any) -> Entry:
-    """Our name of it, and our values for True and False."""
+    """Rename the argument, and translate True and False."""
 
     def entry(asked: Asked) -> dict[str, Any]:
         if not (_equal(asked.value, True) or _equal(asked.value, False)):
@@ -69,13 +69,13 @@ def switch(name: str, if_true: Any, if_false: Any) -> Entry:
 
 
 def positive(asked: Asked) -> dict[str, Any]:
-    """Any whole number from 1 on does: it makes no difference here."""
+    """Accept any whole number of at least 1: the argument has no effect here."""
     limit(asked.name, asked.value)
     return {}
 
 
 def _device_of(value: Any) -> str:
-    """What torch calls an accelerator, a switch for GPUs, or the index of one."""
+    """Name in torch of an accelerator, of a switch for GPUs, or of the index of a GPU."""
     if isinstance(value, bool):
         return "cuda" if value else "cpu"
     return f"cuda:{value}" if isinstance(value, int) else {"gpu": "cuda"}.get(str(value), str(value))
@@ -133,7 +133,7 @@ CONSTRUCTOR: Table = {
 
 
 def _accelerator(asked: Asked) -> dict[str, Any]:
-    """Taken where it names the device that the model is on."""
+    """Accept the device that the model is on."""
     here = asked.model.device
     if _device_of(asked.value) not in ("auto", here.type, str(here)):
         raise Refused(
@@ -144,7 +144,7 @@ def _accelerator(asked: Asked) -> dict[str, Any]:
 
 
 def _devices(asked: Asked) -> dict[str, Any]:
-    """Taken where it means one device, and that of the model."""
+    """Accept values that mean the one device of the model."""
     index = asked.model.device.index or 0
     return only(
         "auto", 1, "1", -1, "-1", [index], (index,), why="A model trains on the one device that it is on: leave it out."
@@ -164,7 +164,7 @@ def _validation_size(asked: Asked) -> dict[str, Any]:
 
 
 def _warmup(unit: str) -> Entry:
-    """A warm-up in epochs or steps as our share of the run, which says how long it is only where it begins."""
+    """Translate a warm-up in epochs or steps into a fraction of the run."""
 
     def entry(asked: Asked) -> dict[str, Any]:
         if "kl_warmup" not in asked.ours:
@@ -182,7 +182,7 @@ def _warmup(unit: str) -> Entry:
         if (share := real(f"n_{unit}_kl_warmup", asked.value) / length) >= 1:
             raise Refused(
                 f"The run has {length} {n}, and batch_mixing begins when the warm-up ends: leave it out, or pass "
-                "kl_warmup, a share of the run below 1."
+                "kl_warmup, a fraction of the run below 1."
             )
         return {"kl_warmup": share}
 
@@ -190,14 +190,14 @@ def _warmup(unit: str) -> Entry:
 
 
 def _all_of(table: Callable[[], Table], what: str) -> Entry:
-    """A dictionary of further arguments, each of which is looked up in turn."""
+    """Translate each argument in a dictionary of further arguments."""
 
     def entry(asked: Asked) -> dict[str, Any]:
         if not isinstance(asked.value, Mapping):
             raise Refused(f"Expected a dictionary of {what}.")
         known, values = table(), dict(asked.value)
         result: dict[str, Any] = {}
-        if values.get("n_epochs_kl_warmup") is not None:  # of the two it is the one that counts
+        if values.get("n_epochs_kl_warmup") is not None:  # takes precedence in scvi-tools
             values.pop("n_steps_kl_warmup", None)
         elif values.get("n_steps_kl_warmup") is not None:
             values.pop("n_epochs_kl_warmup", None)
@@ -234,7 +234,7 @@ PLAN: Table = {
     "optimizer": only("Adam", why=_ADAM),
     "optimizer_creator": without(_ADAM),
     "eps": without(_ADAM),
-    "compile": anything,  # the passes over counts are compiled
+    "compile": anything,  # the kernels are compiled already
     "compile_kwargs": anything,
 }
 DATA_SPLITTER: Table = {
@@ -245,11 +245,11 @@ DATA_SPLITTER: Table = {
 }
 TRAIN: Table = {
     "early_stopping_patience": named("patience"),
-    "early_stopping_monitor": only("elbo_validation", why="Early stopping looks at the held-out ELBO: leave it out."),
-    "early_stopping_mode": only("min", why="Early stopping looks for the highest held-out ELBO: leave it out."),
+    "early_stopping_monitor": only("elbo_validation", why="Early stopping uses the held-out ELBO: leave it out."),
+    "early_stopping_mode": only("min", why="Early stopping maximises the held-out ELBO: leave it out."),
     "early_stopping_min_delta": only(0, why="Any higher held-out ELBO is a better epoch: leave it out."),
     "early_stopping_warmup_epochs": only(0, why="Epochs are compared from the first on: raise patience instead."),
-    "check_val_every_n_epoch": positive,  # every epoch is looked at
+    "check_val_every_n_epoch": positive,  # every epoch is checked
     "plan_kwargs": _all_of(lambda: PLAN, "plan_kwargs"),
     "plan_config": _all_of(lambda: PLAN, "plan_kwargs"),
     "trainer_config": _all_of(lambda: TRAIN, "arguments of train"),
@@ -257,7 +257,7 @@ TRAIN: Table = {
     **dict.fromkeys(("accelerator", "use_gpu"), _accelerator),
     "devices": _devices,
     "validation_size": _validation_size,
-    "shuffle_set_split": only(True, why="Cells are held out at random, the same share of each batch: leave it out."),
+    "shuffle_set_split": only(True, why="Cells are held out at random, the same fraction of each batch: leave it out."),
     "load_sparse_tensor": anything,  # minibatches are sparse
     "datamodule": without("A model trains on the AnnData that it was built on: leave it out."),
     "n_epochs": named("max_epochs"),
@@ -268,7 +268,7 @@ TRAIN: Table = {
     "log_save_dir": without("What a run records is in model.history: leave it out."),
     "enable_checkpointing": only(False, why=_BEST),
     "checkpointing_monitor": only("elbo_validation", "validation_loss", why=_BEST),
-    "callbacks": without("Training calls nothing back: leave it out. model.history has every epoch."),
+    "callbacks": without("Training has no callbacks: leave it out. model.history has every epoch."),
     "accumulate_grad_batches": only(1, why="A step is taken after each minibatch: set batch_size."),
     "strategy": only("auto", why="Training uses one device: leave it out."),
     **dict.fromkeys(
@@ -287,7 +287,7 @@ TRAIN: Table = {
 
 
 def _chunk(asked: Asked) -> dict[str, Any]:
-    """How many cells are decoded at once: our `chunk_size`, where there is one. Results do not depend on it."""
+    """Translate into `chunk_size`, cells decoded at once, if the method has it. Results do not depend on it."""
     limit("batch_size", asked.value)
     return {"chunk_size": asked.value} if "chunk_size" in asked.ours else {}
 
@@ -299,19 +299,22 @@ def _both_moments(asked: Asked) -> dict[str, Any]:
 
 
 def _library_size(asked: Asked) -> dict[str, Any]:
-    """Without the mean scvi-tools gives the observed size, or a draw where the size is inferred."""
+    """Without `give_mean`, scvi-tools returns the observed size, or a sample if the size is inferred."""
     values = (True,) if asked.model._vae.architecture.infers_library else (True, False)
-    return only(*values, why="The inferred size is the median of q(l|x), and draws of it are not given: leave it out.")(
-        asked
-    )
+    return only(
+        *values, why="The inferred size is the median of q(l|x), and samples of it are not returned: leave it out."
+    )(asked)
 
 
-_WEIGHTS = only("uniform", why="All draws count alike: leave it out.")
-_DRAWS = "Draws are asked for by n_samples, for each cell: with return_mean=False, (n_samples, cells, genes)."
-_MEANS = "Groups are compared by the means of all their cells: leave it out. n_samples says how many draws of them."
-_LFC = "What is judged is the log2 fold change of the means: leave it out."
+_EQUAL = "All samples have the same weight: leave it out."
+_WEIGHTS = only("uniform", why=_EQUAL)
+_DRAWS = "The number of samples per cell is n_samples: with return_mean=False, (n_samples, cells, genes)."
+_MEANS = (
+    "Groups are compared by the means of all their cells: leave it out. n_samples is the number of samples of them."
+)
+_LFC = "The test is of the log2 fold change of the means: leave it out."
 _LATENT_DRAW = (
-    "These are the means of q(z|x). To draw from it: mean, variance = get_latent_representation(return_variance=True)."
+    "These are the means of q(z|x). To sample: mean, variance = get_latent_representation(return_variance=True)."
 )
 OUTPUT: Table = {
     "batch_size": _chunk,
@@ -328,7 +331,7 @@ OUTPUTS: dict[str, Table] = {
     "get_normalized_expression": {
         "n_samples_overall": without(_DRAWS),
         "weights": _WEIGHTS,
-        "importance_weighting_kwargs": without("All draws count alike: leave it out."),
+        "importance_weighting_kwargs": without(_EQUAL),
     },
     "differential_expression": {
         "all_stats": only(
@@ -342,14 +345,16 @@ OUTPUTS: dict[str, Table] = {
         ),
         "use_observed_batches": switch("batch_correction", False, True),
         "weights": _WEIGHTS,
-        "importance_weighting_kwargs": without("All draws count alike: leave it out."),
-        "filter_outlier_cells": without("All cells of a group count: choose them by idx1 and idx2 to leave some out."),
+        "importance_weighting_kwargs": without(_EQUAL),
+        "filter_outlier_cells": without(
+            "All cells of a group are used: choose them by idx1 and idx2 to leave some out."
+        ),
         "pseudocounts": named("pseudocount"),
-        "threshold_counts": without("What is added to both means is taken from the data, or is pseudocount."),
+        "threshold_counts": without("The pseudocount is taken from the data, or set by pseudocount."),
         "n_samples_overall": without(_MEANS),
         "n_samples_per_cell": without(_MEANS),
         "use_permutation": without(_MEANS),
-        "m_permutation": anything,  # without permutations it says nothing
+        "m_permutation": anything,  # there are no permutations
         "change_fn": only("log-fold", why=_LFC),
         "m1_domain_fn": without("Set delta, the smallest change that counts: leave it out."),
         "test_mode": only("two", why="Genes that rise and genes that fall are judged together: leave it out."),
@@ -357,11 +362,11 @@ OUTPUTS: dict[str, Table] = {
     },
     "posterior_predictive_sample": {
         "transform_batch": without("Each cell is drawn in its own batch: leave it out."),
-        "gene_list": without("All genes are drawn: choose columns by model.gene_names.get_indexer(genes)."),
+        "gene_list": without("All genes are sampled: choose columns by model.gene_names.get_indexer(genes)."),
     },
     "get_likelihood_parameters": {
         "n_samples": only(1, why="Parameters are those at the posterior means: leave it out."),
-        "give_mean": anything,  # of one sample there is nothing to average
+        "give_mean": anything,  # one sample has no average
     },
     "get_latent_library_size": {"give_mean": _library_size},
     "get_marginal_ll": {"n_mc_samples": named("n_samples"), "n_mc_samples_per_pass": anything},
@@ -371,7 +376,7 @@ OUTPUTS: dict[str, Table] = {
 
 
 def _load_on(asked: Asked) -> dict[str, Any]:
-    """Where a model is loaded to; `device`, the index of a GPU, says it more exactly where it stands beside."""
+    """Translate into `device`, unless `device` is given as well, which is more exact."""
     if not _equal(asked.beside.get("device", "auto"), "auto"):
         return {}
     return {"device": _device_of(asked.value)}
@@ -403,14 +408,14 @@ STORAGE: dict[str, Table] = {
 
 
 def table_of(name: str, ours: Collection[str]) -> Table:
-    """What is known of the arguments of a method; `ours` are the names that it has."""
+    """Table of scvi-tools' arguments of a method; `ours` are the names of its own."""
     if name in ("__init__", "train"):
         return CONSTRUCTOR if name == "__init__" else TRAIN
     outputs = OUTPUT if "adata" in ours and name != "load" else {}
     return outputs | OUTPUTS.get(name, {}) | STORAGE.get(name, {})
 
 
-UNSET: dict[str, tuple[str, ...]] = {  # arguments of ours that scvi-tools has as None where they are not given
+UNSET: dict[str, tuple[str, ...]] = {  # our arguments whose default in scvi-tools is None
     "train": ("train_size", "batch_size"),
     "get_normalized_expression": ("return_numpy",),
 }

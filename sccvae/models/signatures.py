@@ -1,8 +1,7 @@
-"""Arguments and attributes of the models that are not there: taken as scvi-tools means them, or refused by name.
+"""Translation of scvi-tools' arguments and attributes, and errors for unknown ones.
 
-Every public method of a model is wrapped once, when its class is made. A call that names only arguments that there are
-passes through; any other is looked up in `sccvae.models.scvi_names`, and answered with the nearest name if
-it is not there.
+Every public method of a model is wrapped once, when its class is made. A call with known arguments passes through. An
+unknown argument is looked up in `sccvae.models.scvi_names`; if it is not there, the error names the nearest known one.
 """
 
 import inspect
@@ -16,13 +15,18 @@ import pandas as pd
 
 from sccvae.models import scvi_names
 from sccvae.models.scvi_attributes import ATTRIBUTES, of_history
+from sccvae.validation.docstrings import PARAGRAPHS, filled, with_paragraphs
 from sccvae.validation.wording import Text, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def understands_scvi(function: F) -> F:
-    """The method, which takes what it means by scvi-tools' names as well; its signature stays as it is."""
+    """Make a method take scvi-tools' names of its arguments as well; its signature stays as it is.
+
+    Paragraphs that docstrings share are filled in: see `sccvae.validation.docstrings`.
+    """
+    filled(function)
     signature = inspect.signature(function)
     ours = dict(signature.parameters)
     if not ours or any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ours.values()):
@@ -41,14 +45,14 @@ def understands_scvi(function: F) -> F:
             given = _translated(function.__name__, args, given, ours, by_position)
         return function(*args, **given)
 
-    method.__signature__ = signature  # type: ignore[attr-defined]  # for those that do not look behind a wrapper
+    method.__signature__ = signature  # type: ignore[attr-defined]  # for tools that do not unwrap functions
     return cast(F, method)
 
 
 def _translated(
     method: str, args: tuple[Any, ...], given: dict[str, Any], ours: Mapping[str, Any], by_position: list[str]
 ) -> dict[str, Any]:
-    """The arguments given, all by our names. Raises TypeError for one that there is not."""
+    """Translate the given arguments into our names. Raises TypeError for an unknown one."""
     model, values = args[0], args[1:]
     kind = (model if isinstance(model, type) else type(model)).__name__
     label = f"{kind}()" if method == "__init__" else f"{kind}.{method}()"
@@ -63,7 +67,7 @@ def _translated(
         value = given[name]
         if name not in table:
             raise TypeError(f"{label} has no argument {name!r}.{did_you_mean(name, ours)}")
-        if value is None:  # as scvi-tools has it where nothing is asked for
+        if value is None:  # means "not given" in scvi-tools
             continue
         beside = dict(zip(by_position, values, strict=False)) | named
         try:
@@ -80,9 +84,9 @@ def _translated(
 
 
 def with_history(frame: pd.DataFrame) -> pd.DataFrame:
-    """The history of a model, which says where to look for the columns that scvi-tools has.
+    """Make the history of a model name the right column in the error for one of scvi-tools.
 
-    It stays a DataFrame, whose columns alone are told to answer: one of another class could not be written to h5ad.
+    Only the lookup of its columns is replaced. It stays a DataFrame, because a subclass could not be written to h5ad.
     """
     columns = frame.columns
 
@@ -99,10 +103,11 @@ def with_history(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 class Understanding(type):
-    """Class of the classes of models: wraps their public methods, and says what they do not have."""
+    """Metaclass of the models: wraps public methods, fills docstrings in, explains missing attributes."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> "Understanding":
-        """The class, its public methods wrapped."""
+        """Make the class: public methods wrapped, its docstring's paragraphs filled in."""
+        namespace["__doc__"] = with_paragraphs(namespace.get("__doc__"), PARAGRAPHS)
         for key, value in namespace.items():
             if key.startswith("_") and key != "__init__":
                 continue
@@ -119,7 +124,7 @@ class Understanding(type):
 
 
 def missing(kind: type, name: str, text: str, of: Any) -> AttributeError:
-    """That there is no such attribute: in Python's words, or, where scvi-tools has one, with what to do instead."""
+    """AttributeError in Python's words, or, for an attribute of scvi-tools, with the replacement."""
     if name in ATTRIBUTES:
         text = f"{kind.__name__} has no {name!r}. {ATTRIBUTES[name].format(kind=kind.__name__)}"
     return AttributeError(text, name=name, obj=of)

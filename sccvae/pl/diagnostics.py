@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sccvae.pl.loss_curves import draw_curves, history_frame
-from sccvae.pl.style import BLACK, COLOURS, MEDIUM, SMALL, as_text, finished, new_figure, style
-from sccvae.validation.conventions import scanpy_like
+from sccvae.pl.style import BLACK, COLOURS, MEDIUM, SMALL, as_text, new_figure, plot, style
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +32,7 @@ NAMES = {
 SHARES = {"late_gain", "held_out_gap", "zeros_inside", "coverage_90", "unexplained_cells"}
 
 
-@scanpy_like()
+@plot()
 def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     """What a model's diagnosis found: a panel for each thing looked at, and the checks as a list.
 
@@ -43,12 +42,9 @@ def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     ----------
     diagnosis
         What ``SCCVAE.diagnose`` returned.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         Blue is as expected, vermilion is not.
 
     Raises
@@ -79,7 +75,7 @@ def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     figure = new_figure(2.6 * n_columns, 2.3 * n_rows)
     for i, draw in enumerate(panels):
         draw(figure.add_subplot(n_rows, n_columns, i + 1), diagnosis)
-    return finished(figure, show)
+    return figure
 
 
 def _titled(ax: Axes, title: str, x: str, y: str) -> None:

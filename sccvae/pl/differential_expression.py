@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from sccvae.data.columns import one_column
-from sccvae.pl.style import COLOURS, MEDIUM, MOST_INCHES, SMALL, as_text, axes_for, finished, font_for, spread, style
+from sccvae.pl.style import COLOURS, MEDIUM, MOST_INCHES, SMALL, as_text, axes_for, font_for, plot, spread, style
 from sccvae.validation.arguments import limit
-from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 MOST_GROUPS = 150  # of a dot plot
 
 
-@scanpy_like()
+@plot()
 def volcano(
     table: pd.DataFrame,
     group: str | None = None,
@@ -43,14 +42,10 @@ def volcano(
         Group to draw (column ``group1``), where the table has several.
     n_names
         Genes to name on each side, the surest ones called.
-    ax
-        Draw into these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {ax}
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         Upwards, -log10 of the posterior probability that the gene has not changed.
 
     Raises
@@ -76,7 +71,7 @@ def volcano(
     names = {gene: as_text(rows.index[gene], 28 if ax is None else 14) for side in sides.values() for gene in side}
     # Long names have room in a wider figure, so that they do not cover the scale.
     more = max(0.0, 0.06 * max(map(len, names.values()), default=0) - 0.6) if ax is None else 0.0
-    own, (figure, ax) = ax is None, axes_for(ax, 4.6 + 2 * more, 3.4)
+    figure, ax = axes_for(ax, 4.6 + 2 * more, 3.4)
     for mask, colour, name in (
         (~called, "0.75", "not called"),
         (called & (change > 0), COLOURS[3], "higher"),
@@ -111,7 +106,7 @@ def volcano(
         title=called_by.removeprefix("is_de_").replace("fdr_", "called at an expected false discovery rate of "),
         title_fontsize=SMALL,
     )  # fmt: skip
-    return finished(figure, show, own=own)
+    return figure
 
 
 def _surest(some: np.ndarray, surprise: np.ndarray, n: int) -> np.ndarray:
@@ -120,7 +115,7 @@ def _surest(some: np.ndarray, surprise: np.ndarray, n: int) -> np.ndarray:
     return genes[np.argsort(-surprise[genes], kind="stable")][:n]
 
 
-@scanpy_like()
+@plot()
 def dotplot(
     adata: AnnData,
     var_names: Sequence[str] | Mapping[str, Sequence[str]],
@@ -154,14 +149,11 @@ def dotplot(
         ``"var"`` scales the colours of each gene from 0 to 1, ``"group"`` those of each group, None neither.
     ax
         Draw into the place of these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
     kwargs
         Further arguments of `scanpy.pl.dotplot`, such as ``dendrogram=True``.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         Of at most 150 groups: the largest, where there are more, as the title then says.
 
     Raises
@@ -204,7 +196,7 @@ def dotplot(
         **options,
     )  # fmt: skip
     _fit(drawn)
-    return finished(drawn.fig, show, own=ax is None)
+    return drawn.fig
 
 
 def _largest(groups: pd.Categorical, dendrogram: bool) -> tuple[pd.Categorical, int]:

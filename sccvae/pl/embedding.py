@@ -18,14 +18,13 @@ from sccvae.pl.style import (
     as_text,
     colours_of,
     draw_legend,
-    finished,
     legend_width,
     new_figure,
+    plot,
     style,
 )
 from sccvae.statistics.seeded_scanpy import seeded
 from sccvae.validation.arguments import SEEDS, checked_seed, limit
-from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@scanpy_like()
+@plot()
 def integration(
     adata: AnnData,
     *,
@@ -70,16 +69,12 @@ def integration(
     history
         Adds the curves of the ELBO and of the KL divergence, as `pl.history` takes them. By default
         that of the embedding, ``adata.uns["sccvae"]["history"]``, where there is one.
-    max_cells
-        Draw a random sample of so many cells where there are more.
+    {max_cells}
     seed
         Of the sample and of the layouts: the same figure at every call.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         One row per key; columns before, after and, where there is a history, loss curves.
 
     Raises
@@ -127,7 +122,7 @@ def integration(
             column = ("elbo", "kl_z")[row]
             if is_used(frame, column):
                 draw_curves(axes[2], frame, column, legend=row == 0)
-    return finished(figure, show)
+    return figure
 
 
 def sample(n_cells: int, max_cells: int, seed: int = 0) -> NDArray:

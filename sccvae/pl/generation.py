@@ -9,9 +9,8 @@ from scipy.sparse import csr_matrix, vstack
 
 from sccvae.data.blocks import rows_of
 from sccvae.pl.embedding import matrix_of, pca_of_counts, sample, umap
-from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
+from sccvae.pl.style import COLOURS, MEDIUM, SMALL, new_figure, plot, style
 from sccvae.validation.arguments import limit
-from sccvae.validation.conventions import scanpy_like
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 _KINDS = (("real", COLOURS[0]), ("generated", COLOURS[3]))
 
 
-@scanpy_like()
+@plot()
 def generation(
     real: AnnData,
     generated: AnnData,
@@ -49,12 +48,9 @@ def generation(
         At most so many cells of each kind are drawn and counted; as many of each.
     seed
         Of the sample and of the layout.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -105,7 +101,7 @@ def generation(
     figure.legend(
         handles, [name for name, _ in _KINDS], loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
     )
-    return finished(figure, show)
+    return figure
 
 
 def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) -> None:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sccvae.pl.style import as_text, axes_for, finished, font_for
+from sccvae.pl.style import as_text, axes_for, font_for, plot
 from sccvae.validation.arguments import positive
-from sccvae.validation.conventions import scanpy_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@scanpy_like()
+@plot()
 def images(
     rows: Mapping[str, Any],
     *,
@@ -38,14 +37,10 @@ def images(
         Height and width of the images in pixels.
     columns
         Names of the columns, as many as the longest row has images.
-    ax
-        Draw into these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {ax}
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -90,7 +85,7 @@ def images(
     # Where the figure is at its bounds, an image is smaller than 0.42 inches.
     side = min(0.42, (figure.get_figwidth() - width) / longest, figure.get_figheight() / height * 0.42) if own else 0.42
     ax.tick_params(labelsize=font_for(side * shape[0] / shape[1]), length=0)
-    return finished(figure, show, own=own)
+    return figure
 
 
 def checked_shape(shape: tuple[int, int], n_pixels: int) -> tuple[int, int]:

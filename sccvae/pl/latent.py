@@ -19,14 +19,14 @@ from sccvae.pl.style import (
     axes_for,
     colours_of,
     draw_legend,
-    finished,
     legend_width,
     new_figure,
+    plot,
     rows_and_columns,
     style,
 )
 from sccvae.validation.arguments import FLOAT32, checked_seed, finite, limit, positive, unless_none
-from sccvae.validation.conventions import ANY_MODEL, scanpy_like
+from sccvae.validation.conventions import ANY_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-    from sccvae.models.base import HeldModel
+    from sccvae.models.base import BaseModel
 
 PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
 
 
-@scanpy_like()
+@plot()
 def latent_scatter(
     codes: Mapping[str, ArrayLike],
     *,
@@ -65,18 +65,13 @@ def latent_scatter(
         Title of the legend.
     prior
         Draw circles of radius 1, 2 and 3: of N(0, I), 39, 86 and 99 % lie within.
-    max_cells
-        Draw a random sample of so many cells where there are more.
-    seed
-        Of the sample and of the order in which cells are drawn.
+    {max_cells}
+    {seed_of_drawing}
     ax
         Draw the only entry of `codes` into these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         A panel for each entry of `codes`, four in a row, or more where there are more than fifty.
 
     Raises
@@ -107,7 +102,7 @@ def latent_scatter(
             )
         if values is not None and len(values) != len(z):
             raise ValueError(f"There are {len(values)} labels for the {len(z)} cells of {title!r}; expected one each.")
-    if (own := ax is None) is False and len(arrays) > 1:
+    if ax is not None and len(arrays) > 1:
         raise ValueError(f"ax has room for one entry of codes; found {len(arrays)}: pass one, or leave ax out.")
     n_rows, n_columns = rows_and_columns(len(arrays), 4, 2.3, 2.4)
     width = 2.3 * n_columns + (0 if values is None else legend_width(values))
@@ -118,12 +113,12 @@ def latent_scatter(
         panel.set_title(as_text(title), fontsize=MEDIUM)
         if i == n_columns - 1 and values is not None:
             draw_legend(panel, label_name, values)
-    return finished(figure, show, own=own)
+    return figure
 
 
-@scanpy_like(kinds=ANY_MODEL)
+@plot(kinds=ANY_MODEL)
 def latent_grid(
-    model: HeldModel,
+    model: BaseModel,
     *,
     shape: tuple[int, int] | None = None,
     gene_list: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
@@ -140,8 +135,7 @@ def latent_grid(
     ----------
     model
         A trained `SCCVAE` or autoencoder with ``n_latent=2``.
-    shape
-        Height and width of the images that the samples are, in pixels: decoded images are drawn.
+    {image_shape}
     gene_list
         Instead: genes whose mean decoded expression is drawn as a heat map, in counts per 10,000 (of `normal` and
         `bernoulli`, the decoded mean). Several sets as ``{title: genes}`` have a panel each.
@@ -151,16 +145,12 @@ def latent_grid(
         The grid reaches from minus this to this in both dimensions, or two pairs: from where to where in each.
     codes
         Codes to draw upon a heat map as dots, (cells, 2), such as ``model.get_latent_representation()``.
-    batch
-        Name of the batch to decode in; may be left out where there is one.
+    {decoded_batch}
     ax
         Draw the images, or the only set of genes, into these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         The second latent dimension grows upwards.
 
     Raises
@@ -180,9 +170,10 @@ def latent_grid(
     >>> figure.axes[0].get_title()
     'markers'
     """
-    n_latent = model._vae.architecture.n_latent
-    if n_latent != 2:
-        raise ValueError(f"The model has {n_latent} latent dimensions; a grid needs two: make it with n_latent=2.")
+    if model.n_latent != 2:
+        raise ValueError(
+            f"The model has {model.n_latent} latent dimensions; a grid needs two: make it with n_latent=2."
+        )
     if (shape is None) == (gene_list is None):
         raise ValueError("Pass either shape=(height, width), to draw images, or gene_list, to draw the mean of genes.")
     n = unless_none(positive, "n_points", n_points, most=1000) or (15 if shape is not None else 60)
@@ -193,10 +184,10 @@ def latent_grid(
     if shape is not None:
         shape = checked_shape(shape, len(model.gene_names))
         decoded = model.decode(z, batch=batch)
-        own, (figure, panel) = ax is None, axes_for(ax, 4.2, 4.2)
+        figure, panel = axes_for(ax, 4.2, 4.2)
         draw_images(panel, decoded.reshape(n, n, -1), shape, extent=extent, gap=2)
         _name_dimensions(panel)
-        return finished(figure, show, own=own)
+        return figure
     sets = dict(gene_list) if isinstance(gene_list, Mapping) else {"": list(gene_list or ())}
     positions = {title: genes_of(model, genes) for title, genes in sets.items()}
     if ax is not None and len(sets) > 1:
@@ -217,7 +208,7 @@ def latent_grid(
         panel.set(xlim=extent[:2], ylim=extent[2:], box_aspect=1)
         panel.set_title(as_text(title), fontsize=MEDIUM)
         _name_dimensions(panel)
-    return finished(figure, show, own=ax is None)
+    return figure
 
 
 def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -237,7 +228,7 @@ def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
     return (left, right), (low, high)
 
 
-def genes_of(model: HeldModel, genes: Sequence[str]) -> NDArray:
+def genes_of(model: BaseModel, genes: Sequence[str]) -> NDArray:
     """Columns of genes by name."""
     columns = model.gene_names.get_indexer(pd.Index(genes))
     if len(columns) == 0:

@@ -16,16 +16,16 @@ from sccvae.pl.style import (
     as_text,
     colours_of,
     draw_legend,
-    finished,
     font_for,
     legend_height,
     legend_width,
     new_figure,
+    plot,
     rows_and_columns,
     style,
 )
 from sccvae.validation.arguments import positive, whole
-from sccvae.validation.conventions import ANY_MODEL, scanpy_like
+from sccvae.validation.conventions import ANY_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from sccvae.models.base import HeldModel
+    from sccvae.models.base import BaseModel
 
 MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; so few have matplotlib's own legend
 
 
-@scanpy_like(kinds=ANY_MODEL)
+@plot(kinds=ANY_MODEL)
 def interpolation(
-    model: HeldModel,
+    model: BaseModel,
     first: int | Sequence[int],
     second: int | Sequence[int],
     *,
@@ -70,24 +70,19 @@ def interpolation(
         Numbers of the cells where lines begin and end; lists of them draw several lines.
     adata
         Data that the numbers refer to; None takes the training data.
-    shape
-        Height and width of the images that the samples are, in pixels: decoded images are drawn.
+    {image_shape}
     gene_list
         Genes to draw as a heat map of log(1 + counts per 10,000); without it, the 20 that change most on each line.
     n_points
         Codes decoded on each line, the ends included.
     n_neighbors
         Smooths the density.
-    batch
-        Name of the batch to decode in; may be left out where there is one.
+    {decoded_batch}
     seed
         Of the draws from q(z|x).
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -133,11 +128,11 @@ def interpolation(
     names = [f"{a} to {b}" for a, b in zip(begin, end, strict=True)]
     if shape is not None:
         images = decoded / PER_10_000 if model.likelihood.has_library else decoded
-        return finished(_image_lines(images, shape, fine, density, names), show)
+        return _image_lines(images, shape, fine, density, names)
     given = None if gene_list is None else genes_of(model, gene_list)
     levels = np.log1p(decoded) if model.likelihood.has_library else decoded
     unit = "log(1 + counts per 10,000)" if model.likelihood.has_library else "mean"
-    return finished(_gene_lines(levels, given, model.gene_names, unit, fine, density, names), show)
+    return _gene_lines(levels, given, model.gene_names, unit, fine, density, names)
 
 
 def _image_lines(decoded: NDArray, shape: tuple[int, int], fine: NDArray, density: NDArray, names: list[str]) -> Figure:

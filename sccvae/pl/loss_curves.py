@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sccvae.pl.style import COLOURS, MEDIUM, SMALL, finished, new_figure, style
-from sccvae.validation.conventions import scanpy_like
+from sccvae.pl.style import COLOURS, MEDIUM, SMALL, new_figure, plot, style
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _CURVES = {
 }
 
 
-@scanpy_like()
+@plot()
 def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bool = False) -> Figure:
     """Loss curves of training and validation cells.
 
@@ -45,13 +44,9 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
         column names to values does as well.
     ax
         Draw the ELBO alone into these axes instead.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Save it with ``figure.savefig("history.pdf")``.
+    {figure}
 
     Raises
     ------
@@ -69,14 +64,14 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
     frame = history_frame(history)
     if ax is not None:
         draw_curves(ax, frame, "elbo", legend=True)
-        return finished(ax.figure.figure, show, own=False)  # axes may be in a subfigure: its figure
+        return ax.figure.figure  # axes may be in a subfigure: its figure
     panels = [column for column in _CURVES if is_used(frame, column)]
     n_columns = min(len(panels), 3)
     n_rows = -(-len(panels) // n_columns)
     figure = new_figure(2.4 * n_columns, 2.0 * n_rows)
     for i, column in enumerate(panels):
         draw_curves(figure.add_subplot(n_rows, n_columns, i + 1), frame, column, legend=i == 0)
-    return finished(figure, show)
+    return figure
 
 
 def history_frame(history: pd.DataFrame | Mapping) -> pd.DataFrame:

@@ -16,15 +16,14 @@ from sccvae.pl.style import (
     as_text,
     colours_of,
     draw_legend,
-    finished,
     legend_height,
     legend_width,
     new_figure,
+    plot,
     rows_and_columns,
     style,
 )
 from sccvae.validation.arguments import limit
-from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@scanpy_like()
+@plot()
 def gradient(
     adata: AnnData,
     *,
@@ -59,18 +58,13 @@ def gradient(
         The `key_added` of `sccvae.tl.gradient`.
     basis
         Key of ``adata.obsm`` of another layout to draw into, such as ``"X_umap"``.
-    max_cells
-        Draw a random sample of so many cells where there are more.
-    seed
-        Of the sample and of the order in which cells are drawn.
+    {max_cells}
+    {seed_of_drawing}
     ax
         Draw pseudotime alone into these axes instead.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -97,7 +91,7 @@ def gradient(
     axis_name = as_text(basis.removeprefix("X_").replace("draw_graph_", "layout ").replace("_", " "))
     if ax is not None:
         _draw_pseudotime(ax, layout[cells], pseudotime[cells], at_root, axis_name)
-        return finished(ax.figure.figure, show, own=False)
+        return ax.figure.figure
     values = None if label_key is None else categories(adata, label_key, cells)
     width = 0.0 if values is None else 2.9 + legend_width(values)
     figure = new_figure(3.5 + width, 3.0)
@@ -107,10 +101,10 @@ def gradient(
         draw_cells(axes[1], layout[cells], values)
         _name_axes(axes[1], axis_name)
         draw_legend(axes[1], label_key or "", values)
-    return finished(figure, show)
+    return figure
 
 
-@scanpy_like()
+@plot()
 def trends(
     adata: AnnData | pd.DataFrame,
     genes: Sequence[str] | None = None,
@@ -134,12 +128,9 @@ def trends(
         Panels in a row; more where a figure of so many genes would be higher than 30 inches.
     ax
         Draw the trends of a single gene into these axes.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -173,7 +164,7 @@ def trends(
         ax.set_ylabel("denoised expression", fontsize=SMALL)
         if legend:
             draw_legend(ax, "lineage", values)
-        return finished(ax.figure.figure, show, own=False)
+        return ax.figure.figure
     n_rows, n_columns = rows_and_columns(len(names), limit("n_columns", n_columns), 1.75, 1.6)
     height = max(1.6 * n_rows + 0.25, legend_height(values) + 0.45 if legend else 0)
     figure = new_figure(1.75 * n_columns + legend + 0.3, height)
@@ -188,7 +179,7 @@ def trends(
         draw_legend(axes[0, -1], "lineage", values)
     figure.supxlabel("pseudotime", fontsize=MEDIUM)
     figure.supylabel("denoised expression", fontsize=MEDIUM)
-    return finished(figure, show)
+    return figure
 
 
 def _draw_trends(ax: Axes, curves: dict, gene: str, lineages: pd.Categorical) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sccvae.pl.style import MEDIUM, SMALL, as_text, axes_for, finished
-from sccvae.validation.conventions import scanpy_like
+from sccvae.pl.style import MEDIUM, SMALL, as_text, axes_for, plot
 from sccvae.validation.wording import listed, shortened
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ _WIDTH, _HEIGHT = 0.62, 0.3  # of a cell, in inches
 _MOST_ROWS, _MOST_COLUMNS = 80, 36
 
 
-@scanpy_like()
+@plot()
 def score_table(
     scores: pd.DataFrame,
     *,
@@ -82,12 +81,9 @@ def score_table(
         the order.
     ax
         Draw into these axes instead of a figure of its own.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
 
     Raises
     ------
@@ -124,11 +120,11 @@ def score_table(
     note = fill("; ".join(filter(None, [_note(scores, named), *left_out])), width, break_on_hyphens=False)
     label_width = 0.25 + 0.062 * max(map(len, methods))
     height = _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
-    own, (figure, ax) = ax is None, axes_for(ax, label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
+    figure, ax = axes_for(ax, label_width + _WIDTH * len(named) + 0.12 * len(groups), height)
     _draw(ax, scores[list(named)].to_numpy(dtype=float), methods, groups)
     if note:
         ax.text(0, -0.2, note, fontsize=SMALL - 1, color="0.35", va="top", ha="left")
-    return finished(figure, show, own=own)
+    return figure
 
 
 def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, dict[str, str]]:

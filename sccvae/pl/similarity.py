@@ -8,9 +8,8 @@ import numpy as np
 
 from sccvae.data.columns import one_column
 from sccvae.pl.embedding import categories, embedding, sample
-from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, finished, new_figure, spread
+from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, new_figure, plot, spread
 from sccvae.statistics.posterior_distances import linkage, matrix
-from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@scanpy_like()
+@plot()
 def similarity(
     adata: AnnData,
     groupby: str,
@@ -49,18 +48,14 @@ def similarity(
         Instead: key of ``adata.obsm``, compared by Euclidean distance.
     dendrogram_key
         Key of ``uns``; by default ``dendrogram_{groupby}``.
-    max_cells
-        Draw a random sample of so many cells where there are more.
+    {max_cells}
     seed
         Of the sample.
     ax
         Draw into these axes: the distances, dendrogram and colour bar stand beside them.
-    show
-        Open the figure in a window (or the notebook) now.
+    {show}
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    {figure}
         The names of the groups stand below; where not all have room, those of the largest, as the title then says.
 
     Raises
@@ -87,7 +82,7 @@ def similarity(
     order, centres = np.concatenate(members), ends - np.array([len(m) for m in members]) / 2
 
     side = float(np.clip(0.11 * len(centres), 4, 9))
-    if own := ax is None:
+    if ax is None:
         figure = new_figure(side + 2.4, side + 0.8)
         grid = figure.add_gridspec(1, 2, width_ratios=[side, 0.14], wspace=0.02)
         ax, bar_ax = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
@@ -119,7 +114,7 @@ def similarity(
     bar.set_label(unit, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
     bar.outline.set_visible(False)
-    return finished(figure, show, own=own)
+    return figure
 
 
 def _tree(adata: AnnData, key: str, groupby: str) -> dict:

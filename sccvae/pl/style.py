@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
+
+from sccvae.validation.conventions import scanpy_like
+from sccvae.validation.docstrings import filled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 # Okabe & Ito (2008), Color universal design: distinct for readers of all kinds of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
@@ -18,6 +25,27 @@ SMALL, MEDIUM = 7, 8  # font sizes in points, for a figure printed at its own si
 LEGEND_ROWS = 14
 MOST_INCHES = 30.0  # of either side: 20 million pixels at 150 dots per inch
 MOST_NAMED = 36  # colours of a legend that can be told apart
+
+
+def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
+    """Decorate a function of `pl` that draws a figure and returns it.
+
+    `scanpy_like` checks the call and fills the shared paragraphs of the docstring in; `kinds` is its argument. Then
+    `finished` shows the figure if `show` is True, and else closes it in pyplot unless it belongs to the user (`ax`).
+    """
+
+    def decorate(function: Callable[P, Figure]) -> Callable[P, Figure]:
+        filled(function)
+
+        @wraps(function)
+        def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+            options: dict[str, Any] = kwargs
+            figure = function(*args, **kwargs)
+            return finished(figure, bool(options.get("show")), own=options.get("ax") is None)
+
+        return scanpy_like(kinds=kinds)(draw)
+
+    return decorate
 
 
 def new_figure(width: float, height: float) -> Figure:

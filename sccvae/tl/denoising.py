@@ -10,7 +10,6 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.data.matrix import check_adata
-from sccvae.inference import posterior
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics.posterior_distances import neighbours
 from sccvae.validation.arguments import MOST, checked_seed, finite, whole
@@ -51,9 +50,7 @@ def denoise(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data. Where its counts are gone, since `X` was normalised, the
-        names of its cells tell that it is the training data, with a warning, and the counts are those of that time.
+    {adata_of_model}
     model
         A trained model of counts.
     genes
@@ -68,8 +65,7 @@ def denoise(
     key_added
         Ending of the names of the columns. "/" and backslashes in the name of a gene, which files cannot hold in the
         name of a column, become "|" there.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of the draws and of r.
 
@@ -107,7 +103,7 @@ def denoise(
     if twice := {stem for stem in stems.values() if list(stems.values()).count(stem) > 1}:
         same = [name for name, stem in stems.items() if stem in twice]
         raise ValueError(f"genes holds {listed_names(same)}, whose columns would have the same name: take one of them.")
-    source = model._source(adata)
+    source = model.source_of(adata)
     scale = float(np.median(model.get_latent_library_size(source))) if model.likelihood.has_library else 1.0
     draws = model.get_normalized_expression(
         source,
@@ -154,15 +150,14 @@ def _add_noise_of_counts(
     draws: np.ndarray, model: SCCVAE, source: AnnData | None, names: Sequence[str], seed: int
 ) -> None:
     """Multiply each draw, (draws, cells, genes), by how far the counts near a cell leave its mean open, in place."""
-    counts = model._cells(source, None)[0]
-    near = sp.eye_array(len(counts), format="csr")
-    if (n_others := min(NEAREST, len(counts)) - 1) > 0:
-        others = neighbours(posterior.latent(model._vae, counts)[0], None, n_others, metric="euclidean")
+    expected, variance = model.moments_of(names, source)
+    near = sp.eye_array(len(expected), format="csr")
+    if (n_others := min(NEAREST, len(expected)) - 1) > 0:
+        z = np.asarray(model.get_latent_representation(source))
+        others = neighbours(z, None, n_others, metric="euclidean")
         others.data[:] = 1  # a distance of 0 is a neighbour, too
         near = near + others
-    columns = model.gene_names.get_indexer(pd.Index(names).astype(str))
-    _, expected, variance = zip(*posterior.gene_moments(model._vae, counts, columns), strict=True)
-    seen = (near @ np.vstack(expected)) ** 2 / np.maximum(near @ np.vstack(variance), 1e-30)
+    seen = (near @ expected) ** 2 / np.maximum(near @ variance, 1e-30)
     shape, rng = (0.5 + seen).astype(np.float32), np.random.default_rng(seed)
     for draw in draws:
         draw *= rng.standard_gamma(shape, dtype=np.float32) / shape

@@ -49,9 +49,7 @@ def rank_genes_groups(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data. Where its counts are gone, since `X` was normalised, the
-        names of its cells tell that it is the training data, with a warning, and the counts are those of that time.
+    {adata_of_model}
     model
         A trained model of counts.
     groupby
@@ -65,8 +63,7 @@ def rank_genes_groups(
         Whether to store the shares of cells with a count.
     key_added
         Key of `uns`.
-    copy
-        Write to a copy and return it.
+    {copy}
     de_options
         Further arguments of `SCCVAE.differential_expression`, such as `delta`.
     seed
@@ -125,7 +122,7 @@ def rank_genes_groups(
             raise ValueError(f"reference names {len(reference)} groups; expected one, or 'rest'.")
         reference = reference[0]
     frame = model.differential_expression(
-        model._source(adata),
+        model.source_of(adata),
         groupby=labels,
         group1=groups,
         group2=None if against_all else reference,

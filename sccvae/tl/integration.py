@@ -47,8 +47,7 @@ def integrate(
         Round expected counts, as of RSEM or Salmon, to whole numbers; see `SCCVAE`.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     expression
         Whether to store the two expression matrices in `layers`; None stores them when they stay under 2 GiB together.
     model_options, train_options
@@ -114,8 +113,7 @@ def store(
         A trained model.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     expression
         As in `integrate`.
 
@@ -141,17 +139,18 @@ def store(
     check_adata(adata)
     check_key("key_added", key_added)
     check_spared(key_added, model)
-    _store(adata, model._source(adata), model, key_added, expression)
+    _store(adata, model.source_of(adata), model, key_added, expression)
     return None
 
 
 def check_spared(key_added: str, model: SCCVAE) -> None:
     """Raise unless what the model reads is spared by what is written."""
-    schema = model._schema
-    columns = (*schema.categorical_covariate_keys, *schema.continuous_covariate_keys, schema.size_factor_key)
+    said = model.describe()["parameters"]  # keys that are None or empty are left out
+    covariates = (*said.get("categorical_covariate_keys", ()), *said.get("continuous_covariate_keys", ()))
+    columns, layer = (said.get("batch_key"), *covariates, said.get("size_factor_key")), said.get("layer")
     read = {
-        f"adata.layers[{schema.layer!r}]": schema.layer in (key_added, f"{key_added}_corrected"),
-        f"adata.obs['{key_added}_library']": f"{key_added}_library" in (schema.batch_key, *columns),
+        f"adata.layers[{layer!r}]": layer in (key_added, f"{key_added}_corrected"),
+        f"adata.obs['{key_added}_library']": f"{key_added}_library" in columns,
     }
     for what, replaced in read.items():
         if replaced:

@@ -15,7 +15,6 @@ from anndata import AnnData
 
 from sccvae.data.columns import labels_of, one_column
 from sccvae.data.matrix import check_adata
-from sccvae.inference import posterior
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics import trends as curves
 from sccvae.statistics.seeded_scanpy import seeded
@@ -65,8 +64,7 @@ def gradient(
         installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of graph, diffusion map and layout.
 
@@ -181,9 +179,7 @@ def trends(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
-        normalised, the names of its cells tell that it is the training data, with a warning.
+    {adata_of_model}
     model
         A trained model of counts.
     genes
@@ -200,8 +196,7 @@ def trends(
         Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
     key_added
         Key of ``uns``.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of the draws.
 
@@ -243,7 +238,7 @@ def trends(
             raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
     if model.likelihood.support != "counts":
         raise ValueError(f"gene_likelihood={model.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
-    source = model._source(adata)
+    source = model.source_of(adata)
 
     def draw(number: int) -> np.ndarray:
         return model.get_normalized_expression(
@@ -256,8 +251,7 @@ def trends(
             seed=seed + number,
         )
 
-    columns = model.gene_names.get_indexer(pd.Index(genes).astype(str))
-    counts = posterior.gene_moments(model._vae, model._cells(source, None)[0], columns)
+    counts = [(slice(0, adata.n_obs), *model.moments_of(genes, source))]
     options: dict[str, Any] = {"n_points": n_points, "span": span, "level": level, "n_samples": n_samples}
     found = curves.trends(draw, counts, when, list(masks.values()), **options, seed=seed)
     parts = [

@@ -44,9 +44,7 @@ def similarity(
 
     Parameters
     ----------
-    adata
-        The data that `model` was trained on, or new data with raw counts. Where its counts are gone, since `X` was
-        normalised, the names of its cells tell that it is the training data, with a warning.
+    {adata_of_model}
     model
         A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which takes `use_rep`.
     metric
@@ -60,8 +58,7 @@ def similarity(
         model is given and the key is not there. One that is there and is not the model's own stays, with a warning.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
-    copy
-        Write to a copy and return it.
+    {copy}
     seed
         Of Scanpy's neighbours.
 
@@ -159,8 +156,7 @@ def hierarchy(
         Instead: key of ``adata.obsm``, compared by Euclidean distance.
     key_added
         Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
-    copy
-        Write to a copy and return it.
+    {copy}
 
     Returns
     -------
@@ -261,10 +257,10 @@ def _posterior(
             f"metric={metric!r} compares posteriors, and {what}: pass a trained SCCVAE, or metric='euclidean'."
         )
     if isinstance(model, SCCVAE):
-        mean, variance = model.get_latent_representation(model._source(adata), return_variance=True)
+        mean, variance = model.get_latent_representation(model.source_of(adata), return_variance=True)
         return mean, None if metric == "euclidean" else variance
     if model is not None:
-        return model.get_latent_representation(model._source(adata)), None
+        return model.get_latent_representation(model.source_of(adata)), None
     if use_rep not in adata.obsm:
         raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}: pass a model or use_rep.")
     return np.asarray(adata.obsm[use_rep]), None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sccvae.validation.arguments import flag, whole
+from sccvae.validation.docstrings import filled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,9 +41,11 @@ def scanpy_like(
     - ``model`` is a trained model of the classes `kinds`, or there is a sentence that says what was found.
     - ``show`` is a bool, ``ax`` one pair of axes.
     - Scanpy's arguments that have no counterpart, `INSTEAD` and `instead`, are answered in a sentence.
+    - Paragraphs that docstrings share are filled in: see `sccvae.validation.docstrings`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        filled(function)
         known = signature(function).parameters
         open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
         refused = {**INSTEAD, **(instead or {})}

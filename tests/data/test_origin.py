@@ -47,7 +47,7 @@ def test_the_training_data_are_known(adata, trained):
     dense.X = dense.X.toarray()
     reordered = adata[:, ::-1].copy()
     for same in (adata, adata.copy(), adata[:], dense, reordered):
-        assert silent(lambda same=same: trained._source(same)) is None
+        assert silent(lambda same=same: trained.source_of(same)) is None
 
 
 def test_other_cells_are_not_though_they_have_the_same_names(adata, trained, others):
@@ -59,23 +59,23 @@ def test_other_cells_are_not_though_they_have_the_same_names(adata, trained, oth
     renamed, some = adata.copy(), adata[:50].copy()
     renamed.obs_names = [f"{name}-1" for name in renamed.obs_names]
     for other in (others, one_count, batches, renamed, some, adata[np.arange(119, -1, -1)].copy()):
-        assert silent(lambda other=other: trained._source(other)) is other
+        assert silent(lambda other=other: trained.source_of(other)) is other
 
 
 def test_the_same_object_with_other_counts_is_other_data(adata, trained, others):
-    assert trained._source(adata) is None
+    assert trained.source_of(adata) is None
     adata.X = others.X
     adata.obs["batch"] = others.obs["batch"]
-    assert trained._source(adata) is adata
+    assert trained.source_of(adata) is adata
 
 
 def test_counts_beyond_a_byte_are_compared(adata, fit):
     adata.X = adata.X * 300
     model = fit(adata, 1)
     other = adata.copy()
-    assert model._source(other) is None
+    assert model.source_of(other) is None
     other.X.data[0] += 1
-    assert model._source(other) is other
+    assert model.source_of(other) is other
 
 
 @pytest.mark.parametrize("how", ["normalised", "scaled", "gone", "layer"])
@@ -93,7 +93,7 @@ def test_where_counts_are_gone_names_tell_with_a_warning(adata, fit, how):
         if how == "scaled":
             sc.pp.scale(adata)
     with pytest.warns(UserWarning, match=BY_NAME) as said:
-        assert model._source(adata) is None
+        assert model.source_of(adata) is None
     assert len(said) == 1
     assert said[0].filename == __file__
     assert str(said[0].message).endswith("give other cells other obs_names.")
@@ -152,16 +152,16 @@ def test_every_function_answers_for_the_cells_given(trained, others):
 def test_a_loaded_model_tells_the_data_that_it_was_given(adata, trained, others, tmp_path):
     trained.save(tmp_path / "m")
     loaded = sccvae.SCCVAE.load(tmp_path / "m", others)
-    assert loaded._source(others) is None
-    assert loaded._source(adata) is adata
-    assert sccvae.SCCVAE.load(tmp_path / "m")._source(adata) is adata
+    assert loaded.source_of(others) is None
+    assert loaded.source_of(adata) is adata
+    assert sccvae.SCCVAE.load(tmp_path / "m").source_of(adata) is adata
 
 
 def test_an_embedding_of_another_model_stays_and_is_said(adata, trained, fit):
     tl.similarity(adata, trained)
     first = adata.obsm["X_sccvae"].copy()
     other = fit(adata, 1, batch_key="batch", seed=5)
-    silent(lambda: trained._source(adata))
+    silent(lambda: trained.source_of(adata))
     with pytest.warns(UserWarning, match=r"adata.obsm\['X_sccvae'\] is not what the model says of these cells"):
         tl.similarity(adata, other, key_added="second")
     np.testing.assert_array_equal(adata.obsm["X_sccvae"], first)

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from sccvae.inference import expression as module
 from sccvae.inference.expression import Expressed
-from sccvae.inference.posterior import can_be_filled, expression
+from sccvae.inference.posterior import Request, can_be_filled, expression
 from sccvae.kernels.reference import FUSED
 
 N_CELLS, N_GENES, N_LATENT = 40, 30, 3
@@ -115,11 +115,12 @@ OPTIONS = [*itertools.product([1.0, 1e4, "latent", "observed"], [[None], [0, 2]]
 
 @pytest.mark.parametrize(("library_size", "batches", "n_samples"), OPTIONS)
 def test_compiled_and_plain_agree_whatever_is_asked(library_size, batches, n_samples):
-    options = {"batches": batches, "n_samples": n_samples, "seed": 4, "keep_draws": n_samples is not None}
+    request, keep_draws = Request(batches, n_samples, seed=4, chunk_size=9), n_samples is not None
     found = []
     for compiled in (True, False):
         vae, counts = trained(covariates=True, compiled=compiled)
-        found.append(np.concatenate([rho for _, rho in expression(vae, counts, library_size, None, 9, **options)], -2))
+        chunks = expression(vae, counts, library_size, None, request, keep_draws=keep_draws)
+        found.append(np.concatenate([rho for _, rho in chunks], -2))
     assert found[0].shape[-2:] == (N_CELLS, N_GENES)
     np.testing.assert_allclose(*found, rtol=1e-4)
 
@@ -129,10 +130,10 @@ def test_compiled_and_plain_agree_whatever_is_asked(library_size, batches, n_sam
 @pytest.mark.parametrize("compiled", [True, False])
 def test_an_array_that_is_given_is_filled_and_its_rows_are_yielded(compiled, keep_draws, genes):
     vae, counts = trained(compiled=compiled)
-    options = {"batches": [0, 1], "n_samples": 2, "seed": 4, "keep_draws": keep_draws}
-    expected = np.concatenate([rho for _, rho in expression(vae, counts, 1.0, genes, 9, **options)], -2)
+    asked = (vae, counts, 1.0, genes, Request([0, 1], 2, seed=4, chunk_size=9))
+    expected = np.concatenate([rho for _, rho in expression(*asked, keep_draws=keep_draws)], -2)
     out = np.full(expected.shape, np.nan, np.float32)
-    for rows, rho in expression(vae, counts, 1.0, genes, 9, **options, out=out):
+    for rows, rho in expression(*asked, keep_draws=keep_draws, out=out):
         assert np.shares_memory(rho, out[..., rows, :])
     np.testing.assert_array_equal(out, expected)
 

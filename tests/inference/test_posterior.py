@@ -11,6 +11,7 @@ from scipy import stats
 
 from sccvae.inference import posterior
 from sccvae.inference.posterior import (
+    Request,
     chunk_of,
     decode,
     elbo_terms,
@@ -53,9 +54,8 @@ def expressed(vae, counts, library_size=1.0, genes=None, chunk_size=None, *, bat
     """All rows of `expression` in one array; every row is filled once."""
     n_columns = counts.n_genes if genes is None else len(genes)
     filled, times = np.zeros((len(counts), n_columns)), np.zeros(len(counts))
-    for rows, rho in expression(
-        vae, counts, library_size, genes, chunk_size, batches=batches, n_samples=n_samples, seed=seed
-    ):
+    request = Request(batches, n_samples, seed, chunk_size)
+    for rows, rho in expression(vae, counts, library_size, genes, request):
         filled[rows] = rho
         times[rows] += 1
     np.testing.assert_array_equal(times, 1)
@@ -150,7 +150,7 @@ def test_results_need_no_gradient_and_leave_dropout_out(trained):
     vae, counts = trained()
     reference = expressed(vae.eval(), counts)
     np.testing.assert_array_equal(expressed(vae.train(), counts), reference)
-    (draw,) = decode(vae.train(), counts, batches=[None], n_samples=None, seed=0)
+    (draw,) = decode(vae.train(), counts, Request())
     assert not draw.decoded.logits.requires_grad
     assert not next(encode(vae, counts))[2].mean.requires_grad
     assert torch.is_grad_enabled()

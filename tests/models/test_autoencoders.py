@@ -230,7 +230,7 @@ def test_every_point_is_to_give_back_the_cell_that_its_walk_began_at(likelihood,
     decoded = net.decoder(net.encoder(points)[0].mean, originals)
     value, dropouts = net.likelihood.log_prob(originals, decoded, originals.log_size)
     torch.testing.assert_close(elbo.reconstruction, value)
-    torch.testing.assert_close(elbo.penalty, 0.05 * dropouts)
+    torch.testing.assert_close(elbo.dropout_penalty, 0.05 * dropouts)
     assert not elbo.kl_z.any()
     assert not elbo.kl_l.any()
     torch.testing.assert_close(elbo.loss(0.3), -(value - 0.05 * dropouts).mean())

@@ -175,7 +175,7 @@ def test_errors(adata, model, tmp_path):
 
     says("settings is empty", {})
     says("n_splits is 0; expected at least 1", {"a": {}}, n_splits=0)
-    says(r"kept is 1; expected a share of the molecules in \(0, 1\)", {"a": {}}, kept=1)
+    says(r"kept is 1; expected a fraction of the molecules in \(0, 1\)", {"a": {}}, kept=1)
     says("A setting is called 'mean profile'", {"mean profile": {}})
     says(
         "Setting 'b' names an unknown option 'n_laten'.*n_latent.*or of its train: .*max_epochs",

@@ -728,7 +728,7 @@ def test_a_message_says_that_there_is_nothing_to_stop_by(adata, caplog, train_si
     model = sccvae.SCCVAE(adata, n_hidden=8)
     model.train(3, train_size=train_size, early_stopping=early_stopping, patience=1, progress_bar=False)
     said = [record.getMessage() for record in caplog.records]
-    expected = ["No cell is held out: early_stopping has nothing to stop by, and the last epoch is kept."]
+    expected = ["No cell is held out: early stopping is off, and the last epoch is kept."]
     assert said == (expected if train_size == 1 and early_stopping else [])
     assert train_size < 1 or model.history["epoch"].max() == 3
 
@@ -896,8 +896,8 @@ def test_a_device_that_torch_does_not_know_is_named(adata):
         ({"patience": 0}, "patience is 0; expected more than 0."),
         ({"learning_rate": math.nan}, "learning_rate is nan; expected more than 0."),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected more than 0."),
-        ({"kl_warmup": 2}, "kl_warmup is 2.0; expected a share of the run in [0, 1]."),
-        ({"kl_warmup": -0.1}, "kl_warmup is -0.1; expected a share of the run in [0, 1]."),
+        ({"kl_warmup": 2}, "kl_warmup is 2.0; expected a fraction of the run in [0, 1]."),
+        ({"kl_warmup": -0.1}, "kl_warmup is -0.1; expected a fraction of the run in [0, 1]."),
         ({"weight_decay": -1e-3}, "weight_decay is -0.001; expected a finite number, 0 or more."),
         ({"weight_decay": math.inf}, "weight_decay is inf; expected a finite number, 0 or more."),
         ({"precision": "half"}, "precision is 'half'; expected one of 'mixed', 'full'."),

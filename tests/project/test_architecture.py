@@ -42,7 +42,7 @@ ARROWS = {
         *("corruption", "data", "inference", "io", "kernels", "modules"),
         *("report", "statistics", "training", "validation"),
     },
-    "tl": {"data", "inference", "metrics", "models", "statistics", "validation"},
+    "tl": {"data", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
     "__main__": {"__init__", "demo", "io", "tl", "validation"},
 }
@@ -65,7 +65,7 @@ ROOMS = {room_of(name) for name in FILES}
 
 
 def file_of(imported: str) -> str | None:
-    """The file of the package that an imported name such as "sccvae.models.base.HeldModel" stands in."""
+    """The file of the package that an imported name such as "sccvae.models.base.BaseModel" stands in."""
     parts = imported.split(".")
     if parts[0] != "sccvae":
         return None

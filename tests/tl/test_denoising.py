@@ -61,7 +61,7 @@ def test_draws_and_their_mean_agree(model):
     out = np.empty((5, 120, 2), dtype=np.float32)
     assert model.get_normalized_expression(library_size="observed", return_mean=False, out=out, **options) is out
     np.testing.assert_array_equal(out, draws)
-    with pytest.raises(ValueError, match="return_mean=False returns draws: say how many with n_samples"):
+    with pytest.raises(ValueError, match="return_mean=False returns samples: pass their number as n_samples"):
         model.get_normalized_expression(return_mean=False)
     with pytest.raises(ValueError, match=re.escape("expected (n_samples, cells, genes) = (5, 120, 2)")):
         model.get_normalized_expression(return_mean=False, out=out[0], **options)

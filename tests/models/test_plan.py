@@ -1,0 +1,54 @@
+"""The plan of a run is checked field by field, by the types that `Plan` states."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import pytest
+
+from sccvae.models.plan import checked_plan, default_epochs
+from sccvae.training.loop import Plan
+
+CHOICES = {
+    "max_epochs": 3, "batch_size": 128, "learning_rate": 1e-3, "kl_warmup": 0.1, "early_stopping": True, "patience": 20,
+    "gradient_clip": float("inf"), "weight_decay": 0.0, "n_draws": 1, "precision": "mixed",
+}  # fmt: skip
+
+
+def test_values_are_kept_as_the_types_of_the_fields():
+    plan = checked_plan(**CHOICES | {"max_epochs": 3.0, "learning_rate": 1, "patience": 10**12})
+    assert asdict(plan) == CHOICES | {"learning_rate": 1.0, "patience": 10**12}
+    for field in fields(Plan):
+        if field.type in (int, float, bool):
+            assert type(getattr(plan, field.name)) is field.type
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Plan)])
+def test_every_field_is_checked_under_its_name(field):
+    with pytest.raises((TypeError, ValueError), match=rf"^{field} is 'no'; expected"):
+        checked_plan(**CHOICES | {field: "no"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("max_epochs", 0, "max_epochs is 0; expected more than 0"),
+        ("max_epochs", 2**31, "max_epochs is 2147483648; expected at most 2147483647"),
+        ("n_draws", 2**31, "n_draws is 2147483648; expected at most"),
+        ("learning_rate", 1e31, "learning_rate is 1e[+]31; expected a finite number above 0"),
+        ("kl_warmup", 1.5, r"kl_warmup is 1.5; expected .* \[0, 1\]"),
+        ("weight_decay", -1, "weight_decay is -1.0; expected a finite number, 0 or more"),
+    ],
+)
+def test_ranges(field, value, text):
+    with pytest.raises(ValueError, match=text):
+        checked_plan(**CHOICES | {field: value})
+
+
+def test_an_unknown_field_is_an_error():
+    with pytest.raises(TypeError, match="momentum"):
+        checked_plan(**CHOICES, momentum=0.9)
+
+
+def test_default_epochs():
+    assert [default_epochs(n) for n in (128, 128 * 100, 128 * 1000, 10**9)] == [1200, 35, 5, 5]
