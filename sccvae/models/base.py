@@ -316,7 +316,13 @@ class BaseModel(metaclass=Understanding):
 
     @property
     def n_latent(self) -> int:
-        """Dimensions of the latent space."""
+        """Number of dimensions of the latent space.
+
+        Examples
+        --------
+        >>> model.n_latent == model.get_latent_representation().shape[1]
+        True
+        """
         return self._vae.architecture.n_latent
 
     @property
