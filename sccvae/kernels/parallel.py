@@ -186,9 +186,9 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, by_out):
+    def backward(ctx, grad_out):
         h, weight = ctx.saved_tensors
-        by_out, by_h = by_out.contiguous(), None
+        grad_out, grad_h = grad_out.contiguous(), None
         if ctx.needs_input_grad[0]:
-            by_h = multiply(by_out, weight.t(), torch.empty_like(h))
-        return by_h, multiply(h.t(), by_out, torch.empty_like(weight)), by_out.sum(0)
+            grad_h = multiply(grad_out, weight.t(), torch.empty_like(h))
+        return grad_h, multiply(h.t(), grad_out, torch.empty_like(weight)), grad_out.sum(0)

@@ -117,8 +117,8 @@ def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> R
         heads = _without_biases(compiled, *[None if t is None else t.detach().contiguous().numpy() for t in tensors])
         r = compiled.count_log_likelihood(stored(x), heads, dropout_cost, weight.numpy())
         if r is not None:
-            by_theta = r.log_theta[0] if log_theta is not None and log_theta.dim() == 1 else r.log_theta
-            arrays = (r.value - x.log_factorial.numpy(), r.dropouts, r.logits, r.log_library, by_theta, r.pi)
+            grad_theta = r.log_theta[0] if log_theta is not None and log_theta.dim() == 1 else r.log_theta
+            arrays = (r.value - x.log_factorial.numpy(), r.dropouts, r.logits, r.log_library, grad_theta, r.pi)
             return Result(*[None if a is None else torch.from_numpy(a) for a in arrays])  # type: ignore[arg-type]
     return plain(x, *tensors, dropout_cost, weight)
 
@@ -154,22 +154,22 @@ def _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost) -> Result
     log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
     log_m, counts = log_rho + log_library[:, None], x.dense()
     m = log_m.exp()
-    by_theta: Any = None
+    grad_theta: Any = None
     if log_theta is None:
-        entries, by_mean = counts * log_m - m, counts - m
+        entries, grad_mean = counts * log_m - m, counts - m
     else:
-        entries, by_mean, by_theta = _negative_binomial(counts, log_m, m, log_theta)
-    by_dropout, dropouts = None, torch.zeros_like(log_library)
+        entries, grad_mean, grad_theta = _negative_binomial(counts, log_m, m, log_theta)
+    grad_dropout, dropouts = None, torch.zeros_like(log_library)
     if dropout is not None:
         found, lost = counts > 0, torch.sigmoid(dropout)
         zero = entries - dropout  # where there is no count, `entries` is t
         entries = torch.where(found, zero, softplus(zero)) + logsigmoid(dropout)
         kept = torch.sigmoid(zero).masked_fill_(found, 1)  # probability that it came from the counts: a zero may not
-        by_mean, by_theta, dropouts = by_mean * kept, by_theta * kept, lost.sum(1)
-        by_dropout = (1 - lost) * (1 - dropout_cost * lost) - kept
+        grad_mean, grad_theta, dropouts = grad_mean * kept, grad_theta * kept, lost.sum(1)
+        grad_dropout = (1 - lost) * (1 - dropout_cost * lost) - kept
     value = entries.sum(1) - x.log_factorial - dropout_cost * dropouts
-    slope = by_mean.sum(1)
-    return Result(value, dropouts, by_mean - log_rho.exp_() * slope[:, None], slope, by_theta, by_dropout)
+    slope = grad_mean.sum(1)
+    return Result(value, dropouts, grad_mean - log_rho.exp_() * slope[:, None], slope, grad_theta, grad_dropout)
 
 
 def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -186,13 +186,13 @@ def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch
 
 def _weighted(gradients: Gradients, weight: torch.Tensor, by_gene: bool) -> Gradients:
     """The gradients of the sum of `weight` times the values, from those of each cell's own; theta's may be by gene."""
-    by_logits, by_log_library, by_theta, by_dropout = gradients
+    grad_logits, grad_log_library, grad_theta, grad_dropout = gradients
     each = weight[:, None]
-    if by_theta is not None:
-        by_theta = weight @ by_theta if by_gene else each * by_theta
-    if by_dropout is not None:
-        by_dropout = each * by_dropout
-    return each * by_logits, weight * by_log_library, by_theta, by_dropout
+    if grad_theta is not None:
+        grad_theta = weight @ grad_theta if by_gene else each * grad_theta
+    if grad_dropout is not None:
+        grad_dropout = each * grad_dropout
+    return each * grad_logits, weight * grad_log_library, grad_theta, grad_dropout
 
 
 def _is_by_gene(log_theta: torch.Tensor | None) -> bool:
@@ -227,10 +227,10 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, by_out):
-        by_weight = by_out.new_empty(ctx.n_genes, by_out.shape[1])
-        encode_gradient_into(by_weight, ctx.x, ctx.values, by_out.contiguous())
-        return None, None, by_weight
+    def backward(ctx, grad_out):
+        grad_weight = grad_out.new_empty(ctx.n_genes, grad_out.shape[1])
+        encode_gradient_into(grad_weight, ctx.x, ctx.values, grad_out.contiguous())
+        return None, None, grad_weight
 
 
 def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
@@ -243,12 +243,12 @@ def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, wei
     return values
 
 
-def encode_gradient_into(by_weight: torch.Tensor, x: Minibatch, values: torch.Tensor, by_out: torch.Tensor) -> None:
-    """Fill by_weight, (genes, hidden), from by_out, (cells, hidden), and the values that `encode_into` returned."""
+def encode_gradient_into(grad_weight: torch.Tensor, x: Minibatch, values: torch.Tensor, grad_out: torch.Tensor) -> None:
+    """Fill grad_weight, (genes, hidden), from grad_out, (cells, hidden), and the values that `encode_into` returned."""
     from sccvae.kernels.cpu import layers
 
     indptr, genes, _ = stored(x)
-    layers.encode_gradient((indptr, genes, values.numpy(), by_out.numpy(), by_weight.numpy()))
+    layers.encode_gradient((indptr, genes, values.numpy(), grad_out.numpy(), grad_weight.numpy()))
 
 
 def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:

@@ -81,8 +81,8 @@ class Autograd:
         loss = elbo.loss(kl_weight)
         self.vae.zero_grad()
         # Not `backward`, which adds to gradients that are there: a recorded step must not depend on the one before.
-        for w, by_w in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
-            w.grad = by_w
+        for w, grad_w in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
+            w.grad = grad_w
         if waits and (dropout := self.vae.decoder.dropout) is not None:
             dropout.weight.grad = torch.zeros_like(dropout.weight)
         return loss.detach(), elbo.columns(kl_weight)

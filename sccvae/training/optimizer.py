@@ -63,8 +63,8 @@ class Adam:
         if not self.compiled:
             self.decay = torch.from_numpy(np.repeat(self.decays, _sizes(weights))).to(self.arrays[0])  # of every entry
         _point(weights, places)
-        for w, by_w in zip(weights, self.places, strict=True):
-            w.grad = by_w if w.grad is None else by_w.copy_(w.grad)
+        for w, grad_w in zip(weights, self.places, strict=True):
+            w.grad = grad_w if w.grad is None else grad_w.copy_(w.grad)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -21,12 +21,12 @@ def test_gaussian(n):
     head[0, n], head[1, n] = -4, 4
     shift, prior_mean = rng.standard_normal((2, n_cells)).astype(f32)
     prior_variance = rng.gamma(2, 1, n_cells).astype(f32)
-    noise, by_draw = rng.standard_normal((2, n_cells, n)).astype(f32)
+    noise, grad_draw = rng.standard_normal((2, n_cells, n)).astype(f32)
     variance, draw, kl = np.empty((n_cells, n), f32), np.empty((n_cells, n), f32), np.empty(n_cells, f32)
     given = (head, bounds, shift, prior_mean, prior_variance, noise, variance)
     latent.gaussian(*given, draw, kl)
-    by_head = np.full_like(head, np.nan)
-    latent.gaussian_gradient(*given, by_draw, f32(0.7), by_head)
+    grad_head = np.full_like(head, np.nan)
+    latent.gaussian_gradient(*given, grad_draw, f32(0.7), grad_head)
 
     (reference,) = double(head)
     mean, log_variance = reference[:, :n] + torch.from_numpy(shift)[:, None], reference[:, n:]
@@ -36,10 +36,10 @@ def test_gaussian(n):
     drawn = mean + sd * torch.from_numpy(noise)
     np.testing.assert_allclose(draw, drawn.detach(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(kl, expected.detach(), rtol=1e-5, atol=1e-5)
-    loss = (drawn * torch.from_numpy(by_draw)).sum() + 0.7 * expected.sum()
-    np.testing.assert_allclose(by_head, torch.autograd.grad(loss, reference)[0], rtol=1e-4, atol=1e-5)
+    loss = (drawn * torch.from_numpy(grad_draw)).sum() + 0.7 * expected.sum()
+    np.testing.assert_allclose(grad_head, torch.autograd.grad(loss, reference)[0], rtol=1e-4, atol=1e-5)
     outside = (head[:, n:] < -3) | (head[:, n:] > 2)
-    assert not by_head[:, n:][outside].any()
+    assert not grad_head[:, n:][outside].any()
 
 
 @pytest.mark.parametrize(("n_components", "n"), [(1, 1), (5, 3), (30, 20)])

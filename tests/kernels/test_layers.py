@@ -37,7 +37,7 @@ def test_block(n_hidden, rate):
     rng = np.random.default_rng(0)
     n, rows = 11, 3
     normal = lambda *shape: rng.standard_normal(shape).astype(f32)  # noqa: E731
-    a, bias, gamma, beta, by_out = (
+    a, bias, gamma, beta, grad_out = (
         normal(n, n_hidden),
         normal(rows, n_hidden),
         *normal(2, n_hidden),
@@ -47,13 +47,13 @@ def test_block(n_hidden, rate):
     kept, scale, out, lowest = np.empty_like(a), np.empty(n, f32), np.empty_like(a), Dropout(rate).lowest
     layers.block(a, bias, row, gamma, beta, noise, lowest, f32(rate), kept, scale, out)
     found = [np.full_like(t, np.nan) for t in (a, bias, gamma, beta)]
-    layers.block_gradient(by_out, out, f32(rate), gamma, row, kept, scale, *(found[i] for i in (0, 1, 2, 3)))
+    layers.block_gradient(grad_out, out, f32(rate), gamma, row, kept, scale, *(found[i] for i in (0, 1, 2, 3)))
 
     inputs = double(a, bias, gamma, beta)
     h = torch.relu(torch.nn.functional.layer_norm(inputs[0] + inputs[1][row], (n_hidden,), *inputs[2:]))
     expected = h * torch.from_numpy(noise >= lowest) / (1 - rate)
     np.testing.assert_allclose(out, expected.detach(), rtol=2e-4, atol=2e-5)
-    gradients = torch.autograd.grad(expected, inputs, torch.from_numpy(by_out).double())
+    gradients = torch.autograd.grad(expected, inputs, torch.from_numpy(grad_out).double())
     for ours, reference in zip(found, gradients, strict=True):
         np.testing.assert_allclose(ours, reference, rtol=2e-3, atol=5e-5)
 

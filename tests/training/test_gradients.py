@@ -56,10 +56,10 @@ def test_autograd_returns_the_loss_and_its_terms_and_forgets_the_gradients_befor
     torch.testing.assert_close(loss, elbo.loss(kl_weight).detach())
     torch.testing.assert_close(terms, torch.stack(elbo[:3]).detach())
     expected = torch.autograd.grad(elbo.loss(kl_weight), list(vae.parameters()))
-    for (name, w), by_w in zip(vae.named_parameters(), expected, strict=True):
+    for (name, w), grad_w in zip(vae.named_parameters(), expected, strict=True):
         still = waits and name == "decoder.dropout.weight"
-        assert by_w.any() or not still
-        torch.testing.assert_close(w.grad, 0 * by_w if still else by_w)
+        assert grad_w.any() or not still
+        torch.testing.assert_close(w.grad, 0 * grad_w if still else grad_w)
 
 
 class Tempered(NB):
@@ -85,11 +85,11 @@ def check_path(vae, x, kl_weight=1.0, precision="full"):
     loss, terms = path(x, torch.Generator().manual_seed(1), kl_weight, False)
     torch.testing.assert_close(loss, elbo.loss(kl_weight).detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(terms, elbo.columns(kl_weight), rtol=1e-4, atol=1e-4)
-    for (name, w), by_w in zip(free.items(), expected, strict=True):
-        by_w = torch.zeros_like(w) if by_w is None else by_w
+    for (name, w), grad_w in zip(free.items(), expected, strict=True):
+        grad_w = torch.zeros_like(w) if grad_w is None else grad_w
         found = torch.zeros_like(w) if w.grad is None else w.grad
-        scale = max(by_w.abs().max().item(), 1e-6)
-        np.testing.assert_allclose(found, by_w, rtol=0, atol=2e-4 * scale, err_msg=name)
+        scale = max(grad_w.abs().max().item(), 1e-6)
+        np.testing.assert_allclose(found, grad_w, rtol=0, atol=2e-4 * scale, err_msg=name)
     return path
 
 

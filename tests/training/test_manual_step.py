@@ -116,19 +116,19 @@ def test_while_the_drop_out_head_waits_at_zero_it_multiplies_nothing(product, rt
 def test_halved_products_round_factors_and_results_once():
     generator = torch.Generator().manual_seed(0)
     h, weight = torch.randn(9, 40, generator=generator), torch.nn.Parameter(torch.randn(40, 70, generator=generator))
-    by_out, by_input = torch.randn(9, 70, generator=generator), torch.ones(9, 40)
-    rounded = [t.detach().bfloat16().double() for t in (h, weight, by_out)]
+    grad_out, grad_input = torch.randn(9, 70, generator=generator), torch.ones(9, 40)
+    rounded = [t.detach().bfloat16().double() for t in (h, weight, grad_out)]
     product = BFloat16Product(CPU, weight)
     product.forward(h)
     result = product.out
     close = {"rtol": 2**-8, "atol": 1e-4, "check_dtype": False}
     torch.testing.assert_close(result, rounded[0] @ rounded[1], **close)
-    result.copy_(by_out)  # the gradient takes the product's place
-    product.backward(by_input, add=True)
-    torch.testing.assert_close(by_input - 1, rounded[2] @ rounded[1].t(), **close | {"atol": 2**-8})
+    result.copy_(grad_out)  # the gradient takes the product's place
+    product.backward(grad_input, add=True)
+    torch.testing.assert_close(grad_input - 1, rounded[2] @ rounded[1].t(), **close | {"atol": 2**-8})
     torch.testing.assert_close(weight.grad, rounded[0].t() @ rounded[2], **close)
-    product.backward(by_input, add=False)
-    torch.testing.assert_close(by_input, rounded[2] @ rounded[1].t(), **close)
+    product.backward(grad_input, add=False)
+    torch.testing.assert_close(grad_input, rounded[2] @ rounded[1].t(), **close)
 
 
 @pytest.mark.parametrize("n_latent", [1, 4])
@@ -226,8 +226,8 @@ def test_log_variances_beyond_their_bounds_have_no_gradient():
     Autograd(vae)(x, noise(), 1.0, False)
     expected = [w.grad.clone() for w in vae.parameters()]
     ManualStep(vae, CPU, unreachable, Product)(x, noise(), 1.0, False)
-    for w, by_w in zip(vae.parameters(), expected, strict=True):
-        np.testing.assert_allclose(w.grad, by_w, rtol=0, atol=2e-4 * by_w.abs().max().item() + 1e-12)
+    for w, grad_w in zip(vae.parameters(), expected, strict=True):
+        np.testing.assert_allclose(w.grad, grad_w, rtol=0, atol=2e-4 * grad_w.abs().max().item() + 1e-12)
     assert not vae.encoder.z.bias.grad[n : n + 2].any()
     assert not vae.encoder.library.bias.grad[1]
 
@@ -246,7 +246,7 @@ def test_what_is_out_of_range_goes_to_autograd_and_the_next_step_comes_back(prod
     by_hand(x, noise(), 1.0, False)
     assert asked == [1]
     found = [w.grad.clone() for w in vae.parameters()]
-    assert all(torch.isfinite(by_w).all() for by_w in found)
+    assert all(torch.isfinite(grad_w).all() for grad_w in found)
     move(adam, 0.0)
     with torch.no_grad():
         vae.decoder.dropout.bias.copy_(kept)

@@ -134,25 +134,25 @@ def _sum_of_logs(value):
 
 
 @numba.njit(**LOOP, **INNER)
-def _finish_row(share, weight, e, by_mean, to_logits, to_bias, mode):
+def _finish_row(share, weight, e, grad_mean, to_logits, to_bias, mode):
     """From gradients by log m to those by the logits; returns the sum of the former over genes."""
     slope = f32(0.0)
     for g in range(e.size):
-        slope += by_mean[g]
+        slope += grad_mean[g]
     if mode == LEAVE:
         for g in range(e.size):
-            by_logit = weight * (by_mean[g] - slope * share * e[g])
-            to_logits[g] = narrow(by_logit, to_logits[g])
+            grad_logit = weight * (grad_mean[g] - slope * share * e[g])
+            to_logits[g] = narrow(grad_logit, to_logits[g])
     elif mode == PUT:
         for g in range(e.size):
-            by_logit = weight * (by_mean[g] - slope * share * e[g])
-            to_bias[g] = by_logit
-            to_logits[g] = narrow(by_logit, to_logits[g])
+            grad_logit = weight * (grad_mean[g] - slope * share * e[g])
+            to_bias[g] = grad_logit
+            to_logits[g] = narrow(grad_logit, to_logits[g])
     else:
         for g in range(e.size):
-            by_logit = weight * (by_mean[g] - slope * share * e[g])
-            to_bias[g] += by_logit
-            to_logits[g] = narrow(by_logit, to_logits[g])
+            grad_logit = weight * (grad_mean[g] - slope * share * e[g])
+            to_bias[g] += grad_logit
+            to_logits[g] = narrow(grad_logit, to_logits[g])
     return weight * slope
 
 
@@ -229,8 +229,8 @@ def _cells(
     has_theta, has_pi = theta.shape[1] > 0, pi.shape[1] > 0
     # One by one: LLVM does not vectorise loops over the rows of one array, which it cannot tell apart.
     e, value, log1p, share = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    by_theta, lost, kept, stored_logit = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    by_mean, by_pi = _empty(n_genes), _empty(n_genes)
+    grad_theta, lost, kept, stored_logit = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
+    grad_mean, grad_pi = _empty(n_genes), _empty(n_genes)
     for i in range(first, last):
         b, t, start, stop = bias_row[i], theta_row[i], indptr[i], indptr[i + 1]
         top, total, check = softmax(logits[i], bias[b], e)
@@ -240,31 +240,31 @@ def _cells(
         scale, sum_of_stored = f32(math.exp(log_library[i]) / total), f32(0.0)
         out[i, 2] = 0.0
         if has_theta:
-            _nb_zeros(scale, e, theta[t], inverse_theta[t], log1p, share, value, by_mean, by_theta)
+            _nb_zeros(scale, e, theta[t], inverse_theta[t], log1p, share, value, grad_mean, grad_theta)
         else:
-            _poisson_zeros(scale, e, value, by_mean)
+            _poisson_zeros(scale, e, value, grad_mean)
         if has_pi:
-            zeros = (value, lost, kept, by_mean, by_theta, by_pi)
+            zeros = (value, lost, kept, grad_mean, grad_theta, grad_pi)
             out[i, 2], outside = _inflate_zeros(pi[i], pi_bias, cost, *zeros)
             fine = fine and outside == 0
         for j in range(start, stop):
             g, x = genes[j], counts[j]
             m, log_m, value[g] = scale * e[g], stored_logit[j - start] + log_share, f32(0.0)
             if has_theta:
-                terms, by_mean[g], by_theta[g] = _nb_count(x, m, log_m, theta[t, g], log1p[g], share[g])
+                terms, grad_mean[g], grad_theta[g] = _nb_count(x, m, log_m, theta[t, g], log1p[g], share[g])
             else:
-                terms, by_mean[g] = x * log_m - m, x - m
+                terms, grad_mean[g] = x * log_m - m, x - m
             sum_of_stored += terms
             if has_pi:
-                value[g], by_pi[g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
+                value[g], grad_pi[g] = kept[g], -lost[g] * (f32(1.0) + cost * kept[g])
         out[i, 0] = sum_of_stored + (_sum_of_logs(value) if has_pi else _sum(value)) - cost * out[i, 2]
-        row = e, by_mean, to_logits[i], to_bias[_place(modes[0], b, i)], modes[0]
+        row = e, grad_mean, to_logits[i], to_bias[_place(modes[0], b, i)], modes[0]
         out[i, 1] = _finish_row(f32(1.0) / total, weight[i], *row)
         if has_theta:
-            _weigh(weight[i], by_theta, to_theta[_place(modes[1], t, i)], modes[1])
+            _weigh(weight[i], grad_theta, to_theta[_place(modes[1], t, i)], modes[1])
         if has_pi:
-            _weigh(weight[i], by_pi, to_pi_bias[_place(modes[2], 0, i)], modes[2])
-            _put(by_pi, to_pi[i])
+            _weigh(weight[i], grad_pi, to_pi_bias[_place(modes[2], 0, i)], modes[2])
+            _put(grad_pi, to_pi[i])
         fine = fine and math.isfinite(check) and math.isfinite(out[i, 0]) and math.isfinite(out[i, 1])
     return fine
 
@@ -330,9 +330,9 @@ def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: C
         part, out = rows_worth(n_genes), np.empty((n_cells, 3), f32)
         serial = n_threads == 1 or n_cells <= part
         sums = [
-            _Sum("by_bias", bias.row, len(bias.values), bias.own, to_logits, serial, kept),
-            _Sum("by_theta", theta_row, len(theta), log_theta is not None and log_theta.own, None, serial, kept),
-            _Sum("by_pi_bias", one_row, 1, False, to_pi, serial, kept),
+            _Sum("grad_bias", bias.row, len(bias.values), bias.own, to_logits, serial, kept),
+            _Sum("grad_theta", theta_row, len(theta), log_theta is not None and log_theta.own, None, serial, kept),
+            _Sum("grad_pi_bias", one_row, 1, False, to_pi, serial, kept),
         ]
         to_bias = sums[0].place(n_genes)
         to_theta = sums[1].place(0 if log_theta is None else n_genes)
@@ -346,9 +346,9 @@ def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: C
         if not all(share(lambda first, last: _cells(first, last, *arguments), n_cells, part)):
             return None
         value, slope, dropouts = np.ascontiguousarray(out.T)
-        by_theta = None if log_theta is None else sums[1].total()
-        by_pi_bias = None if pi is None else sums[2].total()[0]
-        return Gradients(value, dropouts, to_logits, sums[0].total(), slope, by_theta, to_pi, by_pi_bias)
+        grad_theta = None if log_theta is None else sums[1].total()
+        grad_pi_bias = None if pi is None else sums[2].total()[0]
+        return Gradients(value, dropouts, to_logits, sums[0].total(), slope, grad_theta, to_pi, grad_pi_bias)
 
 
 class _Sum:

@@ -1,7 +1,7 @@
 """What a training step does with z, compiled by numba for the CPU: each one pass, float32.
 
 The Gaussian draws with their KL divergence; the mixture that is their prior; what batches that lie apart are charged.
-Each with its gradient, for `manual_step`; names of gradients begin with `by_`.
+Each with its gradient, for `manual_step`; names of gradients begin with `grad_`.
 """
 
 import math
@@ -46,17 +46,17 @@ def gaussian(head, bounds, shift, prior_mean, prior_variance, noise, variance, d
 
 
 @numba.njit(**EXACT)
-def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, variance, by_draw, weight, by_head):
-    """Fill by_head from by_draw and weight * KL; the rest is as `gaussian` left it."""
+def gaussian_gradient(head, bounds, shift, prior_mean, prior_variance, noise, variance, grad_draw, weight, grad_head):
+    """Fill grad_head from grad_draw and weight * KL; the rest is as `gaussian` left it."""
     n = noise.shape[1]
     for i in range(len(head)):
         m0, v0 = prior_mean[i], prior_variance[i]
         for k in range(n):
             mean, log_variance, v = head[i, k] + shift[i], head[i, n + k], variance[i, k]
-            by_head[i, k] = by_draw[i, k] + weight * (mean - m0) / v0
-            by_v = by_draw[i, k] * noise[i, k] / (f32(2.0) * np.sqrt(v)) + weight * f32(0.5) * (1 / v0 - 1 / v)
+            grad_head[i, k] = grad_draw[i, k] + weight * (mean - m0) / v0
+            grad_v = grad_draw[i, k] * noise[i, k] / (f32(2.0) * np.sqrt(v)) + weight * f32(0.5) * (1 / v0 - 1 / v)
             inside = bounds[0] <= log_variance <= bounds[1]
-            by_head[i, n + k] = by_v * (v - bounds[2]) if inside else f32(0.0)
+            grad_head[i, n + k] = grad_v * (v - bounds[2]) if inside else f32(0.0)
 
 
 @numba.njit(**LOOP, **INNER)
@@ -94,24 +94,26 @@ def _log_sum(share, value):
 
 
 @numba.njit(**LOOP, **INNER)
-def _by_component(z, share, mean, precision, by_z):
+def _by_component(z, share, mean, precision, grad_z):
     """Add what a component gives to the gradient of -log p(z) in one dimension; returns those by mean and variance."""
-    by_mean, by_variance = f32(0.0), f32(0.0)
+    grad_mean, grad_variance = f32(0.0), f32(0.0)
     for i in range(z.size):
         pull = share[i] * (z[i] - mean) * precision
-        by_z[i] += pull
-        by_mean -= pull
-        by_variance += share[i] - pull * (z[i] - mean)
-    return by_mean, f32(0.5) * by_variance * precision
+        grad_z[i] += pull
+        grad_mean -= pull
+        grad_variance += share[i] - pull * (z[i] - mean)
+    return grad_mean, f32(0.5) * grad_variance * precision
 
 
 @numba.njit(**LOOP)
-def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by_z, by_logits, by_mean, by_log_v):
+def mixture_prior(
+    z, logits, mean, log_variance, floor, weight, share, value, grad_z, grad_logits, grad_mean, grad_log_v
+):
     """Fill value, (cells,), with log N(z | 0, I) - log p(z), and the others with the gradients of weight * its sum.
 
     Parameters
     ----------
-    z, by_z
+    z, grad_z
         (n, cells): loops are over cells.
     logits, mean, log_variance, floor
         (components,), (components, n), (components, n), a number: as in `MixturePrior`.
@@ -123,7 +125,7 @@ def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by
     value[:] = f32(0.0)
     for d in range(len(z)):
         _add_squares(z[d], f32(0.0), f32(-0.5), value)
-        multiple(-weight, z[d], by_z[d])
+        multiple(-weight, z[d], grad_z[d])
     for k in range(len(share)):
         share[k] = logits[k] - total
         for d in range(len(z)):
@@ -132,12 +134,12 @@ def mixture_prior(z, logits, mean, log_variance, floor, weight, share, value, by
             _add_squares(z[d], mean[k, d], f32(-0.5) / v, share[k])
     _log_sum(share, value)
     for k in range(len(share)):
-        by_logits[k] = weight * (n_cells * f32(math.exp(logits[k] - total)) - share[k].sum())
+        grad_logits[k] = weight * (n_cells * f32(math.exp(logits[k] - total)) - share[k].sum())
         multiple(weight, share[k], share[k])
         for d in range(len(z)):
             e = f32(math.exp(log_variance[k, d]))
-            by_mean[k, d], by_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), by_z[d])
-            by_log_v[k, d] = by_v * e
+            grad_mean[k, d], grad_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), grad_z[d])
+            grad_log_v[k, d] = grad_v * e
 
 
 @numba.njit(**EXACT, **INNER)
@@ -155,8 +157,8 @@ def _nearest(square, nearest):
 
 
 @numba.njit(**LOOP, **INNER)
-def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
-    """Log of the excess of its batch around a cell, at least 0; by_square, (cells,), is its gradient by `square`.
+def _own_excess(square, batch, i, expected, first, scale, smoothing, grad_square):
+    """Log of the excess of its batch around a cell, at least 0; grad_square, (cells,), is its gradient by `square`.
 
     `square` leaves as kernel weights.
     """
@@ -172,24 +174,24 @@ def _own_excess(square, batch, i, expected, first, scale, smoothing, by_square):
         return f32(0.0)
     factor = f32(-1.0) / (scale * total * (share + more))
     for j in range(square.size):
-        by_square[j] = factor * square[j] * ((f32(1.0) if batch[j] == batch[i] else f32(0.0)) - share)
+        grad_square[j] = factor * square[j] * ((f32(1.0) if batch[j] == batch[i] else f32(0.0)) - share)
     return f32(math.log(ratio))
 
 
 @numba.njit(**LOOP, **INNER)
-def _pull(z, i, by_square, by_z):
+def _pull(z, i, grad_square, grad_z):
     """Add the gradient by one dimension of z, (cells,), from that by the squared distances of cell i."""
     total = f32(0.0)
     for j in range(z.size):
-        by = f32(2.0) * by_square[j] * (z[i] - z[j])
+        by = f32(2.0) * grad_square[j] * (z[i] - z[j])
         total += by
-        by_z[j] -= by
-    by_z[i] += total
+        grad_z[j] -= by
+    grad_z[i] += total
 
 
 @numba.njit(**EXACT)
-def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbours, begin, value, by_square):
-    """Cells first..last after number `begin`: fill value, and by_square, (cells, cells), where that is above 0."""
+def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbours, begin, value, grad_square):
+    """Cells first..last after number `begin`: fill value, and grad_square, (cells, cells), where that is above 0."""
     n = batch.size
     nearest, square = np.empty(n_neighbours, f32), np.empty(n, f32)
     for row in range(first, last):
@@ -204,16 +206,16 @@ def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbo
         square[own : own + copies] = f32(np.inf)
         _nearest(square, nearest)
         scale = max(nearest[-1] - nearest[0], f32(1e-6)) / width
-        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, by_square[row])
+        value[i] = _own_excess(square, batch, i, expected, nearest[0], scale, smoothing, grad_square[row])
 
 
 @numba.njit(**EXACT)
-def _pull_all(first, last, z, begin, value, by_square, by_z):
-    """Dimensions first..last of by_z: add what the cells of by_square give, in their order."""
+def _pull_all(first, last, z, begin, value, grad_square, grad_z):
+    """Dimensions first..last of grad_z: add what the cells of grad_square give, in their order."""
     for d in range(first, last):
-        for row in range(min(len(by_square), value.size - begin)):
+        for row in range(min(len(grad_square), value.size - begin)):
             if value[begin + row] > 0:
-                _pull(z[d], begin + row, by_square[row], by_z[d])
+                _pull(z[d], begin + row, grad_square[row], grad_z[d])
 
 
 def _call(work, arguments, first, last):
@@ -229,9 +231,9 @@ def own_batch_excess(arguments):
     *given, value = arguments
     z, (n, n_cells) = given[0], given[0].shape
     some = min(max(DISTANCES // n_cells, 1), n_cells)
-    by_z, by_square = np.zeros_like(z), np.empty((some, n_cells), f32)
+    grad_z, grad_square = np.zeros_like(z), np.empty((some, n_cells), f32)
     for begin in range(0, n_cells, some):
-        kept = begin, value, by_square
+        kept = begin, value, grad_square
         share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin), SOME)
-        share(partial(_call, _pull_all, (z, *kept, by_z)), n, 4)
-    return by_z
+        share(partial(_call, _pull_all, (z, *kept, grad_z)), n, 4)
+    return grad_z

@@ -1,7 +1,7 @@
 """What lies between two matrix products of a training step, compiled by numba for the CPU: each one pass, float32.
 
 The encoder's sparse product; a block (covariate offset, layer norm, ReLU, dropout); a step of Adam; normalised
-expression. With gradients, for `manual_step`; names of gradients begin with `by_`. What is done with z is in `latent`.
+expression. With gradients, for `manual_step`; names of gradients begin with `grad_`. What is done with z is in `latent`.
 """
 
 import math
@@ -74,11 +74,11 @@ def _by_gene(indptr, genes, values, n_genes):
 
 
 @numba.njit(**LOOP)
-def _encode_gradient(first, last, starts, cells, values, by_out, by_weight):
+def _encode_gradient(first, last, starts, cells, values, grad_out, grad_weight):
     """Genes first..last of the gradient by weight: each row is written once, from gradients that fit a cache."""
     for g in range(first, last):
-        by_weight[g] = f32(0.0)
-        _add_rows(by_out, cells, values, starts[g], starts[g + 1], by_weight[g])
+        grad_weight[g] = f32(0.0)
+        _add_rows(grad_out, cells, values, starts[g], starts[g + 1], grad_weight[g])
 
 
 def encode(arguments):
@@ -90,13 +90,13 @@ def encode(arguments):
 
 
 def encode_gradient(arguments):
-    """Fill by_weight (genes, hidden), the gradient by weight, from the gradient by_out (cells, hidden).
+    """Fill grad_weight (genes, hidden), the gradient by weight, from the gradient grad_out (cells, hidden).
 
-    `arguments`: indptr, genes, values, by_out, by_weight.
+    `arguments`: indptr, genes, values, grad_out, grad_weight.
     """
-    indptr, genes, values, by_out, by_weight = arguments
-    arguments = (*_by_gene(indptr, genes, values, len(by_weight)), by_out, by_weight)
-    share(lambda first, last: _encode_gradient(first, last, *arguments), len(by_weight), SOME)
+    indptr, genes, values, grad_out, grad_weight = arguments
+    arguments = (*_by_gene(indptr, genes, values, len(grad_weight)), grad_out, grad_weight)
+    share(lambda first, last: _encode_gradient(first, last, *arguments), len(grad_weight), SOME)
 
 
 @numba.njit(**LOOP, **INNER)
@@ -174,35 +174,35 @@ def block(a, bias, row, gamma, beta, noise, lowest, rate, normal, scale, out):
 
 
 @numba.njit(**LOOP, **INNER)
-def _by_normal(by_out, out, kept, gamma, normal, by_a, by_gamma, by_beta):
+def _by_normal(grad_out, out, kept, gamma, normal, grad_a, grad_gamma, grad_beta):
     """One cell: back through dropout, ReLU, gamma and beta; returns two sums that layer norm's gradient needs."""
     total, product = f32(0.0), f32(0.0)
     for k in range(out.size):
-        d = by_out[k] * kept if out[k] > f32(0.0) else f32(0.0)  # 0 if ReLU or dropout took it
-        by_beta[k] += d
-        by_gamma[k] += d * normal[k]
-        by_a[k] = d * gamma[k]
-        total += by_a[k]
-        product += by_a[k] * normal[k]
+        d = grad_out[k] * kept if out[k] > f32(0.0) else f32(0.0)  # 0 if ReLU or dropout took it
+        grad_beta[k] += d
+        grad_gamma[k] += d * normal[k]
+        grad_a[k] = d * gamma[k]
+        total += grad_a[k]
+        product += grad_a[k] * normal[k]
     return total, product
 
 
 @numba.njit(**LOOP, **INNER)
-def _by_input(total, product, scale, normal, by_a, by_bias):
-    n = f32(by_a.size)
-    for k in range(by_a.size):
-        by_a[k] = scale * (by_a[k] - total / n - normal[k] * (product / n))
-        by_bias[k] += by_a[k]
+def _by_input(total, product, scale, normal, grad_a, grad_bias):
+    n = f32(grad_a.size)
+    for k in range(grad_a.size):
+        grad_a[k] = scale * (grad_a[k] - total / n - normal[k] * (product / n))
+        grad_bias[k] += grad_a[k]
 
 
 @numba.njit(**LOOP)
-def block_gradient(by_out, out, rate, gamma, row, normal, scale, by_a, by_bias, by_gamma, by_beta):
-    """Fill by_a, by_bias (table), by_gamma and by_beta from by_out; the rest is as `block` left it."""
-    by_bias[:], by_gamma[:], by_beta[:] = f32(0.0), f32(0.0), f32(0.0)
+def block_gradient(grad_out, out, rate, gamma, row, normal, scale, grad_a, grad_bias, grad_gamma, grad_beta):
+    """Fill grad_a, grad_bias (table), grad_gamma and grad_beta from grad_out; the rest is as `block` left it."""
+    grad_bias[:], grad_gamma[:], grad_beta[:] = f32(0.0), f32(0.0), f32(0.0)
     kept = f32(1.0) / (f32(1.0) - rate)
     for i in range(out.shape[0]):
-        sums = _by_normal(by_out[i], out[i], kept, gamma, normal[i], by_a[i], by_gamma, by_beta)
-        _by_input(sums[0], sums[1], scale[i], normal[i], by_a[i], by_bias[row[i]])
+        sums = _by_normal(grad_out[i], out[i], kept, gamma, normal[i], grad_a[i], grad_gamma, grad_beta)
+        _by_input(sums[0], sums[1], scale[i], normal[i], grad_a[i], grad_bias[row[i]])
 
 
 @numba.njit(**LOOP, **INNER)
