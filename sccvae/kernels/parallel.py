@@ -1,9 +1,8 @@
-"""Work shared among threads of our own, with the same results however many there are.
+"""Work split among the package's own threads, with the same results for any number of threads.
 
-torch's results depend on the number of its threads, and its threads do not survive a fork, after which a program waits
-for them for ever. So torch works on one thread (`alone`), and what takes long is cut here (`share`): between cells,
-genes or entries that have nothing to do with each other, or, in matrix products (`multiply`), into blocks whose size
-depends on the product alone.
+torch's results depend on the number of its threads, and its threads do not survive a fork: a forked program hangs. So
+torch runs on one thread (`alone`), and long work is split here (`share`): between cells, genes or entries that are
+independent, or, in matrix products (`multiply`), into blocks whose size depends on the product alone.
 """
 
 import functools
@@ -28,7 +27,7 @@ class _Here(threading.local):
 
 
 class _Pools:
-    """Threads that work, and one that puts back what they change for all."""
+    """Worker threads, and one that restores torch's number of threads."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -36,7 +35,7 @@ class _Pools:
         self.keeper = ThreadPoolExecutor(1, "sccvae-keeper")
 
     def begin(self) -> None:
-        """What a worker does first."""
+        """Initialise a worker thread."""
         self.on_one_thread()
         _here.n_threads = 1
         torch.set_grad_enabled(False)
@@ -53,7 +52,7 @@ class _Pools:
         return before
 
     def start(self, work: Callable[[int, int], Any], first: int, last: int) -> Future:
-        """What a worker does; done here where none can be had."""
+        """Start work on a worker thread, or do it here if no thread can be started."""
         try:
             return self.workers.submit(work, first, last)
         except RuntimeError:
@@ -76,7 +75,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def alone() -> Iterator[int]:
-    """Inside, torch works on one thread; yields how many `share` takes: as many as torch had."""
+    """Context in which torch uses one thread; yields the number of threads of `share`, as many as torch had."""
     if _here.n_threads:
         yield _here.n_threads
         return
@@ -91,7 +90,7 @@ def alone() -> Iterator[int]:
 
 
 def each_alone(generator: Callable[..., Iterator]) -> Callable[..., Iterator]:
-    """A generator function that is `alone` while it works, and not between."""
+    """Decorate a generator function so that it runs inside `alone`, but not between its items."""
 
     @functools.wraps(generator)
     def wrapped(*args: Any, **kwargs: Any) -> Iterator:
@@ -108,12 +107,12 @@ def each_alone(generator: Callable[..., Iterator]) -> Callable[..., Iterator]:
 
 
 def rows_worth(n_columns: int) -> int:
-    """Rows of so many values that another thread is worth taking."""
+    """Return the number of rows of `n_columns` values that are worth another thread."""
     return max(WORTH // max(n_columns, 1), 1)
 
 
 def share(work: Callable[[int, int], Any], n: int, part: int = 1) -> list[Any]:
-    """What `work(first, last)` returns for ranges that make up range(n), each on a thread.
+    """Return the results of `work(first, last)` for ranges that make up range(n), one thread each.
 
     Where ranges meet, at multiples of `part`, depends on the number of threads; what the work does must not.
     """
@@ -134,7 +133,7 @@ def share(work: Callable[[int, int], Any], n: int, part: int = 1) -> list[Any]:
 
 @functools.cache
 def blocks_of(n_columns: int) -> list[tuple[int, int]]:
-    """(first, last) of the blocks that a product of so many columns is cut into, whatever the number of threads."""
+    """Return (first, last) of the column blocks of a product, the same for any number of threads."""
     n_blocks = max(min(FEW_BLOCKS, n_columns // LEAST_COLUMNS), min(MANY_BLOCKS, n_columns // MOST_COLUMNS), 1)
     width = -(-n_columns // (16 * n_blocks)) * 16  # multiples of a cache line
     return list(pairwise([*range(0, n_columns, width)[:n_blocks], n_columns]))

@@ -1,7 +1,7 @@
-"""What is computed from sparse counts, their log-likelihood first: in plain torch on any device, or fused on the CPU.
+"""Operations on sparse counts: log-likelihood, encoding, thinning; in torch for any device, or compiled for the CPU.
 
 An entry is zero, as nearly all are, or not; `fused` takes lgamma of the latter alone. With mean m = l * rho,
-dispersion theta, r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and drop-out logit pi:
+dispersion theta, r = theta / (theta + m), t = log NB(0) = -theta * log1p(m / theta), and zero-inflation logit pi:
 
     x = 0:  log p = softplus(t - pi) - softplus(-pi)
     x > 0:  log p = -softplus(pi) + t + x (log m - log(theta + m)) + lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """What a kernel returns: the value of each cell, and the gradients of the sum of `weight` times it."""
+    """Result of a likelihood kernel: value of each cell, and gradients of the sum of `weight` times it."""
 
     value: torch.Tensor  # (cells,) log-likelihood less the cost of drop-outs
     dropouts: torch.Tensor  # (cells,) expected number of drop-outs
@@ -53,7 +53,7 @@ def count_log_likelihood(
     dropout_cost: float = 0.0,
     kernel: Kernel | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihood of each cell's counts, less what its expected drop-outs cost.
+    """Compute the log-likelihood of each cell's counts, less the penalty on expected inflated zeros.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ def count_log_likelihood(
     log_theta
         (genes,) or (cells, genes): log inverse dispersion; None for Poisson.
     dropout
-        (cells, genes): drop-out logits; None without zero inflation.
+        (cells, genes): zero-inflation logits; None without zero inflation.
     dropout_cost
-        Nats charged for each expected drop-out.
+        Penalty in nats for each expected inflated zero.
     kernel
         `plain` (also None) or `fused`.
 
@@ -109,7 +109,7 @@ class _CountLogLikelihood(torch.autograd.Function):
 
 
 def fused(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
-    """One pass over each cell's row, compiled; float32 on the CPU. What it cannot do exactly goes to `plain`."""
+    """Compute the likelihood in one compiled pass over each cell, float32; out of bounds, fall back to `plain`."""
     tensors = (logits, log_library, log_theta, dropout)
     if all(t is None or fits(t) for t in tensors):
         from sccvae.kernels.cpu import count_likelihood as compiled  # numba takes half a second to import
@@ -129,7 +129,7 @@ def stored(x: Minibatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _without_biases(compiled, logits, log_library, log_theta, dropout):
-    """The heads of the compiled kernel, where biases were added before."""
+    """Return the heads for the compiled pass when the biases are already added."""
     n_cells, n_genes = logits.shape
     zeros, one_row = np.zeros((1, n_genes), np.float32), np.zeros(n_cells, np.int64)
     if log_theta is not None:
@@ -139,18 +139,18 @@ def _without_biases(compiled, logits, log_library, log_theta, dropout):
 
 
 def fits(t: torch.Tensor) -> bool:
-    """Whether compiled code takes it."""
+    """Return whether compiled code accepts the tensor: float32 on the CPU."""
     return t.dtype == torch.float32 and t.device.type == "cpu"
 
 
 def plain(x, logits, log_library, log_theta, dropout, dropout_cost, weight) -> Result:
-    """The same in torch operations, on any device and in any precision; each of a whole array, as a GPU likes them."""
+    """Compute the likelihood in torch operations on whole arrays, on any device and in any precision."""
     r = _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost)
     return Result(r.value, r.dropouts, *_weighted(r[2:], weight, _is_by_gene(log_theta)))
 
 
 def _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost) -> Result:
-    """Values, and the gradients of each cell's own value: (cells, genes), also by log_theta."""
+    """Return values, and gradients of each cell's own value, (cells, genes), also by log_theta."""
     log_rho = torch.log_softmax(logits, dim=1)  # (cells, genes)
     log_m, counts = log_rho + log_library[:, None], x.dense()
     m = log_m.exp()
@@ -173,7 +173,7 @@ def _by_cell(x, logits, log_library, log_theta, dropout, dropout_cost) -> Result
 
 
 def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log NB(x) without log x!, and its gradients by log m and log theta, (cells, genes) each."""
+    """Return log NB(x) without log x!, and its gradients by log m and log theta, (cells, genes) each."""
     # lgamma(x + theta) - lgamma(theta) cancels, and so does its derivative: these in float64.
     exact = log_theta.double().exp()
     theta, shifted = exact.to(m.dtype), counts + exact
@@ -185,7 +185,7 @@ def _negative_binomial(counts, log_m, m, log_theta) -> tuple[torch.Tensor, torch
 
 
 def _weighted(gradients: Gradients, weight: torch.Tensor, by_gene: bool) -> Gradients:
-    """The gradients of the sum of `weight` times the values, from those of each cell's own; theta's may be by gene."""
+    """Return gradients of the sum of `weight` times the values, from those of each cell; theta's may be per gene."""
     grad_logits, grad_log_library, grad_theta, grad_dropout = gradients
     each = weight[:, None]
     if grad_theta is not None:
@@ -214,7 +214,7 @@ def plain_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor)
 
 
 def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-    """The same compiled, for float32 on the CPU."""
+    """Compute `plain_encode` compiled, for float32 on the CPU."""
     return _Encode.apply(x, scale, weight) if fits(weight) else plain_encode(x, scale, weight)
 
 
@@ -252,7 +252,7 @@ def encode_gradient_into(grad_weight: torch.Tensor, x: Minibatch, values: torch.
 
 
 def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
-    """The same cells as if they had been sequenced less deeply, each by a share of its own.
+    """Thin the counts of each cell binomially, by a fraction of its own.
 
     A share s ~ Uniform(0, most_hidden) of each cell's molecules is hidden: of a count x, Binomial(x, s). A code should
     say what a cell expresses, not how deeply it was sequenced; the evidence lower bound of the whole cell holds for any
@@ -266,7 +266,7 @@ def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> 
 
 
 def fused_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:
-    """The same compiled, for float32 on the CPU; from 64 molecules of a gene on, as many as a rounded normal says."""
+    """Compute `plain_thin` compiled, for float32 on the CPU; counts from 64 on use a rounded normal sample."""
     if most_hidden == 0 or not fits(x.values):
         return plain_thin(x, generator, most_hidden)
     from sccvae.kernels.cpu import thinning
@@ -287,7 +287,7 @@ def _with_values(x: Minibatch, values: torch.Tensor, totals: torch.Tensor) -> Mi
 
 
 class Kernels(NamedTuple):
-    """Versions of what is computed from counts, chosen once at construction."""
+    """Versions of the operations on counts, chosen once at construction of a model."""
 
     likelihood: Kernel
     encode: Callable[[Minibatch, torch.Tensor | None, torch.Tensor], torch.Tensor]
@@ -306,5 +306,5 @@ FUSED = Kernels(fused, fused_encode, fused_thin, _cpu)
 
 
 def for_device(device: torch.device) -> Kernels:
-    """The fastest kernels for tensors on `device`."""
+    """Return the fastest kernels for tensors on `device`."""
     return FUSED if device.type == "cpu" else PLAIN

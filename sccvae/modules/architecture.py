@@ -1,4 +1,4 @@
-"""`Architecture`: everything that fixes the shape of a model."""
+"""`Architecture`: the numbers and choices that fix the shape of a model."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Library = Literal["lognormal", "observed"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that fixes the shape of the model; the defaults are written in `SCCVAE`, where users see them."""
+    """Numbers that fix the shape of a model; the defaults are those of the signature of `SCCVAE`."""
 
     n_genes: int
     n_levels: tuple[int, ...]  # categories of the batch and of each further categorical covariate
@@ -26,11 +26,11 @@ class Architecture:
     gene_likelihood: LikelihoodName
     library: Library
     encode_covariates: bool
-    dropout_cost: float  # nats charged for each expected drop-out
+    dropout_cost: float  # penalty in nats for each expected inflated zero
     prior_components: int = 0  # Gaussians in p(z), learnt; 0: N(0, I), which older models have
-    batch_mixing: float = 0.0  # nats charged for each nat of `batch_penalty.own_batch_excess`
+    batch_mixing: float = 0.0  # penalty in nats for each nat of `batch_penalty.own_batch_excess`
     weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
-    thinning: float = 0.0  # largest share of a cell's molecules that the encoder does not see in a step of training
+    thinning: float = 0.0  # largest fraction of a cell's counts that is hidden from the encoder in training
 
     def __post_init__(self) -> None:
         if len(self.widths) != 2:
@@ -53,12 +53,12 @@ class Architecture:
 
     @property
     def infers_library(self) -> bool:
-        """Whether q(log l|x) exists."""
+        """Whether the model infers the library size, q(log l|x)."""
         return LIKELIHOODS[self.gene_likelihood].has_library and self.library == "lognormal"
 
 
 def check_choices(**choices: str) -> None:
-    """Raise ValueError unless every choice is one that an `Architecture` knows."""
+    """Raise ValueError unless every choice is valid for an `Architecture`."""
     known = {"gene_likelihood": LIKELIHOODS, "dispersion": get_args(Dispersion), "library": get_args(Library)}
     for name, value in choices.items():
         check_choice(name, value, known[name])

@@ -1,4 +1,4 @@
-"""Networks without a prior: one that gives x back from its code, one that undoes corruption and so defines a chain.
+"""Autoencoder and denoising autoencoder: networks without a prior, and the Markov chain of the latter.
 
 With the encoder's mean as the code, f(x), and the decoder's distribution of x:
 
@@ -34,7 +34,7 @@ from sccvae.modules.vae import VAE, Elbo
 
 
 class Reconstructor(VAE):
-    """The autoencoder of this module's heading.
+    """Autoencoder of the module's heading.
 
     It has a VAE's weights and no other; the encoder's variance is not used.
 
@@ -95,7 +95,7 @@ class Reconstructor(VAE):
 
 
 class Denoiser(Reconstructor):
-    """The denoising autoencoder of this module's heading, and its chain.
+    """Denoising autoencoder of the module's heading, and its Markov chain.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ class Denoiser(Reconstructor):
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    """A generator for numpy whose seed is the next draw of torch's."""
+    """Return a NumPy generator seeded with the next number of a torch generator."""
     draw = torch.randint(2**62, (), generator=generator, device=generator.device)
     return np.random.default_rng(int(draw))
 

@@ -1,24 +1,24 @@
-"""How far cells keep to their own batch in the embedding: a penalty, differentiable, within a minibatch.
+"""Batch-mixing penalty on the embedding: differentiable, within a minibatch.
 
-The model says that z is independent of the batch s; the evidence lower bound asks for it but weakly, since the KL
-divergence from the prior looks at one cell at a time. The mutual information of z and s does say it:
+The model assumes that z is independent of the batch s. The evidence lower bound enforces this only weakly, since the KL
+divergence from the prior is one of single cells. The mutual information of z and s measures it:
 
     I(z; s) = E log p(s | z) / p(s)
 
-p(s | z) is estimated around each cell, from the other cells of the minibatch: as the share of the cell's batch among
-its neighbours, weighted by a kernel that reaches about as far as the 12th. So it is local: cells of a kind that one
-batch alone has see none of another batch, and nothing pulls them.
+p(s | z) is estimated around each cell from the other cells of the minibatch: the fraction of the cell's batch among its
+neighbours, weighted by a kernel whose width is about the distance of the 12th. The estimate is local: cells of a type
+that only one batch has are not moved.
 """
 
 import torch
 
 NEIGHBOURS = 12  # the kernel falls from 1 at the nearest cell ...
 WIDTH = 3.0  # ... to exp(-3) at the last of these
-SMOOTHING = 0.05  # cells of the expected composition that each neighbourhood counts in addition, as a share of it
+SMOOTHING = 0.05  # pseudo-cells of the expected composition in each neighbourhood, as a fraction of it
 
 
 def expected_share(batch: torch.Tensor, copies: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Share of each cell's batch among the other cells, (cells,); copies of a cell lie side by side."""
+    """Return the fraction of each cell's batch among the other cells, (cells,); copies of a cell are side by side."""
     same = (batch[:, None] == batch).sum(1) - copies  # counted so, a GPU need not wait
     return same.to(dtype) / max(len(batch) - copies, 1)
 
@@ -31,7 +31,7 @@ def own_batch_excess(
     smoothing: float = SMOOTHING,
     n_neighbours: int = NEIGHBOURS,
 ) -> torch.Tensor:
-    r"""Log of the share of its own batch around each cell over the expected share, at least 0, (cells,) in nats.
+    r"""Return the same-batch log ratio: log of observed over expected fraction of a cell's batch around it, at least 0.
 
     Parameters
     ----------

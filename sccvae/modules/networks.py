@@ -1,4 +1,4 @@
-"""The two networks: `Encoder` x -> q(z|x), q(log l|x); `Decoder` z -> heads. All noise is of a generator handed in."""
+"""Encoder x -> q(z|x), q(log l|x), and decoder z -> heads. All noise comes from the generator that is passed."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ class Linear(nn.Module):
 
 
 class SparseLinear(nn.Module):
-    """A linear layer over stored values only: zeros add nothing, so each cell sums a few rows of the weights."""
+    """Linear layer of sparse input: each cell sums the rows of the weight at its nonzero values."""
 
     def __init__(self, n_in: int, n_out: int, generator: torch.Generator, encode: Callable = plain_encode):
         super().__init__()
@@ -54,7 +54,7 @@ class SparseLinear(nn.Module):
 
 
 class CovariateOffset(nn.Module):
-    """What batch and covariates add to a layer: the one-hot columns of its input, as a gather."""
+    """Covariate offset of a layer: one-hot columns of its input, computed as a gather."""
 
     def __init__(self, n_levels: tuple[int, ...], n_continuous: int, n_out: int):
         super().__init__()
@@ -79,7 +79,7 @@ def noise_of_units(shape: tuple[int, ...], generator: torch.Generator | None, de
 
 
 class Dropout(nn.Module):
-    """Dropout whose noise comes from the generator handed in."""
+    """Dropout with noise from the generator that is passed."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -99,9 +99,9 @@ class Dropout(nn.Module):
 
 
 class Block(nn.Module):
-    """What follows a layer's linear map: covariate offset, layer norm, ReLU, dropout.
+    """Hidden block after a linear map: covariate offset, layer norm, ReLU, dropout.
 
-    Layer norm, not batch norm: a cell's code does not depend on its neighbours in the minibatch, and one cell will do.
+    Layer norm, not batch norm: the embedding of a cell does not depend on the other cells of the minibatch.
     """
 
     def __init__(self, n_hidden: int, n_levels: tuple[int, ...], n_continuous: int, dropout_rate: float):
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z and covariates -> the heads that a likelihood needs: logits, dispersion, drop-out logits."""
+    """Decoder: z and covariates -> the heads of the likelihood (logits, dispersion, zero-inflation logits)."""
 
     def __init__(self, a: Architecture, generator: torch.Generator):
         super().__init__()
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         elif self.dispersion is not None:
             n_rows = a.n_levels[0] if self.dispersion == "gene-batch" else 1
             self.log_dispersion = nn.Parameter(torch.full((n_rows, a.n_genes), LOG_THETA))
-        # Zero inflation must be earned: it starts near none.
+        # Zero inflation starts near none.
         self.dropout = Linear(n_hidden, a.n_genes, generator, zero=True, bias=-3.0) if kind.has_dropout else None
 
     def forward(

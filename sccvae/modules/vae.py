@@ -10,10 +10,9 @@ For cell n with batch and covariates s and gene g (Lopez et al. 2018, https://do
 
     ELBO = E_q[log p(x | z, l, s)] - KL(q(z|x) || p(z)) - KL(q(log l|x) || p(log l|s))
 
-Zero inflation must be earned: a prior charges `dropout_cost` nats for each drop-out that the model expects, because a
-free drop-out head also explains zeros that the counts' own dispersion explains better. Training also charges for
-batches that lie apart in z, which the model says is independent of s (`batch_penalty`), and thins what the
-encoder sees.
+Zero inflation is penalised: each expected inflated zero costs `dropout_cost` nats. Otherwise it absorbs overdispersion.
+Training also penalises dependence of z on the batch (`batch_penalty`), which the model assumes to be absent. It can
+thin the counts that the encoder reads.
 """
 
 from typing import NamedTuple
@@ -31,12 +30,12 @@ from sccvae.modules.networks import Decoder, Encoder
 
 
 class Elbo(NamedTuple):
-    """The terms of the bound, (cells,) each, in nats."""
+    """Terms of the evidence lower bound, (cells,) each, in nats."""
 
     reconstruction: torch.Tensor  # one-sample estimate of E_q[log p(x | z, l, s)]
     kl_z: torch.Tensor
     kl_l: torch.Tensor
-    dropout_penalty: torch.Tensor  # dropout_cost * expected drop-outs; not part of the bound
+    dropout_penalty: torch.Tensor  # dropout_cost * expected inflated zeros; not part of the bound
     penalties: tuple[tuple[LatentTerm, torch.Tensor], ...] = ()  # of training, with their nats per cell; neither
 
     @property
@@ -58,7 +57,7 @@ class Elbo(NamedTuple):
 
 
 class VAE(nn.Module):
-    """The model of this module's heading; the initial weights are drawn from `generator`.
+    """Variational autoencoder of the module's heading; initial parameters are drawn from `generator`.
 
     `kernels` say how counts are thinned, encoded and given a likelihood; `kernels.reference.for_device` knows
     the fastest.
@@ -83,7 +82,7 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the parameters."""
         return self.library_mean.device
 
     @property
@@ -98,7 +97,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
-        """Set what the data tell before the first step: the library prior, the decoder's bias, the dispersion."""
+        """Initialise from the data: the library prior, the decoder's bias, the dispersion."""
         if self.likelihood.support == "counts":
             library_mean, library_variance = counts.library_prior()
             self.library_mean.copy_(torch.from_numpy(library_mean))
@@ -111,7 +110,7 @@ class VAE(nn.Module):
         self.decoder.logits.bias.copy_(torch.from_numpy(bias))
 
     def precisions(self) -> list[float]:
-        """Of the Gaussian prior of each weight, in their order; 0: none, as for values that are not counts."""
+        """Precision of the Gaussian prior of each parameter, in their order; 0 for none."""
         heads = (self.decoder.logits, self.decoder.dropout) if self.likelihood.support == "counts" else ()
         places = {id(head.weight) for head in heads if head is not None}
         return [self.architecture.weight_precision * (id(w) in places) for w in self.parameters()]
@@ -121,11 +120,11 @@ class VAE(nn.Module):
         return Gaussian(self.library_mean[x.codes[:, 0]], self.library_variance[x.codes[:, 0]])
 
     def log_prior(self, z: torch.Tensor) -> torch.Tensor:
-        """The log density of the prior at z, (cells, n_latent): (cells,)."""
+        """Return the log density of the prior, (cells,), at z, (cells, n_latent)."""
         return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
 
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
-        """The terms of the ELBO of a minibatch, with one draw of z and l per cell."""
+        """Return the terms of the ELBO of a minibatch, with one sample of z and l per cell."""
         q_z, q_l = self.encoder(self.thin(x, generator, self.thinning) if self.training else x, generator)
         z = q_z.sample(generator)
         log_l = x.log_size if q_l is None else q_l.sample(generator)
@@ -139,5 +138,5 @@ class VAE(nn.Module):
             elif self.training:
                 penalties.append((term, term(q_z, z, x)))
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
-        # value already carries the penalty's gradient, so both terms below add up to value exactly.
+        # `value` includes the penalty and its gradient; the two terms below add up to it exactly.
         return Elbo(value + cost * dropouts, kl_z, kl_l, cost * dropouts, tuple(penalties))

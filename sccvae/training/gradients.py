@@ -1,8 +1,8 @@
-"""The gradients of a training step: by autograd, or the same numbers written out by hand (`manual_step`).
+"""Gradients of a training step: by autograd, or derived by hand (`manual_step`).
 
-For the first half of a run the weights from hidden units to drop-outs wait: they do not move. They start at 0, where a
-gene has one rate of drop-outs for all cells, and zero inflation must be earned: what cells differ in goes to their
-expression first. While they are 0, half of the decoder's products need not be computed.
+The zero-inflation head is frozen for the first half of training. Its weights start at 0, where a gene has one
+probability of zero inflation for all cells. Differences between cells are fitted by the expression first. While the
+weights are 0, half of the decoder's products are not computed.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from sccvae.kernels.reference import fits
 from sccvae.modules.networks import Block, CovariateOffset, Decoder, Dropout, Encoder, Linear, SparseLinear
 from sccvae.modules.vae import VAE
 
-# (minibatch, source of noise, KL weight, whether the drop-out head's weights wait)
-# -> loss, (), and what `VAE.columns` names, (columns, cells). Every weight then has its gradient in `w.grad`; one
-# that waits has none, or zeros.
+# (minibatch, source of noise, KL weight, whether the zero-inflation head is frozen)
+# -> loss, (), and what `VAE.columns` names, (columns, cells). Every parameter then has its gradient in `w.grad`;
+# a frozen one has none, or zeros.
 Gradients = Callable[[Minibatch, torch.Generator, Any, bool], tuple[torch.Tensor, torch.Tensor]]
 Precision = Literal["mixed", "full"]
 
@@ -27,7 +27,7 @@ WRITTEN_BY_HAND = {
     *(VAE, Encoder, Decoder, Block, CovariateOffset, Dropout, Linear, SparseLinear),
     *(nn.LayerNorm, nn.ModuleList, nn.ParameterList),
 }
-DROPOUT_WAIT = 0.5  # share of a run in which the drop-out head waits
+DROPOUT_WAIT = 0.5  # fraction of a run in which the zero-inflation head is frozen
 
 
 def gradients_of(vae: VAE, precision: Precision) -> Gradients:
@@ -68,7 +68,7 @@ def _has_hooks(part: nn.Module) -> bool:
 
 
 class Autograd:
-    """Gradients of `VAE.forward` as autograd finds them, on any device and for every likelihood."""
+    """Gradients of `VAE.forward` by autograd, on any device and for every likelihood."""
 
     def __init__(self, vae: VAE):
         self.vae, self.weights = vae, [w for w in vae.parameters() if w.requires_grad]

@@ -1,4 +1,4 @@
-"""Training: one visible loop over epochs and minibatches, with everything that a run decides beside it."""
+"""Training loop over epochs and minibatches: schedules, early stopping, history."""
 
 import math
 import time
@@ -43,7 +43,7 @@ class Plan:
     max_epochs: int
     batch_size: int
     learning_rate: float
-    kl_warmup: float  # share of the run over which the KL weight of z rises to 1
+    kl_warmup: float  # fraction of the run over which the KL weight of z rises to 1
     early_stopping: bool
     patience: int  # epochs without a better held-out ELBO before the run stops
     gradient_clip: float
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """What a run leaves behind: the rows of the history, and the best epoch."""
+    """Result of a run: the rows of the history, and the best epoch."""
 
     first_epoch: int = 1
     best_epoch: int = 0  # of this run, or of an earlier one that it goes on from
@@ -158,7 +158,7 @@ def _close_epoch(
     schedule: dict[str, float],
     started: float,
 ) -> dict[str, torch.Tensor]:
-    """Look at the held-out cells, write the history, note the best epoch; return the weights."""
+    """Score the held-out cells, write the history, note the best epoch; return the weights."""
     trained = time.perf_counter()
     judged = held_out() if held_out else None
     if judged is not None and not torch.isfinite(judged).all():

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with gradients clipped to a norm, and the weights' average.
+"""Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) with clipped gradients and an average of the parameters.
 
 All weights lie side by side in one array, and so do their gradients: a step is one compiled pass on the CPU, and a
 dozen operations of torch elsewhere. torch's own Adam takes the same steps, but it goes from weight to weight, and its
@@ -68,7 +68,7 @@ class Adam:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the average is the weights; nothing is copied."""
+        """Context in which the parameters are their averages; nothing is copied."""
         last = [w.data for w in self.weights]
         _point(self.weights, self.averages)
         try:
@@ -77,7 +77,7 @@ class Adam:
             _point(self.weights, last)
 
     def numbers(self, rate: float) -> tuple[float, float, float]:
-        """What the next `move` needs, at a learning rate.
+        """Return the numbers of the next `move`, at a learning rate.
 
         The rate and the factor of the roots, both corrected for Adam's bias; the share of the average that is replaced.
         """
@@ -88,7 +88,7 @@ class Adam:
         return rate / bias, 1 / math.sqrt(square_bias), share
 
     def move(self, rate: Number, correction: Number, share: Number) -> None:
-        """Move the weights, and their average after them; the numbers may lie on their device."""
+        """Update the parameters, then their average; the numbers may be tensors on their device."""
         places, gradients = [], []  # of those that autograd made anew
         for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
             if w.grad is None and self.moves[k]:
@@ -119,7 +119,7 @@ class Adam:
 
     @torch.no_grad()
     def _move(self, rate: Number, correction: Number, share: Number) -> None:
-        """The same in operations of torch, each of all entries; weights without a gradient are put back."""
+        """Update in operations of torch on all entries; then restore the parameters without a gradient."""
         values, gradient, mean, square, average = self.arrays
         starts, stops, _ = self.segments()
         gaps = zip(np.append(0, stops), np.append(starts, len(values)), strict=True)
@@ -136,7 +136,7 @@ class Adam:
 
 
 def _sizes(weights: list[torch.nn.Parameter]) -> list[int]:
-    """Entries that each weight takes up."""
+    """Return the number of entries of each parameter in the long arrays."""
     return [-(-w.numel() // ALIGNED) * ALIGNED for w in weights]
 
 
@@ -151,7 +151,7 @@ def _ranges(weights: list[torch.nn.Parameter], rows: Mapping[int, range]) -> tup
 
 
 def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Long arrays, (entries,), and each weight's views of them: values, gradient, mean, square, average."""
+    """Return long arrays, (entries,), and each parameter's views of them: values, gradient, mean, square, average."""
     sizes = _sizes(weights)
     arrays = [weights[0].new_zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
     views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
@@ -161,7 +161,7 @@ def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor]
 
 
 def _point(weights: list[torch.nn.Parameter], places: Sequence[torch.Tensor]) -> None:
-    """Let weights be what stands at these places."""
+    """Let the parameters be views of these tensors."""
     for w, place in zip(weights, places, strict=True):
         w.data = place
 

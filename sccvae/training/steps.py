@@ -1,4 +1,4 @@
-"""A step of training: its gradients, then Adam; on a GPU recorded once and replayed, as a CUDA graph.
+"""Training step: gradients, then Adam; on a GPU recorded once and replayed as a CUDA graph.
 
 A step is hundreds of small operations, each of which a GPU finishes sooner than Python asks for the next. Replayed,
 all are asked for at once (https://docs.pytorch.org/docs/stable/notes/cuda.html).
@@ -19,7 +19,7 @@ from sccvae.training.optimizer import Adam, Number
 LARGEST = 3072  # cells of a step, above which the gradient of torch's embedding waits for the GPU
 
 Outputs = tuple[torch.Tensor, ...]
-# (minibatch, or the numbers of its cells; KL weight; what `Adam.numbers` says; whether the drop-out head waits)
+# (minibatch, or the numbers of its cells; KL weight; result of `Adam.numbers`; whether zero inflation is frozen)
 # -> loss, (); sums over cells of `VAE.columns`, (columns,)
 Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
 
@@ -27,7 +27,7 @@ Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
 def steps(
     vae: VAE, counts: Counts, optimizer: Adam, noise: torch.Generator, precision: Precision, n_draws: int
 ) -> tuple[Callable[[list[np.ndarray]], Iterator[Any]], Step]:
-    """What gives, for each group of cells, that which a step is taken on, and what takes it."""
+    """Return a function from groups of cells to the inputs of steps, and the function that takes a step."""
     gradients, minibatches = gradients_of(vae, precision), minibatches_on(vae.device, counts)
 
     def step(x: Minibatch, kl_weight: Number, of_adam: Sequence[Number], waits: bool) -> Outputs:
@@ -41,7 +41,7 @@ def steps(
 
 
 def recorded(step: Step, counts: Resident, noise: torch.Generator, most: int) -> Step:
-    """`step`, but of the numbers of a minibatch's cells among `counts`; of at most so many, recorded."""
+    """Return `step` as a function of the numbers of a minibatch's cells; up to `most` cells it is recorded."""
 
     def work(kind: tuple[int, bool], cells: torch.Tensor, numbers: torch.Tensor) -> Outputs:
         kl_weight, *of_adam = numbers.unbind()
@@ -58,7 +58,7 @@ def recorded(step: Step, counts: Resident, noise: torch.Generator, most: int) ->
 
 
 class Replayed:
-    """`work(kind, *inputs)`, which for each kind is recorded at the second call and replayed from then on.
+    """`work(kind, *inputs)`, recorded for each kind at the second call, and replayed from then on.
 
     What is done must depend on the kind and on shapes alone, not on what the inputs hold. The first call is an ordinary
     one: libraries prepare themselves at it in ways that cannot be recorded.
@@ -70,7 +70,7 @@ class Replayed:
         self.replays: dict[Hashable, Callable[[], Outputs]] = {}
 
     def __call__(self, kind: Hashable, *inputs: torch.Tensor) -> Outputs:
-        """What `work` returns."""
+        """Return the outputs of `work`."""
         if kind not in self.places:
             self.places[kind] = [t.to(self.noise.device, copy=True, non_blocking=True) for t in inputs]
             return self.work(kind, *self.places[kind])
@@ -82,7 +82,7 @@ class Replayed:
 
 
 def cuda_graph(work: Callable[[], Outputs], noise: torch.Generator) -> Callable[[], Outputs]:
-    """What does `work` again, on the tensors that it reads, with further numbers of `noise`; nothing is done yet."""
+    """Record `work`; return a function that repeats it on the same tensors, with further numbers of `noise`."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(noise)
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(noise.device)):  # torch's own may be another GPU's

@@ -42,7 +42,7 @@ def softmax(logits, bias, e):
 
 @numba.njit(**LOOP, **INNER)
 def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_theta):
-    """Every gene of a cell as a zero of the negative binomial: log p(0) and its gradients by log m and log theta.
+    """Compute every gene of a cell as a zero of the negative binomial: log p(0), gradients by log m and log theta.
 
     Keeps log(1 + m / theta) and 1 / (1 + m / theta), which the stored counts need too.
     """
@@ -56,7 +56,7 @@ def _nb_zeros(scale, e, theta, inverse_theta, log1p, share, value, to_mean, to_t
 
 @numba.njit(**LOOP, **INNER)
 def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
-    """From the negative binomial's zeros to zero-inflated ones, in place.
+    """Turn zeros of the negative binomial into zero-inflated ones, in place.
 
     Returns expected drop-outs, and how many |pi + bias| are not within LOG_MAX. Leaves p(0), not its logarithm, in
     `value`, and the probabilities of drop-out and of none in `lost` and `kept`.
@@ -82,7 +82,7 @@ def _inflate_zeros(pi, bias, cost, value, lost, kept, to_mean, to_theta, to_pi):
 
 @numba.njit(**LOOP, **INNER)
 def _poisson_zeros(scale, e, value, to_mean):
-    """Every gene of a cell as a zero of the Poisson distribution."""
+    """Compute every gene of a cell as a zero of the Poisson distribution."""
     for g in range(e.size):
         m = scale * e[g]
         value[g] = -m
@@ -91,7 +91,7 @@ def _poisson_zeros(scale, e, value, to_mean):
 
 @numba.njit(**EXACT, **INNER)
 def _nb_count(x, m, log_m, theta, log1p, share):
-    """Log-probability plus log x! of one stored count, and its gradients by log m and log theta.
+    """Return log-probability plus log x! of one nonzero count, and its gradients by log m and log theta.
 
     Up to SMALL_COUNT, lgamma(x + theta) - lgamma(theta) - x log(theta + m) is the log of a product of ratios, which
     does not cancel at large theta; beyond, float64 makes up for the cancellation.
@@ -135,7 +135,7 @@ def _sum_of_logs(value):
 
 @numba.njit(**LOOP, **INNER)
 def _finish_row(share, weight, e, grad_mean, to_logits, to_bias, mode):
-    """From gradients by log m to those by the logits; returns the sum of the former over genes."""
+    """Turn gradients by log m into those by the logits; return the sum of the former over genes."""
     slope = f32(0.0)
     for g in range(e.size):
         slope += grad_mean[g]
@@ -277,7 +277,7 @@ def _add_rows(first, last, rows, row, out):
 
 
 class Table(NamedTuple):
-    """Values by gene that cells share."""
+    """Rows of genes that cells share."""
 
     values: np.ndarray  # (rows, genes) float32
     row: np.ndarray  # (cells,) int64: the row of each cell
@@ -285,7 +285,7 @@ class Table(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """What the decoder says of a minibatch, float32: `logits` and `pi` are still to be added to their biases."""
+    """Output of the decoder for a minibatch, float32; biases of `logits` and `pi` are not added yet."""
 
     logits: np.ndarray  # (cells, genes)
     bias: Table
@@ -313,7 +313,7 @@ def _new(name: str, *shape: int) -> np.ndarray:
 
 
 def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: Callable[..., np.ndarray] = _new):
-    """The `Gradients` of a minibatch, or None where a bound of this module is broken.
+    """Return the `Gradients` of a minibatch; None where a value is outside the bounds of this module.
 
     `stored` holds indptr, genes and counts of the minibatch; `weight` (cells,). With `in_place`, the gradients by
     logits and pi take the places of logits and pi, which are lost even if the answer is None. `kept(name, *shape)`
@@ -352,7 +352,7 @@ def count_log_likelihood(stored, heads, cost, weight, *, in_place=False, kept: C
 
 
 class _Sum:
-    """A gradient by what cells share: the sum over cells in their order, however many threads there are.
+    """A gradient of values that cells share: the sum over cells in their order, for any number of threads.
 
     One thread adds as it goes. Several write rows, one for each cell, which are then added gene by gene.
     """
@@ -364,7 +364,7 @@ class _Sum:
         self.mode = PUT if own else ADD if serial else PUT if self.gradient is None else LEAVE
 
     def place(self, n_genes):
-        """What `_cells` writes to."""
+        """Return the array that `_cells` writes to."""
         if self.mode == PUT:
             shape = len(self.row), n_genes
             self.rows = np.empty(shape, f32) if self.own else self.kept(self.name, *shape)

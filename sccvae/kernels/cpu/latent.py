@@ -1,7 +1,6 @@
-"""What a training step does with z, compiled by numba for the CPU: each one pass, float32.
+"""Operations of the latent space, compiled by numba for the CPU: one pass each, float32, with gradients.
 
-The Gaussian draws with their KL divergence; the mixture that is their prior; what batches that lie apart are charged.
-Each with its gradient, for `manual_step`; names of gradients begin with `grad_`.
+Gaussian samples with their KL divergence, the mixture prior, the batch penalty. Names of gradients begin with `grad_`.
 """
 
 import math
@@ -95,7 +94,7 @@ def _log_sum(share, value):
 
 @numba.njit(**LOOP, **INNER)
 def _by_component(z, share, mean, precision, grad_z):
-    """Add what a component gives to the gradient of -log p(z) in one dimension; returns those by mean and variance."""
+    """Add the gradient of -log p(z) from one component in one dimension; return those of its mean and variance."""
     grad_mean, grad_variance = f32(0.0), f32(0.0)
     for i in range(z.size):
         pull = share[i] * (z[i] - mean) * precision
@@ -118,7 +117,7 @@ def mixture_prior(
     logits, mean, log_variance, floor
         (components,), (components, n), (components, n), a number: as in `MixturePrior`.
     share
-        (components, cells): filled with the share of each component.
+        (components, cells): filled with the responsibility of each component.
     """
     # No row is assigned to a row: numba takes seconds to compile that.
     total, n_cells = f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
@@ -158,7 +157,7 @@ def _nearest(square, nearest):
 
 @numba.njit(**LOOP, **INNER)
 def _own_excess(square, batch, i, expected, first, scale, smoothing, grad_square):
-    """Log of the excess of its batch around a cell, at least 0; grad_square, (cells,), is its gradient by `square`.
+    """Return the same-batch log ratio around a cell, at least 0; fill grad_square, (cells,), its gradient by `square`.
 
     `square` leaves as kernel weights.
     """
@@ -211,7 +210,7 @@ def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbo
 
 @numba.njit(**EXACT)
 def _pull_all(first, last, z, begin, value, grad_square, grad_z):
-    """Dimensions first..last of grad_z: add what the cells of grad_square give, in their order."""
+    """Add to dimensions first..last of grad_z the gradients from the cells of grad_square, in their order."""
     for d in range(first, last):
         for row in range(min(len(grad_square), value.size - begin)):
             if value[begin + row] > 0:

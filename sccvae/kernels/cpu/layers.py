@@ -1,7 +1,7 @@
-"""What lies between two matrix products of a training step, compiled by numba for the CPU: each one pass, float32.
+"""Operations between the matrix products of a training step, compiled by numba for the CPU: one pass each, float32.
 
-The encoder's sparse product; a block (covariate offset, layer norm, ReLU, dropout); a step of Adam; normalised
-expression. With gradients, for `manual_step`; names of gradients begin with `grad_`. What is done with z is in `latent`.
+The encoder's sparse product; a hidden block (covariate offset, layer norm, ReLU, dropout); a step of Adam; normalised
+expression. Names of gradients begin with `grad_`. Operations of z are in `latent`.
 """
 
 import math
@@ -37,7 +37,7 @@ def _add_rows(table, rows, values, first, last, out):
 
 @numba.njit(**LOOP)
 def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
-    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's stored values for the gradient.
+    """Rows first..last of log1p(scale * counts) @ weight; keeps the left factor's nonzero values for the gradient.
 
     In blocks of genes, whose weights stay in a cache for all cells. Genes of a cell may have any order: a later block
     takes what an earlier one stopped before.
@@ -58,7 +58,7 @@ def _encode(first, last, indptr, genes, counts, scale, weight, values, out):
 
 @numba.njit(**EXACT)
 def _by_gene(indptr, genes, values, n_genes):
-    """The stored values sorted by gene: where each gene's begin, their cells, the values themselves."""
+    """Sort nonzero values by gene; return where each gene begins, the cells, the values."""
     starts = np.zeros(n_genes + 2, np.int64)
     for j in range(genes.size):
         starts[genes[j] + 2] += 1

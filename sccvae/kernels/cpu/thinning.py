@@ -1,4 +1,4 @@
-"""Molecules left out at random, compiled by numba for the CPU: the loop of `kernels.reference.fused_thin`."""
+"""Binomial thinning of counts, compiled by numba for the CPU: the loop of `kernels.reference.fused_thin`."""
 
 import math
 
@@ -33,7 +33,7 @@ def _binomial(u, n, share, none):
 
 @numba.njit(**EXACT)
 def thin(seed, indptr, values, hidden, seen, totals):
-    """Fill seen, as values, with what is left of each count, and totals, (cells,), with its sum over a cell's genes.
+    """Fill `seen`, shaped as `values`, with the thinned counts, and totals, (cells,), with their sums over genes.
 
     Parameters
     ----------
