@@ -105,9 +105,13 @@ def test_groups_by_cells(idx1, idx2, first, second):
         ((None, None, None, range(6), None), ValueError, "idx1 contains all 6 cells; expected fewer"),
         ((None, None, None, [0, 1], [1, 0]), ValueError, "idx1 and idx2 contain the same 2 cells;"),
         ((None, None, None, [0, 1], [1, 2]), ValueError, "idx1 and idx2 share 1 cells, such as number 1;"),
-        ((None, None, None, [6], None), ValueError, "idx1 holds cell number 6; there are 6 cells, from 0 to 5."),
+        (
+            (None, None, None, [6], None),
+            ValueError,
+            "idx1 has cell number 6; expected numbers from 0 to 5, for 6 cells.",
+        ),
         ((None, None, None, [0.5], None), TypeError, "idx1 has dtype float64 and shape (1,);"),
-        ((None, None, None, "kind == 'x'", None), TypeError, "idx1 is the text \"kind == 'x'\"; pass a mask"),
+        ((None, None, None, "kind == 'x'", None), TypeError, "idx1 is the text \"kind == 'x'\"; expected a mask"),
     ],
 )
 def test_groups_that_cannot_be_compared_are_named(arguments, error, text):
