@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sccvae.models.sccvae import SCCVAE, cross_validate
     from sccvae.training.loop import TrainingError
 
-__version__ = "0.1.0"  # the only place: pyproject.toml reads it here, so a folder that is not installed has it, too
+__version__ = "0.1.0"  # read by pyproject.toml, so that a folder that is not installed has the version, too
 __all__ = [
     "SCCVAE",
     "Autoencoder",
@@ -39,7 +39,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is first used: torch alone takes two seconds."""
+    """Import a public name at its first use, because importing torch takes two seconds."""
     if name not in __all__:
         hint = import_module("sccvae.models.scvi_attributes").PACKAGE.get(name)
         raise AttributeError(f"module 'sccvae' has no attribute {name!r}" + (f". {hint}" if hint else ""))

@@ -219,16 +219,16 @@ def group_expression(
     for number, of_group in enumerate(cells):
         rng = np.random.default_rng([seed, number])
         taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
-        some, draws_seed = counts[taken], int(rng.integers(2**62))
+        some, samples_seed = counts[taken], int(rng.integers(2**62))
         repeats = -(-1000 // (len(taken) * len(batches)))  # more samples of z per cell in small groups
-        decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=draws_seed)
-        draws = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
+        decoded = expression(vae, some, 1.0, None, chunk_size, batches=batches, n_samples=repeats, seed=samples_seed)
+        samples = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
         raw = counts.stored.take(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
-                samples=draws,
+                samples=samples,
                 observed=observed,
                 expected=expected,
                 library=library * len(of_group) / len(taken),
@@ -243,12 +243,12 @@ def _bootstrap(
     chunks: Iterator[np.ndarray], n_samples: int, size: int, n_genes: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Compute means of rows with random weights, (n_samples, genes), in sums of `size` rows for any sizes of chunks."""
-    draws, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
+    samples, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
     buffer, n = np.empty((size, n_genes), dtype=np.float32), 0
 
     def add(rows: np.ndarray) -> None:
         weights = rng.standard_exponential((len(rows), n_samples), dtype=np.float32)
-        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), draws, add=True)
+        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), samples, add=True)
         total[:, 0] += weights.sum(0)
 
     for rows in chunks:
@@ -262,7 +262,7 @@ def _bootstrap(
                 n = 0
     if n:
         add(buffer[:n])
-    return draws.numpy() / total.astype(np.float32)
+    return samples.numpy() / total.astype(np.float32)
 
 
 @each_alone

@@ -1,8 +1,7 @@
 """Scores of an embedding: separation of cell types and mixing of batches.
 
-Arrays in, floats out; for every score higher is better and 1 is the best possible value. Data of more than `max_cells`
-cells are scored on a random sample of `max_cells` cells, determined by `seed`, because the silhouettes compare every
-cell with every other.
+Arrays in, floats out; for every score higher is better and 1 is the best possible value. Of more than `max_cells`
+cells, a random sample is scored, determined by `seed`, because the silhouettes compare every cell with every other.
 """
 
 from __future__ import annotations

@@ -228,8 +228,8 @@ def pseudocount(group1: Group, group2: Group) -> float:
 def count_evidence(group1: Group, group2: Group, *, trust: float = TRUST, batch_sd: float = BATCH_SD) -> np.ndarray:
     """Estimate corrections of the decoder's means from the counts, with their (co)variances.
 
-    In batch b and group k, with O observed and E expected (weighted) counts, the log of the true over the decoded mean
-    is a_k + u_b, where u_b ~ N(0, batch_sd^2) is a residual batch effect; O - E has mean E (a_k + u_b) and variance E
+    In batch b and group k, the log of the true over the decoded mean is a_k + u_b, where u_b ~ N(0, batch_sd^2) is a
+    residual batch effect. With O observed and E expected (weighted) counts, O - E has mean E (a_k + u_b) and variance E
     to first order. Generalised least squares give a_1, a_2. Batches with cells of both groups compare them directly;
     comparisons between batches carry the additional variance `batch_sd`^2.
 
@@ -346,14 +346,14 @@ def fit_delta(mean: np.ndarray) -> float:
     equally likely, at least `SMALLEST_DELTA`.
     """
     x = np.abs(mean - np.median(mean))
-    narrow, wide, share = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
+    narrow, wide, fraction = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
     for _ in range(500):
         ratio = np.exp(np.clip(0.5 * x**2 * (1 / narrow**2 - 1 / wide**2), 0, 700))
-        from_wide = 1 / (1 + (1 - share) * wide / (share * narrow * ratio))
-        share = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
+        from_wide = 1 / (1 + (1 - fraction) * wide / (fraction * narrow * ratio))
+        fraction = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
         narrow = max(float(np.sqrt(np.average(x**2, weights=1 - from_wide + 1e-12))), 1e-3)
         wide = max(float(np.sqrt(np.average(x**2, weights=from_wide + 1e-12))), 2 * narrow)
-    odds = (1 - share) * wide / (share * narrow)
+    odds = (1 - fraction) * wide / (fraction * narrow)
     return max(SMALLEST_DELTA, float(np.sqrt(max(2 * np.log(odds), 0) / (1 / narrow**2 - 1 / wide**2))))
 
 

@@ -6,7 +6,7 @@ regression follows the slope at both ends, where a running mean is biased, and w
 
 A sample of the trend samples z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin
 1981). These samples alone underestimate the uncertainty: they take the decoder's parameters as known, although these
-were fitted to the noise of the same counts, and bands of 90 % contain the truth one time in seven. Each sample is
+were fitted to the noise of the same counts. Bands of 90 % would contain the truth one time in seven. Each sample is
 therefore multiplied by r(t) ~ Gamma(1/2 + n, 1/2 + n), n = E^2 / V. E and V are the kernel's sums of the expected
 counts and (kernel squared) of their variances; r(t) is the posterior of a mean given as many overdispersed counts. The
 curve is the decoder's; the width of the band reflects the counts near each point. The band takes pseudotime as known
