@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sccvae.models.sccvae import cross_validate as cross_validate
     from sccvae.training.loop import TrainingError as TrainingError
 
-__version__ = "0.1.0"  # the only place: pyproject.toml reads it here, so a folder that is not installed has it, too
+__version__ = "0.1.0"  # read by pyproject.toml, so that a folder that is not installed has the version, too
 
 # Every public name, and the module that defines it; a module stands for itself.
 _MODULES = {

@@ -1,4 +1,4 @@
-"""The command line: `sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch`."""
+"""Command line: `sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch`."""
 
 import argparse
 import os
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORMATS = (
-    "raw counts: .h5ad, .zarr, or the .h5 file or folder of 10x, whose repeated gene names get the endings -1, -2, ..."
+    "raw counts: .h5ad, .zarr, or the .h5 file or folder of 10x; duplicate gene names get the suffixes -1, -2, ..."
 )
 
 
 class Terminated(BaseException):
-    """SIGTERM: the system or a batch queue asks the program to end. Training takes Ctrl-C otherwise, but not this."""
+    """SIGTERM from the system or a batch queue; unlike Ctrl-C, training does not catch this exception."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that are something."""
+    """Help formatter that shows only defaults other than None and False."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of `sccvae`."""
+    """Return the parser of the arguments of `sccvae`."""
     from sccvae import __version__
 
     top = argparse.ArgumentParser(
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "without it, var['highly_variable'] if there is one",
     )  # fmt: skip
     command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
-    command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of what is written")
+    command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
     command.add_argument(
         "--likelihood", choices=("zinb", "nb", "poisson"), default=argparse.SUPPRESS, help="distribution of the counts"
     )
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "report",
         help="write a page about a saved model for collaborators",
         description="Write one HTML page about a saved model and the cells it was trained on, or new ones: data, "
-        "embedding, scores, training, diagnostics, parameters. It holds its figures and opens without a network.",
+        "embedding, scores, training, diagnostics, parameters. The page is self-contained and needs no network.",
         epilog="example: sccvae report model/ counts.h5ad -o report.html --label-key cell_type",
         formatter_class=_Help,
     )
@@ -77,13 +77,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("input", type=Path, help=FORMATS)
     command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help=".html file to write")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
-    command.add_argument("--label-key", metavar="COLUMN", help="column of obs with kinds of cells")
+    command.add_argument("--label-key", metavar="COLUMN", help="column of obs with cell types")
     command.add_argument("--title", help="heading of the page")
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=report)
-    command = commands.add_parser("demo", help="integrate a simulated set and show the result")
-    command.add_argument("folder", help="where integrated.h5ad and integration.png go")
+    command = commands.add_parser("demo", help="integrate a simulated data set and show the result")
+    command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
     command.set_defaults(run=demo)
     return top
 
@@ -114,7 +114,7 @@ def integrate(arguments: argparse.Namespace) -> None:
     )
     tl.integration.check_spared(arguments.key_added, model)
     model.train(getattr(arguments, "max_epochs", None))
-    if arguments.save_model:  # first, for the training is what took the time
+    if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
     tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
     anndata_files.write(adata, arguments.output)
@@ -129,7 +129,7 @@ def report(arguments: argparse.Namespace) -> None:
     _check_paths(arguments)
     target = files.checked(arguments.output)
     if target.is_file() and (target.samefile(arguments.input) or target.parent.samefile(arguments.model)):
-        raise ValueError(f"The report would take the place of the data or the model: {arguments.output}.")
+        raise ValueError(f"The report would overwrite the data or the model: {arguments.output}. Choose another file.")
     model = SCCVAE.load(arguments.model, _read(arguments.input), device=arguments.device)
     options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
     model.report(arguments.output, **options)
@@ -144,13 +144,13 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
-    """Find out before the training, not after it."""
+    """Check, before training, that the input exists."""
     if not arguments.input.exists():
         raise FileNotFoundError(f"There is no file {arguments.input}.")
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Find out before the training, not after it, whether output and model can be written."""
+    """Check, before training, that output and model can be written."""
     from sccvae.io import anndata_files, storage
 
     target = anndata_files.checked(arguments.output)
@@ -158,31 +158,33 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         return
     folder = storage.check_place(arguments.save_model, overwrite=True)
     if folder == target or target in folder.parents:
-        raise ValueError(f"The model and the output cannot have one place: {arguments.save_model}. Choose another.")
+        raise ValueError(
+            f"--save-model is {arguments.save_model}, inside the output or equal to it; expected another folder."
+        )
 
 
 def _read(path: Path):
-    """The AnnData of a file or folder."""
+    """Read the AnnData of a file or folder."""
     from sccvae.io.reading import read
 
     return read(path)
 
 
 def _check_names(adata, arguments: argparse.Namespace) -> None:
-    """Find out before the training whether the output can hold the names of the input: one cell is written and read."""
+    """Check, before training, that the output can store the names of the input, by writing and reading one cell."""
     from sccvae.io import anndata_files
     from sccvae.validation.names import why_no_key
 
     if arguments.mask_var == "all" and "all" in adata.var:
-        raise ValueError("--mask-var all means all genes, and var has a column 'all', too: rename the column.")
+        raise ValueError("--mask-var all means all genes, but var has a column 'all', too: rename the column.")
     places = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
     some, why = adata[:1].copy(), None
     with tempfile.TemporaryDirectory() as folder:
         try:
             anndata_files.write(some, Path(folder) / f"names{Path(arguments.output).suffix}")
-        except Exception as error:  # noqa: BLE001  whatever the names do to the file
+        except Exception as error:  # noqa: BLE001  invalid names cause errors of any type
             if isinstance(error, OSError) and error.errno is not None:
-                return  # the folder for temporary files has no room: that says nothing of names
+                return  # the disk of temporary files is full, for example, which is independent of the names
             why = str(error).partition("\n")[0]
     if why is not None:
         keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
@@ -195,14 +197,14 @@ def _check_names(adata, arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that nothing half-written is left."""
+    """Convert SIGTERM inside the block to an exception, so that no incomplete files remain."""
 
     def end(*_):
         raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread, which alone is told of signals
+    except ValueError:  # not in the main thread, the only one that receives signals
         yield
         return
     try:
@@ -242,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> None:
     """Run the command line and end the process."""
     status = main()
-    if status:  # at once: HDF5 crashes at the end of Python after a write that failed
+    if status:  # without cleanup, because HDF5 crashes at Python's exit after a failed write
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,6 +1,6 @@
-"""Corruption processes C(x~ | x): what a `DenoisingAutoencoder` learns to undo.
+"""Corruption processes C(x~ | x), whose inverse a `DenoisingAutoencoder` learns.
 
-Each takes a sparse matrix and a generator and returns another matrix; the one that it was given stays as it was.
+Each process takes a sparse matrix and a random generator and returns a new matrix; the input is unchanged.
 
 ===============  =======  ==================================================================================
 process          data     an entry x~ given x
@@ -27,7 +27,7 @@ Support = Literal["counts", "real", "binary"]
 
 
 class Corruption:
-    """Contract of all processes: which data they are for, and what they do to a matrix.
+    """Base class of all processes: type of data, and corruption of a matrix.
 
     Examples
     --------
@@ -39,15 +39,15 @@ class Corruption:
     support: ClassVar[Support]
 
     def __call__(self, x: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:
-        """A corrupted copy of `x`, (cells, genes) CSR float32 without stored zeros."""
+        """Return a corrupted copy of `x`, (cells, genes) CSR float32 without stored zeros."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Thinning(Corruption):
-    """Binomial thinning of counts: as if the cell had been sequenced less deeply.
+    """Binomial thinning of counts, which simulates a lower sequencing depth.
 
-    Mean `kept` x, variance `kept` (1 - `kept`) x.
+    The thinned count has mean `kept` x and variance `kept` (1 - `kept`) x.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Thinning(Corruption):
 
 @dataclass(frozen=True)
 class GeneDropout(Corruption):
-    """Loss of a gene's whole count in a cell, gene by gene and cell by cell: as if its capture had failed.
+    """Loss of a gene's whole count in a cell, independently for each entry, which simulates failed capture.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class GeneDropout(Corruption):
 
 @dataclass(frozen=True)
 class GaussianNoise(Corruption):
-    """Independent normal noise on every entry, the zeros included.
+    """Independent normal noise on every entry, including zeros.
 
     Parameters
     ----------
@@ -135,12 +135,12 @@ class GaussianNoise(Corruption):
 
 @dataclass(frozen=True)
 class SaltAndPepper(Corruption):
-    """Entries of 0/1 data replaced by fair coins, so that half of those that are hit flip.
+    """Replacement of entries of 0/1 data by fair coins, so that half of the replaced entries flip.
 
     Parameters
     ----------
     rate
-        Probability that an entry is replaced, in (0, 1); it flips with half of that.
+        Probability that an entry is replaced, in (0, 1); an entry flips with probability `rate` / 2.
 
     Examples
     --------
@@ -169,12 +169,12 @@ CORRUPTIONS: dict[str, type[Corruption]] = {
 
 
 def processes_for(support: Support, given: Corruption | Sequence[Corruption] | None) -> tuple[Corruption, ...]:
-    """The processes to apply, one after another, to data of a kind; None takes the defaults.
+    """Return the processes to apply in sequence to data of a support; None selects the defaults.
 
     Raises
     ------
     TypeError, ValueError
-        Something is not a corruption process, or is one for other data.
+        An element is not a corruption process, or is one for data of another support.
     """
     if given is None:
         defaults = {"counts": (Thinning(), GeneDropout()), "real": (GaussianNoise(),), "binary": (SaltAndPepper(),)}
@@ -186,24 +186,24 @@ def processes_for(support: Support, given: Corruption | Sequence[Corruption] | N
         raise ValueError(f"corruption is empty; {expected}.")
     for process in processes:
         if type(process) not in CORRUPTIONS.values():
-            raise TypeError(f"corruption holds {process!r}; {expected}.")
+            raise TypeError(f"corruption has {process!r}; {expected}.")
         if process.support != support:
-            raise ValueError(f"corruption holds {process!r}, which is for {process.support} data; {expected}.")
+            raise ValueError(f"corruption has {process!r}, which is for {process.support} data; {expected}.")
     return processes
 
 
 def described(processes: Sequence[Corruption]) -> list[dict[str, Any]]:
-    """The processes as JSON can hold them."""
+    """Return a description of processes for JSON."""
     return [{"process": type(p).__name__, **asdict(p)} for p in processes]  # type: ignore[call-overload]
 
 
 def understood(description: Sequence[dict[str, Any]]) -> tuple[Corruption, ...]:
-    """The processes that `described` wrote down."""
+    """Return the processes of a description by `described`."""
     return tuple(CORRUPTIONS[d["process"]](**{k: v for k, v in d.items() if k != "process"}) for d in description)
 
 
 def _with_data(x: sp.csr_matrix, data: np.ndarray) -> sp.csr_matrix:
-    """The matrix with other stored values, of which zeros are dropped."""
+    """Return the matrix with other stored values, without zeros."""
     changed = sp.csr_matrix((data.astype(np.float32), x.indices.copy(), x.indptr.copy()), shape=x.shape)
     changed.eliminate_zeros()
     return changed
@@ -214,6 +214,6 @@ def _probability(process: str, name: str, value: float) -> float:
 
 
 def _set(process: Corruption, **values: float) -> None:
-    """Put what was read of the arguments, plain floats that JSON can hold, into a process that is being made."""
+    """Set validated arguments, as floats for JSON, on a frozen process during its initialisation."""
     for name, value in values.items():
         object.__setattr__(process, name, value)

@@ -1,14 +1,15 @@
 """Published count matrices by name, offline first.
 
-A set is looked for as ``NAME.h5ad`` in the folder that the environment variable ``SCCVAE_DATA`` names, then in the
-cache (``cache_dir=``, by default pooch's cache folder for sccvae), then at the authors' address: that file is
-downloaded into ``CACHE/NAME/``, read, and kept as ``CACHE/NAME.h5ad``. Wherever it comes from, the AnnData has one
-form: raw counts in ``X`` (CSR, float32), ``obs["cell_type"]`` and ``obs["batch"]`` as categoricals where they are
-known, unique names, ``uns["provenance"]`` (strings). No third-party data is part of the package.
+A data set is searched as ``NAME.h5ad`` in the folder of the environment variable ``SCCVAE_DATA``, then in the cache,
+then at the authors' address. The cache is ``cache_dir=``, by default pooch's cache folder for sccvae. A file from the
+authors is downloaded into ``CACHE/NAME/``, read, and cached as ``CACHE/NAME.h5ad``. All sources give an AnnData of the
+same format: raw counts in ``X`` (CSR, float32), ``obs["cell_type"]`` and ``obs["batch"]`` as categoricals if known,
+unique names, ``uns["provenance"]`` (strings). No third-party data is part of the package.
 
-The SHA-256 of a downloaded file is compared with the one known for its source. The authors publish none today, so the
-first download is recorded with a warning, in ``CACHE/NAME/SHA256SUMS`` (as ``sha256sum`` writes it), and compared from
-then on; so is ``CACHE/NAME.h5ad``. A file that ``SCCVAE_DATA/SHA256SUMS`` lists is compared, too.
+The SHA-256 of a downloaded file is compared with the known checksum of its source. Today the authors publish no
+checksums. The checksum of the first download is therefore recorded with a warning, in ``CACHE/NAME/SHA256SUMS`` (in the
+format of ``sha256sum``), and compared from then on; so is that of ``CACHE/NAME.h5ad``. Files that are listed in
+``SCCVAE_DATA/SHA256SUMS`` are compared, too.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from sccvae.io import anndata_files, checksums, files
 __all__ = ["cortex", "hematopoiesis", "load", "names", "paul15", "retina"]
 
 logger = logging.getLogger("sccvae")
-SUMS = "SHA256SUMS"  # beside a downloaded file: its checksum, and that of what was made of it
+SUMS = "SHA256SUMS"  # checksums of a downloaded file and of its cached .h5ad
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a published set comes from, and how its file is read."""
+    """Source of a published data set, and the reader of its file."""
 
     url: str
     filename: str
@@ -49,26 +50,26 @@ class _Source:
     note: str
     read: Callable[[Path], ad.AnnData]
     other_names: tuple[str, ...] = ()  # further names of prepared files of the same set
-    sha256: str | None = None  # of the file, where somebody to be trusted has published it
+    sha256: str | None = None  # checksum of the file, if a trusted source has published one
 
 
 def cortex(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
-    """Mouse cortex and hippocampus: 3,005 cells of 7 classes, STRT-seq with molecular barcodes.
+    """Load mouse cortex and hippocampus: 3,005 cells of 7 classes, STRT-seq with molecular barcodes.
 
     From Zeisel et al. (2015), Science 347:1138, doi:10.1126/science.aaa1934.
 
     Parameters
     ----------
     cache_dir
-        As for `load`, which also says what is raised.
+        As for `load`, which also lists the errors.
 
     Returns
     -------
     AnnData
-        Molecule counts (cells, genes), alternative loci of a gene (``_loc2``) as genes of their own. ``obs``:
+        Molecule counts (cells, genes), with alternative loci of a gene (``_loc2``) as separate genes. ``obs``:
         ``cell_type`` (level 1 class), ``level2class``, ``tissue``, ``group``, ``well``, ``chip`` (may serve as a batch;
         there is no ``batch``), ``sex``, ``age`` (days), ``diameter`` (micrometres), ``total_mRNA_mol`` (molecules over
-        all genes). A prepared ``cortex.h5ad`` is taken as it is and may hold fewer genes or columns.
+        all genes). A prepared ``cortex.h5ad`` is returned unchanged and may have fewer genes or columns.
 
     Examples
     --------
@@ -81,21 +82,22 @@ def cortex(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
 
 
 def hematopoiesis(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
-    """Mouse bone marrow progenitors in steady state, a continuum without sharp cell types, inDrops.
+    """Load mouse bone marrow progenitors in steady state, a continuum without discrete cell types, inDrops.
 
     From Tusi et al. (2018), Nature 555:54, doi:10.1038/nature25741; GEO GSM2388072.
 
     Parameters
     ----------
     cache_dir
-        As for `load`, which also says what is raised.
+        As for `load`, which also lists the errors.
 
     Returns
     -------
     AnnData
         Molecule counts (cells, genes) of the cells that passed the authors' filter. ``obs``: ``batch`` (the library),
         ``barcode``, ``seq_run_id``. There is no ``cell_type``. Lopez et al. (2018) left out the library
-        ``basal_bm1`` as of poor quality; here it is kept: ``adata[adata.obs["batch"] != "basal_bm1"]`` drops it.
+        ``basal_bm1`` because of poor quality. Here it is included: ``adata[adata.obs["batch"] != "basal_bm1"]`` drops
+        it.
 
     Examples
     --------
@@ -108,21 +110,21 @@ def hematopoiesis(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnD
 
 
 def paul15(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
-    """Mouse myeloid progenitors: 2,730 cells and 3,451 informative genes, MARS-seq, read by Scanpy.
+    """Load mouse myeloid progenitors: 2,730 cells and 3,451 informative genes, MARS-seq, read by Scanpy.
 
     From Paul et al. (2015), Cell 163:1663, doi:10.1016/j.cell.2015.11.013; GEO GSE72857.
 
     Parameters
     ----------
     cache_dir
-        As for `load`, which also says what is raised.
+        As for `load`, which also lists the errors.
 
     Returns
     -------
     AnnData
         Molecule counts (cells, genes). ``obs``: ``paul15_clusters`` (19 clusters), ``cell_type`` (the cluster without
-        its number). There is no ``batch`` in Scanpy's file. In ``SCCVAE_DATA`` a file ``hematopoiesis_paul15.h5ad`` is
-        taken too, as it is.
+        its number). There is no ``batch`` in Scanpy's file. A file ``hematopoiesis_paul15.h5ad`` in ``SCCVAE_DATA`` is
+        used, too, and returned unchanged.
 
     Examples
     --------
@@ -135,14 +137,14 @@ def paul15(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
 
 
 def retina(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
-    """Mouse retinal bipolar cells: 15 clusters in 2 batches, Drop-seq.
+    """Load mouse retinal bipolar cells: 15 clusters in 2 batches, Drop-seq.
 
     From Shekhar et al. (2016), Cell 166:1308, doi:10.1016/j.cell.2016.07.054; GEO GSE81904.
 
     Parameters
     ----------
     cache_dir
-        As for `load`, which also says what is raised.
+        As for `load`, which also lists the errors.
 
     Returns
     -------
@@ -160,7 +162,7 @@ def retina(*, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
 
 
 def names() -> list[str]:
-    """List the names that `load` knows: the published sets, and the h5ad files in the folder ``SCCVAE_DATA``.
+    """List the names for `load`: the published data sets, and the h5ad files in the folder ``SCCVAE_DATA``.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def names() -> list[str]:
     Raises
     ------
     FileNotFoundError
-        If ``SCCVAE_DATA`` names a folder that does not exist.
+        If ``SCCVAE_DATA`` is a folder that does not exist.
 
     Examples
     --------
@@ -182,7 +184,7 @@ def names() -> list[str]:
 
 
 def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.AnnData:
-    """Any set by its name: a published one, or ``NAME.h5ad`` in the folder ``SCCVAE_DATA``.
+    """Load a data set by name: a published one, or ``NAME.h5ad`` in the folder ``SCCVAE_DATA``.
 
     Parameters
     ----------
@@ -199,12 +201,12 @@ def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.An
     Raises
     ------
     FileNotFoundError
-        If the set is not on this machine and cannot be downloaded.
+        If the data set is not on this machine and cannot be downloaded.
     ValueError
-        If the name is unknown, the file is not the one expected or has another checksum, or it holds values that are
-        not counts.
+        If the name is unknown, the file is not the expected one or has another checksum, or it has values that are not
+        counts.
     TypeError
-        If the name is no text.
+        If the name is not a text.
 
     Examples
     --------
@@ -220,19 +222,19 @@ def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ad.An
         hint = f"Did you mean {' or '.join(repr(k) for k in near[:3])}? " if near else ""
         raise ValueError(
             f"There is no data set {name!r}. {hint}Available: {', '.join(known)}; "
-            "and a file NAME.h5ad in the folder that the environment variable SCCVAE_DATA names is available as NAME; "
-            "data/README.md says how to make those that the tutorials use."
+            "and a file NAME.h5ad in the folder of the environment variable SCCVAE_DATA is available as NAME; "
+            "data/README.md describes how to create the files for the tutorials."
         )
     return _fetch(name, cache_dir) if name in _SOURCES else _read_prepared(_prepared()[name])
 
 
 def _prepared() -> dict[str, Path]:
-    """Path of each ``NAME.h5ad`` in the folder that ``SCCVAE_DATA`` names, by name; none where it is unset."""
+    """Return the path of each ``NAME.h5ad`` in the folder ``SCCVAE_DATA``, by name; empty if the variable is unset."""
     value = os.environ.get("SCCVAE_DATA")
     folder = Path(value).expanduser() if value else None
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(
-            f"The environment variable SCCVAE_DATA names the folder {value!r}, which does not exist. "
+            f"The environment variable SCCVAE_DATA is {value!r}; expected an existing folder. "
             "Correct it, or unset it to use the cache and the authors' addresses."
         )
     return {path.stem: path for path in folder.glob("*.h5ad")} if folder else {}
@@ -251,10 +253,10 @@ def _fetch(name: str, cache_dir: str | os.PathLike[str] | None) -> ad.AnnData:
     cached, sums = cache / f"{name}.h5ad", cache / name / SUMS
     if cached.is_file():
         if not checksums.agrees(cached, sums):
-            logger.warning("%s is taken as it is: there is no checksum to compare it with.", cached)
+            logger.warning("%s is used without verification: there is no checksum to compare.", cached)
         return _read_h5ad(cached)
     adata = _download(name, source, cache)
-    with suppress(OSError, ValueError):  # a cache that cannot be written costs time at the next call, no data of this
+    with suppress(OSError, ValueError):  # without a writable cache, the next call downloads the file again
         anndata_files.write(adata, cached)
         checksums.record(cached, sums)
     return adata
@@ -268,13 +270,13 @@ def _download(name: str, source: _Source, cache: Path) -> ad.AnnData:
         pooch.retrieve(source.url, known_hash=source.sha256, fname=raw.name, path=raw.parent)
     except ValueError as error:
         raise ValueError(
-            f"{source.url} is not the file expected: its SHA-256 is not {source.sha256}. It was not kept."
+            f"{source.url} is not the expected file: its SHA-256 is not {source.sha256}. The download was deleted."
         ) from error
-    except OSError as error:  # requests' errors are OSErrors too
+    except OSError as error:  # errors of requests are OSErrors, too
         raise FileNotFoundError(
             f"The data set {name!r} is not on this machine and could not be downloaded ({type(error).__name__}). "
-            f"Fetch {source.url} by other means and save it as {raw}, or put a prepared {name}.h5ad into the folder "
-            "that the environment variable SCCVAE_DATA names."
+            f"Download {source.url} by other means and save it as {raw}, or put a prepared {name}.h5ad into the folder "
+            "of the environment variable SCCVAE_DATA."
         ) from error
     recorded = checksums.agrees(raw, raw.parent / SUMS)
     try:
@@ -282,7 +284,7 @@ def _download(name: str, source: _Source, cache: Path) -> ad.AnnData:
     except (ValueError, LookupError, OSError, EOFError, csv.Error, zlib.error) as error:
         raise ValueError(
             f"{raw} is not the file expected from {source.url} ({type(error).__name__}: {error}). "
-            "The download may be cut short, or a web page in place of the file: delete it and try again."
+            "The download may be incomplete, or a web page in place of the file: delete it and try again."
         ) from error
     file = {"source": source.url, "file": source.filename, "sha256": pooch.file_hash(str(raw))}
     if not recorded:
@@ -301,26 +303,26 @@ def _read_h5ad(path: Path) -> ad.AnnData:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not an h5ad file with raw counts in X ({type(error).__name__}: {error}). "
-            "Replace it; if it is a cached copy, delete it and it will be made anew."
+            "Replace the file; delete it if it is a cached copy, which is then created again."
         ) from error
     adata.uns.setdefault("provenance", {"file": path.name})
     return adata
 
 
 def _read_prepared(path: Path) -> ad.AnnData:
-    """A set in the folder ``SCCVAE_DATA``."""
+    """Read a data set in the folder ``SCCVAE_DATA``."""
     checksums.agrees(path, path.parent / SUMS)
     return _read_h5ad(path)
 
 
 def _normalise(adata: ad.AnnData) -> ad.AnnData:
-    """Hold every set to one form: counts in CSR float32, unique names, categorical ``batch`` and ``cell_type``."""
+    """Convert a data set to the common format: CSR float32 counts, unique names, categorical batch and cell_type."""
     counts = adata.X.tocsr() if sp.issparse(adata.X) else sp.csr_matrix(adata.X)
     wrong = np.flatnonzero(~(np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.floor(counts.data))))
     if wrong.size:
         cell = adata.obs_names[np.searchsorted(counts.indptr, wrong[0], side="right") - 1]
         gene = adata.var_names[counts.indices[wrong[0]]]
-        raise ValueError(f"it holds {counts.data[wrong[0]]:.6g} at cell {cell!r}, gene {gene!r}, which is not a count")
+        raise ValueError(f"X has {counts.data[wrong[0]]:.6g} at cell {cell!r}, gene {gene!r}; expected counts")
     adata.X = counts.astype(np.float32, copy=False)
     adata.obs_names_make_unique()
     adata.var_names_make_unique()
@@ -331,7 +333,7 @@ def _normalise(adata: ad.AnnData) -> ad.AnnData:
 
 
 def _read_counts(rows: Iterable[list[str]], start: int, n_counts: int) -> tuple[list[list[str]], sp.csr_matrix]:
-    """Split rows of text into the fields before `start` and the counts after, never holding the zeros."""
+    """Split rows of text into the fields before `start` and the counts after, without storing zeros."""
     about: list[list[str]] = []
     data, indices, indptr = array("f"), array("i"), [0]
     for row in rows:
@@ -344,14 +346,14 @@ def _read_counts(rows: Iterable[list[str]], start: int, n_counts: int) -> tuple[
         indptr.append(len(indices))
         about.append(row[:start])
     if not about:
-        raise ValueError("it holds no row of counts")
+        raise ValueError("the file has no row of counts")
     counts = sp.csr_matrix((np.array(data), np.array(indices), indptr), shape=(len(about), n_counts))
     counts.eliminate_zeros()  # zeros written as 0.0
     return about, counts
 
 
 def _read_cortex(path: Path) -> ad.AnnData:
-    """Genes in rows: name, cluster number, a count per cell. Header rows before: nothing, the key, a value per cell."""
+    """Read a table with genes in rows: name, cluster number, counts; header rows: empty field, key, values of cells."""
     header: dict[str, list[str]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file, delimiter="\t")
@@ -373,13 +375,13 @@ def _read_cortex(path: Path) -> ad.AnnData:
 
 
 def _read_hematopoiesis(path: Path) -> ad.AnnData:
-    """Cells in rows: five columns about the cell, then a column per gene."""
+    """Read a table with cells in rows: five columns of annotations, then a column per gene."""
     columns = ["cell_id", "barcode", "library_id", "seq_run_id", "pass_filter"]
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         header = next(lines, [])
         if header[:5] != columns:
-            raise ValueError(f"its columns begin with {header[:5]}, expected {columns}")
+            raise ValueError(f"the first columns are {header[:5]}, expected {columns}")
         passed = (row for row in lines if row and float(row[4]) == 1)
         about, counts = _read_counts(passed, 5, len(header) - 5)
     obs = pd.DataFrame(about, columns=columns).set_index("cell_id").drop(columns="pass_filter")
@@ -392,10 +394,10 @@ def _read_paul15(path: Path) -> ad.AnnData:
 
     folder = sc.settings.datasetdir
     try:
-        sc.settings.datasetdir = path.parent.parent  # Scanpy looks for paul15/paul15.h5 there
+        sc.settings.datasetdir = path.parent.parent  # where Scanpy searches paul15/paul15.h5
         adata = sc.datasets.paul15()
     finally:
-        sc.settings.datasetdir = folder  # the same folder, which Scanpy makes absolute
+        sc.settings.datasetdir = folder  # restored, as an absolute path
     adata.obs["cell_type"] = [cluster.lstrip("0123456789") for cluster in adata.obs["paul15_clusters"]]
     return adata
 

@@ -1,4 +1,4 @@
-"""The demonstration behind `sccvae demo`: three simulated batches integrated, scored and drawn."""
+"""Demonstration for `sccvae demo`: integrate, score and plot three simulated batches."""
 
 import os
 
@@ -11,12 +11,12 @@ from sccvae.statistics.seeded_scanpy import seeded
 
 
 def run(folder: str | os.PathLike, *, n_cells: int = 3000, n_genes: int = 1000, seed: int = 0) -> str:
-    """Integrate a simulated set; write `integrated.h5ad` and `integration.png` to `folder`.
+    """Integrate a simulated data set; write `integrated.h5ad` and `integration.png` to `folder`.
 
     Returns
     -------
-    A table of scores before (50 principal components of log-normalised counts) and after, and how well expression was
-    recovered, as text.
+    A text table of scores before (50 principal components of log-normalised counts) and after integration, and of the
+    correlation of expression with the truth.
     """
     folder = files.path_of(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,6 @@ def _rows(x: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Median over cells of the correlation between two (cells, genes) arrays."""
+    """Compute the median over cells of the correlation between two (cells, genes) arrays."""
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     return float(np.median((a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))))

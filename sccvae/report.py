@@ -1,6 +1,6 @@
-"""A report on a trained model for collaborators: one HTML page that holds its figures and asks nothing of a network.
+"""Report on a trained model for collaborators: one self-contained HTML page, readable without a network.
 
-No scripts; styles inline; figures as PNG in base64. All text that comes from the data is escaped.
+The page has no scripts, inline styles, and figures as PNG in base64. All text from the data is escaped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sccvae.statistics.diagnostics import Diagnosis
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of the page: it loads and runs nothing
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of the page: nothing is loaded or executed
 STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --good: #0072B2; --bad: #B34A00; }
 * { box-sizing: border-box; }
@@ -73,12 +73,12 @@ ul { margin: .4rem 0; padding-left: 1.2rem; } li { margin: .25rem 0; }
 """
 
 MOST_PIXELS = 20e6  # of a figure
-SCORES = {  # what the scores of `metrics.embedding_scores` say
-    "knn_accuracy": ("Neighbours of one kind", "share of cells whose 15 nearest neighbours vote for their label"),
+SCORES = {  # names and explanations of the scores of `metrics.embedding_scores`
+    "knn_accuracy": ("kNN accuracy", "fraction of cells whose 15 nearest neighbours vote for their label"),
     "kmeans_ari": ("Clusters, ARI", "agreement of k-means clusters with the labels; 0 is chance"),
-    "kmeans_nmi": ("Clusters, NMI", "the same as mutual information"),
-    "graph_connectivity": ("Connectivity", "whether cells of a label hang together among neighbours"),
-    "silhouette_label": ("Silhouette of labels", "0.5 where labels overlap, 1 where they lie far apart"),
+    "kmeans_nmi": ("Clusters, NMI", "agreement of k-means clusters with the labels, as mutual information"),
+    "graph_connectivity": ("Connectivity", "fraction of a label's cells in the largest component of the graph"),
+    "silhouette_label": ("Silhouette of labels", "0.5 where labels overlap, 1 where they are well separated"),
     "batch_entropy": ("Batch mixing", "entropy of batches among 50 neighbours; 1 as in all cells together"),
     "silhouette_batch": ("Silhouette of batches", "1 where batches overlap within labels"),
 }
@@ -92,34 +92,34 @@ EXPLAINED = {
     "n_genes": "genes modelled",
     "n_levels": "categories of each column of batches and covariates",
     "n_continuous": "continuous covariates",
-    "support": "kind of the values modelled",
-    "log_size_offset": "log of what size factors were multiplied by",
+    "support": "type of the values modelled",
+    "log_size_offset": "log of the factor by which size factors were multiplied",
     "batch_key": "column with the batches whose effect is removed",
-    "dropout_rate": "share of the encoder's hidden units left out in a training step",
-    "dropout_cost": "nats charged for each expected drop-out",
+    "dropout_rate": "fraction of the encoder's hidden units left out in a training step",
+    "dropout_cost": "penalty on zero inflation, in nats per expected extra zero",
     "prior_components": "Gaussians in the prior of the embedding; 0 is a standard normal",
-    "batch_mixing": "nats charged in training for each nat by which neighbours tell a cell's batch",
-    "weight_precision": "of the Gaussian prior of the weights from hidden units to genes; 0: none",
-    "thinning": "largest share of a cell's molecules hidden from the encoder in a training step",
-    "encode_covariates": "whether the encoder is told batch and covariates",
-    "seed": "of all random numbers",
-    "layer": "where the counts were taken from",
+    "batch_mixing": "penalty in training, in nats per nat of information of neighbours on a cell's batch",
+    "weight_precision": "precision of the Gaussian prior of the weights from hidden units to genes; 0: none",
+    "thinning": "largest fraction of a cell's molecules hidden from the encoder in a training step",
+    "encode_covariates": "whether batch and covariates are inputs of the encoder",
+    "seed": "seed of all random numbers",
+    "layer": "source of the counts",
 }
 
 
 def write(path: str | os.PathLike, text: str) -> None:
-    """Write a page under its name in one go, so that a killed run leaves the old page or the new one."""
+    """Write a page atomically, so that a killed run leaves the old page or the new one."""
     with files.writing(path, "report") as part:
         part.write_text(text, encoding="utf-8")
 
 
 def checked_path(path: str | os.PathLike) -> Path:
-    """The absolute path of a page that can be written, found out before the work and not after it.
+    """Check, before computing, that a page can be written; return its absolute path.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        `path` is no path or a folder; or its folder does not exist or cannot be written to.
+        `path` is not a path, or is a folder; or its folder does not exist or is not writable.
     """
     if (given := files.path_of(path)).is_dir():
         raise IsADirectoryError(f"{str(given)!r} is a folder; expected the name of a file, such as 'report.html'.")
@@ -139,20 +139,20 @@ def page(
     max_cells: int,
     seed: int,
 ) -> str:
-    """The whole page.
+    """Return the HTML of the whole page.
 
     Parameters
     ----------
     adata
-        (cells, genes) values that were modelled in `X`, ``obsm["X_sccvae"]``, columns `batch_key` and `label_key`.
+        (cells, genes) modelled values in `X`, ``obsm["X_sccvae"]``, columns `batch_key` and `label_key`.
     diagnosis, description
-        Of `SCCVAE.diagnose` and `SCCVAE.describe`.
+        Results of `SCCVAE.diagnose` and `SCCVAE.describe`.
     title, summary
-        Heading, and a line or some about the model.
+        Heading, and a description of the model of one or more lines.
     counts
-        Whether `X` holds counts.
+        Whether the values in `X` are counts.
     max_cells
-        Cells drawn and scored at most.
+        Largest number of cells to plot and score.
     """
     notes = [*diagnosis.warnings, *_notes(adata.obs, batch_key, label_key)]
     sections = {
@@ -188,7 +188,7 @@ def page(
 def _summary(
     adata: AnnData, diagnosis: Diagnosis, notes: list[str], batch_key: str | None, label_key: str | None
 ) -> str:
-    """The figures that matter, and what deserves a look."""
+    """Return the key numbers and the list of concerns."""
     facts = {"cells": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}
     for key, name in ((batch_key, "batches"), (label_key, "labels")):
         if key is not None:
@@ -196,15 +196,15 @@ def _summary(
     facts["checks as expected"] = f"{diagnosis.table['ok'].sum()} of {len(diagnosis.table)}"
     boxes = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts.items())
     verdict = (
-        f"<h3>What deserves a look</h3>{_list(notes)}"
+        f"<h3>Concerns</h3>{_list(notes)}"
         if notes
-        else "<p>The model explains these cells as it should: every check below is as expected.</p>"
+        else "<p>The model fits these cells well: every check below is as expected.</p>"
     )
     return f'<div class="facts">{boxes}</div>{verdict}'
 
 
 def _notes(obs: pd.DataFrame, batch_key: str | None, label_key: str | None) -> list[str]:
-    """What about the data themselves limits what can be said."""
+    """Return limitations of the data: few cells, small batches, cell types in a single batch."""
     notes = []
     if len(obs) < 500:
         notes.append(f"There are {len(obs):,} cells: with fewer than 500, results change with the seed.")
@@ -217,9 +217,7 @@ def _notes(obs: pd.DataFrame, batch_key: str | None, label_key: str | None) -> l
             batches = obs.groupby(obs[label_key].astype(str))[batch_key].nunique()
             single = batches.index[batches == 1]
             if len(single):
-                notes.append(
-                    f"Found in one batch only, so that nothing tells kind of cell from batch: {_named(single)}."
-                )
+                notes.append(f"Found in one batch only, so that cell type and batch are confounded: {_named(single)}.")
     return notes
 
 
@@ -231,7 +229,7 @@ def _named(names: Iterable[Any]) -> str:
 
 
 def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, counts: bool) -> str:
-    """Cells, counts and genes of each batch and label."""
+    """Return a table of cells, counts and genes of each batch and label."""
     stored = pd.Series(adata.X.getnnz(1), index=adata.obs_names)
     total = pd.Series(np.asarray(adata.X.sum(1)).ravel(), index=adata.obs_names)
     parts = []
@@ -250,21 +248,21 @@ def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, count
     text = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes were modelled. "
     if counts:
         text += (
-            f"A cell holds {total.median():,.0f} counts of {stored.median():,.0f} genes (medians); "
+            f"A cell has {total.median():,.0f} counts of {stored.median():,.0f} genes (medians); "
             f"{1 - stored.sum() / (adata.n_obs * adata.n_vars):.1%} of all entries are zero."
         )
     return f"<p>{text}</p>" + (f'<div class="columns">{"".join(parts)}</div>' if parts else "")
 
 
 def _embedding(adata: AnnData, batch_key: str | None, label_key: str | None, *, counts: bool, max_cells: int) -> str:
-    """UMAPs before and after, where there is something to colour them by; else after alone."""
+    """Plot UMAPs before and after integration if there are batches or labels; else only after."""
     if adata.n_obs < 20:
         return ""
     if counts and (batch_key or label_key):
         figure = pl.integration(adata, batch_key=batch_key, label_key=label_key, max_cells=max_cells)
         caption = (
             "UMAP layouts of the cells before integration (principal components of log counts) and after (the model's "
-            "embedding). After integration, cells of one kind should lie together whatever their batch."
+            "embedding). After integration, cells of the same type should cluster together regardless of batch."
         )
     else:
         figure = _after(adata, [key for key in (batch_key, label_key) if key], max_cells)
@@ -274,7 +272,7 @@ def _embedding(adata: AnnData, batch_key: str | None, label_key: str | None, *, 
 
 
 def _after(adata: AnnData, keys: list[str], max_cells: int) -> Figure:
-    """UMAP of the embedding alone, a panel for each key."""
+    """Plot a UMAP of the embedding, with a panel for each key."""
     some = sample(adata.n_obs, max_cells)
     groups = {key: categories(adata, key, some) for key in keys} or {"cells": pd.Categorical(["cells"] * len(some))}
     legends = legend_width if keys else lambda _: 0.2
@@ -291,7 +289,7 @@ def _after(adata: AnnData, keys: list[str], max_cells: int) -> Figure:
 
 
 def _scores(adata: AnnData, batch_key: str | None, label_key: str | None, *, max_cells: int, seed: int) -> str:
-    """Scores of the embedding against labels and batches."""
+    """Return a table of scores of the embedding against labels and batches."""
     given = {"labels": label_key, "batches": batch_key}
     arrays = {name: adata.obs[key].astype(str).to_numpy() for name, key in given.items() if key is not None}
     arrays = {name: values for name, values in arrays.items() if len(set(values)) > 1}
@@ -300,37 +298,37 @@ def _scores(adata: AnnData, batch_key: str | None, label_key: str | None, *, max
     scores = metrics.embedding_scores(adata.obsm["X_sccvae"], **arrays, max_cells=max_cells, seed=seed)
     rows = [[*SCORES[name], f"{value:.3f}"] for name, value in scores.items() if np.isfinite(value)]
     text = (
-        "<p>Of the embedding; 1 is the best that a score can be. Compare models on the same cells, not across data.</p>"
+        "<p>Scores of the embedding; 1 is the best value. Compare models on the same cells, not across data sets.</p>"
     )
-    return text + _table(["Score", "What it says", "Value"], rows, numbers=1)
+    return text + _table(["Score", "Meaning", "Value"], rows, numbers=1)
 
 
 def _training(diagnosis: Diagnosis) -> str:
-    """Loss curves."""
+    """Return the figure of loss curves."""
     caption = (
-        "The evidence lower bound (ELBO), which training raises, its parts, and the schedule, by epoch. Validation "
-        "cells were not trained on; the weights are those of the epoch where they are explained best."
+        "The evidence lower bound (ELBO), which training maximises, its parts, and the schedule, by epoch. Validation "
+        "cells were not trained on; the parameters are those of the epoch with the highest validation ELBO."
     )
     return _figure(pl.history(diagnosis.history), "Loss curves of the training", caption)
 
 
 def _diagnostics(diagnosis: Diagnosis) -> str:
-    """The checks in words, and drawn."""
+    """Return the sentences and the figure of the checks."""
     rows = "".join(
         f'<tr><td class="{"ok" if row.ok else "bad"}">{"✓ ok" if row.ok else "✗ look"}</td>'
         f"<td>{escape(row.sentence)}</td></tr>"
         for row in diagnosis.table.itertuples()
     )
     caption = (
-        "Zero fractions, variances and ranks hold the data against what the model would draw for the same cells again. "
-        "Blue is as expected, vermilion is not."
+        "Zero fractions, variances and ranks compare the data with the model's predictive distribution for the same "
+        "cells. Blue is as expected, vermilion is not."
     )
     figure = _figure(pl.diagnostics(diagnosis), "Diagnostics of the model", caption)
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>{figure}'
 
 
 def _model(description: dict[str, Any], summary: str) -> str:
-    """Parameters, versions, and what to cite."""
+    """Return the parameters, versions, and the paper to cite."""
     rows = [[name, _value(value), EXPLAINED.get(name, "")] for name, value in description["parameters"].items()]
     versions = [[name, str(version)] for name, version in description["versions"].items()]
     paper = (
@@ -339,7 +337,7 @@ def _model(description: dict[str, Any], summary: str) -> str:
     )
     return (
         f"<p>{'<br>'.join(escape(line.strip()) for line in summary.splitlines())}</p>"
-        f"<h3>Parameters</h3>{_table(['Parameter', 'Value', 'What it is'], rows)}"
+        f"<h3>Parameters</h3>{_table(['Parameter', 'Value', 'Meaning'], rows)}"
         f"<h3>Versions</h3>{_table(['Package', 'Version'], versions)}"
         f"<h3>The method</h3><p>{escape(paper)}</p>"
     )
@@ -357,7 +355,7 @@ def _list(sentences: list[str]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]], *, numbers: bool | int = False) -> str:
-    """A table; `numbers`: all columns but the first hold numbers, or so many of the last."""
+    """Return an HTML table; `numbers` is True if all columns but the first are numeric, or the number of last ones."""
     first = len(head) if numbers is False else 1 if numbers is True else len(head) - numbers
 
     def cells(row: list[str], tag: str) -> str:
@@ -370,7 +368,7 @@ def _table(head: list[str], rows: list[list[str]], *, numbers: bool | int = Fals
 
 
 def _figure(figure: Figure, name: str, caption: str) -> str:
-    """A figure in the page itself, sharp enough for print."""
+    """Return the HTML of an embedded figure, at a resolution for print."""
     sink = io.BytesIO()
     dots = min(200.0, (MOST_PIXELS / np.prod(figure.get_size_inches())) ** 0.5)
     figure.savefig(sink, format="png", dpi=dots, facecolor="white")

@@ -1,4 +1,4 @@
-"""Synthetic AnnData drawn from the generative model, with the truth kept beside the counts."""
+"""Simulation of an AnnData from the generative model, with the true parameters stored beside the counts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["simulate"]
 
-# Cells are drawn in blocks of this many, each block from its own random stream. So memory is bounded, and cell n is
-# the same cell however many follow it. Changing this number changes every simulated data set.
+# Cells are sampled in blocks of this many, each block from its own random stream. Memory is therefore bounded, and cell
+# n does not depend on the number of cells. Changing this number changes every simulated data set.
 _BLOCK = 256
 _SIZES = ("n_cells", "n_genes", "n_batches", "n_types", "n_latent")
 _RANGES: tuple[tuple[str, str, dict[str, float]], ...] = (
@@ -44,11 +44,11 @@ def simulate(
     keep_truth: bool = True,
     seed: int = 0,
 ) -> AnnData:
-    r"""Draw cells from the model that sccvae fits, along a branching gradient of cell types.
+    r"""Simulate cells from the model that sccvae fits, along a branching gradient of cell types.
 
-    Cell types are the segments of a binary tree in latent space: type :math:`k` begins where type
-    :math:`\lfloor (k-1)/2 \rfloor` ends, and its cells lie continuously along it, so neighbouring types blend into
-    one another as they do in differentiating tissue. For cell :math:`n` in batch :math:`s_n` and gene :math:`g`:
+    Cell types are the segments of a binary tree in latent space: type :math:`k` begins at the end of type
+    :math:`\lfloor (k-1)/2 \rfloor`. Cells are distributed uniformly along their segment, so neighbouring types form a
+    continuum, as in differentiating tissue. For cell :math:`n` in batch :math:`s_n` and gene :math:`g`:
 
     .. math::
 
@@ -58,42 +58,41 @@ def simulate(
         w_{ng} &\sim \mathrm{Gamma}(\theta_g, \text{mean } l_n \rho_{ng}) \\
         x_{ng} &\sim \mathrm{Poisson}(w_{ng}) \text{ with probability } 1 - \pi_{ng}, \text{ else } 0
 
-    which is the zero-inflated negative binomial of Lopez et al. [1]_ in its gamma-Poisson form. :math:`f` is linear
-    in :math:`z` plus 16 tanh units; a batch moves each gene by its own amount and the tanh units as well, so that the
-    batch effect depends a little on the state of the cell. Types are spread alike over the batches: in the true
-    ``z``, batches are perfectly mixed.
+    This is the zero-inflated negative binomial of Lopez et al. [1]_ in its gamma-Poisson form. :math:`f` is linear
+    in :math:`z` plus 16 tanh units. A batch shifts each gene by a separate amount. A batch also shifts the tanh units,
+    so that the batch effect depends slightly on the state of the cell. All batches have the same proportions of types:
+    in the true ``z``, batches are perfectly mixed.
 
     Parameters
     ----------
     n_cells, n_genes
-        Size of the data. Cells ``0 .. n`` are the same whatever ``n_cells`` is; the genes' parameters depend on
-        ``n_genes``.
+        Size of the data. Cells ``0 .. n`` do not depend on ``n_cells``; the genes' parameters depend on ``n_genes``.
     n_batches, n_types, n_latent
         Number of batches, of cell types (segments of the tree), of latent dimensions.
     batch_strength
-        Standard deviation over genes of the batch effect on the log of the expression; 0 means none.
+        Standard deviation over genes of the batch effect on the log of the expression; 0 means no batch effect.
     dropout
-        Mean probability of drop-out over all entries, in ``[0, 1)``. Genes of low expression drop out more often
-        than genes of high expression. 0 gives negative binomial counts.
+        Mean probability of zero inflation over all entries, in ``[0, 1)``, higher for genes of low expression. 0 gives
+        negative binomial counts.
     mean_library
-        Mean of the latent library size :math:`l` over all cells, in molecules. Cells hold slightly fewer counts than
-        that, because drop-out comes after it.
+        Mean of the latent library size :math:`l` over all cells, in molecules. Cells have slightly fewer counts,
+        because zero inflation removes some.
     keep_truth
-        Keep the three dense layers below: 12 bytes per cell and gene. Everything else is always kept.
+        Store the three dense layers below: 12 bytes per cell and gene. All other truth is always stored.
     seed
         Seed of the private random generators, not negative. The same arguments give the same data.
 
     Returns
     -------
     AnnData
-        Counts in ``X`` (CSR, float32), cells x genes, at least one count in every cell, and the truth:
+        Counts in ``X`` (CSR, float32), cells x genes, at least one count in every cell, and the true parameters:
 
         - ``obsm["z"]`` (cells, n_latent), mean 0 and mean variance 1 over dimensions; ``obs["cell_type"]``,
           ``obs["batch"]``; ``obs["gradient"]``, the distance from the root along the tree, 0 to 1;
           ``obs["library"]``, the latent :math:`l` in molecules;
         - ``layers["rho"]``, expression of the cell in its own batch, rows sum to 1; ``layers["rho_corrected"]``, the
-          mean over all batches of the expression the same cell would have there; ``layers["dropout"]``, the
-          probability :math:`\pi`;
+          mean over all batches of the expression of the cell in that batch; ``layers["dropout"]``, the probability of
+          zero inflation :math:`\pi`;
         - ``var["theta"]``, the inverse dispersion; ``varm["batch_effect"]`` (genes, n_batches), in log units;
         - ``uns["simulate"]``: the arguments, ``log_library_mean`` and ``log_library_sd`` (n_batches,),
           ``type_proportions`` (n_types,), ``tree_parent`` (n_types,; -1 for the root), ``tree_start`` and
@@ -141,7 +140,7 @@ def simulate(
     for start in range(0, n_cells, _BLOCK):
         block, rho = _draw_block(seed, start // _BLOCK, tree, libraries, genes)
         n = min(_BLOCK, n_cells - start)
-        if keep_truth:  # from whole blocks, as a product of matrices may round otherwise for fewer rows
+        if keep_truth:  # from whole blocks, because matrix products of fewer rows may round differently
             rows = slice(start, start + n)
             layers["rho"][rows] = rho[:n]
             layers["rho_corrected"][rows] = genes.corrected_expression(block.z)[:n]
@@ -151,7 +150,7 @@ def simulate(
 
 
 def _checked(arguments: dict[str, int | float]) -> dict[str, int | float]:
-    """The arguments of `simulate`, if they make sense."""
+    """Return the arguments of `simulate`; raise if one is out of its range."""
     read: dict[str, int | float] = {
         name: whole(name, arguments[name], least=2 if name == "n_genes" else 1, most=MOST) for name in _SIZES
     }
@@ -169,7 +168,7 @@ class _Tree:
     start: NDArray  # (types, latent)
     end: NDArray  # (types, latent)
     depth: NDArray  # (types,), number of segments above
-    noise: float  # sd of z around its segment, in every dimension
+    noise: float  # sd of z around its segment, per dimension
 
     @classmethod
     def draw(cls, rng: np.random.Generator, n_types: int, n_latent: int) -> _Tree:
@@ -177,7 +176,7 @@ class _Tree:
         proportions = rng.dirichlet(np.full(n_types, 10.0))
         steps = rng.standard_normal((max(n_types, n_latent), n_latent))
         if n_types <= n_latent:
-            steps = np.linalg.qr(steps.T)[0].T  # at right angles: no two branches meet again
+            steps = np.linalg.qr(steps.T)[0].T  # orthogonal, so that branches do not cross
         steps = steps[:n_types] / np.linalg.norm(steps[:n_types], axis=1, keepdims=True)
         start, depth = np.zeros_like(steps), np.zeros(n_types, dtype=int)
         for child in range(1, n_types):
@@ -185,7 +184,7 @@ class _Tree:
             depth[child] = depth[parent[child]] + 1
         noise = 0.15  # in lengths of a segment
 
-        # Mean 0 and mean variance 1, from the moments of the tree and not of the sample.
+        # Mean 0 and mean variance 1, from the moments of the tree, not of sampled cells.
         middle = start + steps / 2
         mean = proportions @ middle
         variance = proportions @ (((middle - mean) ** 2).sum(1) + 1 / 12) / n_latent + noise**2
@@ -196,7 +195,7 @@ class _Tree:
 
 @dataclass(frozen=True)
 class _Libraries:
-    """Log-normal library size of each batch."""
+    """Log-normal distribution of the library size in each batch."""
 
     log_mean: NDArray  # (batches,)
     log_sd: NDArray  # (batches,)
@@ -210,16 +209,16 @@ class _Libraries:
 
 @dataclass(frozen=True)
 class _Genes:
-    """The decoder, and what else belongs to genes. Arrays are float32."""
+    """The decoder and other parameters of genes, as float32 arrays."""
 
     theta: NDArray  # (genes,)
-    base: NDArray  # (genes,), log expression where z and the hidden units are 0
+    base: NDArray  # (genes,), log expression for z = 0 and hidden units 0
     linear: NDArray  # (latent, genes)
     hidden_in: NDArray  # (latent, hidden)
     hidden_bias: NDArray  # (batches, hidden)
     hidden_out: NDArray  # (hidden, genes)
     batch_effect: NDArray  # (batches, genes)
-    dropout_logit: NDArray  # (genes,), -inf where nothing drops out
+    dropout_logit: NDArray  # (genes,), -inf without zero inflation
 
     @classmethod
     def draw(
@@ -230,7 +229,7 @@ class _Genes:
         def normal(*shape: int) -> NDArray:
             return rng.standard_normal(shape, dtype=np.float32)
 
-        # Few genes tell cell types apart, most hardly change. The bound keeps one gene from taking a whole cell over.
+        # Few genes differ between cell types, most hardly change. The bound prevents one gene from dominating a cell.
         response = (2 * rng.beta(1, 3, n_genes)).astype(np.float32)
         per_batch = normal(n_batches, n_genes), normal(n_batches, n_hidden)
         gene_shift, hidden_shift = (x - x.mean(0) for x in per_batch)  # relative to the mean: one batch has no effect
@@ -248,7 +247,7 @@ class _Genes:
         return genes._with_mean_dropout(rng, tree, dropout)
 
     def expression(self, z: NDArray, batch: NDArray | int) -> NDArray:
-        """Softmax of the decoder: (cells, latent) and (cells,) -> (cells, genes), float32, rows sum to 1."""
+        """Compute the decoder's softmax: (cells, latent) and (cells,) -> (cells, genes), float32, rows sum to 1."""
         hidden = np.tanh(z @ self.hidden_in + self.hidden_bias[batch])
         logits = z @ self.linear
         logits += hidden @ self.hidden_out
@@ -260,7 +259,7 @@ class _Genes:
         return rho
 
     def corrected_expression(self, z: NDArray) -> NDArray:
-        """Mean over batches of the expression the same cells would have there: (cells, genes)."""
+        """Compute the mean over batches of the expression of cells in that batch: (cells, genes)."""
         n_batches = len(self.batch_effect)
         total = self.expression(z, 0)
         for batch in range(1, n_batches):
@@ -268,14 +267,14 @@ class _Genes:
         return total / np.float32(n_batches)
 
     def dropout_probability(self, rho: NDArray) -> NDArray:
-        """Probability of drop-out, whose odds fall with the square root of the expression: (cells, genes)."""
+        """Compute the probability of zero inflation, with odds ~ 1 / sqrt(expression): (cells, genes)."""
         logit = np.log(np.maximum(rho, np.float32(1e-30)) * np.float32(rho.shape[1]))
         logit *= np.float32(-0.5)
         logit += self.dropout_logit
         return expit(logit, out=logit)
 
     def _with_mean_dropout(self, rng: np.random.Generator, tree: _Tree, dropout: float) -> _Genes:
-        """The same genes with `dropout_logit` moved until the mean probability of drop-out is `dropout`."""
+        """Return genes with `dropout_logit` shifted so that the mean probability of zero inflation is `dropout`."""
         if dropout == 0:
             return replace(self, dropout_logit=np.full_like(self.dropout_logit, -np.inf))
         z, _, _ = _draw_latent(rng, tree)
@@ -291,7 +290,7 @@ class _Genes:
 
 @dataclass(frozen=True)
 class _Block:
-    """Cells drawn together."""
+    """Block of cells from one random stream."""
 
     z: NDArray  # (cells, latent)
     cell_type: NDArray  # (cells,)
@@ -305,7 +304,7 @@ class _Block:
 
 
 def _draw_latent(rng: np.random.Generator, tree: _Tree) -> tuple[NDArray, NDArray, NDArray]:
-    """One block of cells on the tree: z (cells, latent), their types and positions along them (cells,)."""
+    """Sample one block of cells on the tree: z (cells, latent), cell types and positions along them (cells,)."""
     cell_type = rng.choice(len(tree.parent), size=_BLOCK, p=tree.proportions)
     position = rng.uniform(size=_BLOCK)
     z = tree.start[cell_type] + position[:, None] * (tree.end - tree.start)[cell_type]
@@ -314,7 +313,7 @@ def _draw_latent(rng: np.random.Generator, tree: _Tree) -> tuple[NDArray, NDArra
 
 
 def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, genes: _Genes) -> tuple[_Block, NDArray]:
-    """Draw block `number` of the data and its rho (cells, genes); blocks do not depend on one another."""
+    """Sample block `number` of the data and its rho (cells, genes), independently of other blocks."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, number)))
     z, cell_type, position = _draw_latent(rng, tree)
     batch = rng.integers(len(libraries.log_mean), size=_BLOCK)
@@ -327,7 +326,7 @@ def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, gene
     rate *= kept
     counts = rng.poisson(rate).astype(np.float32)
     for cell in np.flatnonzero(counts.sum(1) == 0):
-        # A cell without molecules is no cell. Where none was expected either, one molecule is the likeliest number.
+        # Cells need at least one count; one molecule is the most likely number where few are expected.
         chance = rho[cell] * (1 - genes.dropout_probability(rho[[cell]])[0])
         counts[cell, rng.choice(len(chance), p=chance.astype(np.float64) / chance.sum(dtype=np.float64))] = 1
     gradient = (tree.depth[cell_type] + position) / (tree.depth.max() + 1)
@@ -337,7 +336,7 @@ def _draw_block(seed: int, number: int, tree: _Tree, libraries: _Libraries, gene
 def _assemble(
     blocks: list[_Block], layers: dict[str, NDArray], tree: _Tree, libraries: _Libraries, genes: _Genes, arguments: dict
 ) -> AnnData:
-    """Put blocks and parameters into an AnnData."""
+    """Assemble blocks and parameters into an AnnData."""
     joined = {
         name: np.concatenate([getattr(block, name) for block in blocks])
         for name in ("z", "cell_type", "gradient", "batch", "library")

@@ -215,7 +215,9 @@ def test_a_first_download_is_recorded_with_a_warning_and_compared_from_then_on(t
     (tmp_path / "hematopoiesis.h5ad").unlink()
     with gzip.open(folder / file, "at") as handle:
         handle.write("bBM_9,ACGT,basal_bm1,seq_run1,1,1,1,1\n")
-    with pytest.raises(ValueError, match=rf"{file} has changed: its SHA-256 is .*, recorded is {digest}\. Delete it"):
+    with pytest.raises(
+        ValueError, match=rf"{file} has changed: its SHA-256 is .*; expected {digest}\. Delete the file"
+    ):
         datasets.load("hematopoiesis", cache_dir=tmp_path)
 
 
@@ -223,12 +225,12 @@ def test_a_prepared_file_in_the_cache_is_compared_with_its_record(tmp_path, capl
     write_hematopoiesis(tmp_path)
     datasets.load("hematopoiesis", cache_dir=tmp_path)
     prepared(tmp_path / "hematopoiesis.h5ad", 9)
-    with pytest.raises(ValueError, match=r"hematopoiesis\.h5ad has changed: .* delete its line in .*SHA256SUMS"):
+    with pytest.raises(ValueError, match=r"hematopoiesis\.h5ad has changed: .* delete the file's line in .*SHA256SUMS"):
         datasets.load("hematopoiesis", cache_dir=tmp_path)
     (tmp_path / "hematopoiesis" / "SHA256SUMS").unlink()
     caplog.clear()
     assert datasets.load("hematopoiesis", cache_dir=tmp_path).X.max() == 9
-    assert "is taken as it is: there is no checksum to compare it with" in caplog.text
+    assert "is used without verification: there is no checksum to compare" in caplog.text
 
 
 def test_a_list_of_checksums_in_the_folder_is_heeded(tmp_path, monkeypatch):
@@ -259,7 +261,9 @@ def test_a_download_is_compared_with_the_checksum_that_is_known(tmp_path, monkey
         assert datasets.load("hematopoiesis", cache_dir=tmp_path / "cache").n_obs == 3
         assert "publish no checksum" not in caplog.text
     else:
-        with pytest.raises(ValueError, match=f"is not the file expected: its SHA-256 is not {digest}. It was not kept"):
+        with pytest.raises(
+            ValueError, match=f"is not the expected file: its SHA-256 is not {digest}. The download was deleted"
+        ):
             datasets.load("hematopoiesis", cache_dir=tmp_path / "cache")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
@@ -344,7 +348,7 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, name):
         datasets.load(name, cache_dir=tmp_path)
     message = str(caught.value)
     assert message.startswith(f"The data set '{name}' is not on this machine and could not be downloaded (ConnectionE")
-    assert "Fetch https://" in message
+    assert "Download https://" in message
     assert f"save it as {tmp_path / name}" in message
     assert f"put a prepared {name}.h5ad into the folder" in message
     assert "SCCVAE_DATA" in message
@@ -370,7 +374,7 @@ def test_a_file_cut_short_is_named(tmp_path):
     write_hematopoiesis(tmp_path / "zip")
     (zipped,) = (tmp_path / "zip" / "hematopoiesis").iterdir()
     zipped.write_bytes(zipped.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="cut short"):
+    with pytest.raises(ValueError, match="may be incomplete"):
         datasets.hematopoiesis(cache_dir=tmp_path / "zip")
 
 
@@ -387,13 +391,13 @@ def test_no_cell_that_passes_and_unknown_clusters_are_errors(tmp_path):
 def test_values_that_are_not_counts_are_named(tmp_path, monkeypatch, value):
     monkeypatch.setenv("SCCVAE_DATA", str(tmp_path))
     prepared(tmp_path / "logged.h5ad", value)
-    with pytest.raises(ValueError, match=f"logged.h5ad .* it holds {value:.6g} at cell '0', gene '0'"):
+    with pytest.raises(ValueError, match=f"logged.h5ad .* X has {value:.6g} at cell '0', gene '0'"):
         datasets.load("logged")
 
 
 def test_a_broken_h5ad_is_named(tmp_path):
     (tmp_path / "cortex.h5ad").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"cortex.h5ad is not an h5ad file .* delete it and it will be made anew"):
+    with pytest.raises(ValueError, match=r"cortex.h5ad is not an h5ad file .* delete it if it is a cached copy"):
         datasets.cortex(cache_dir=tmp_path)
 
 
@@ -418,7 +422,7 @@ def test_unknown_names(wrong, hint):
 def test_a_folder_that_does_not_exist_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SCCVAE_DATA", str(tmp_path / "nowhere"))
     for call in (datasets.names, datasets.cortex, lambda: datasets.load("cortex")):
-        with pytest.raises(FileNotFoundError, match=r"SCCVAE_DATA names the folder .*nowhere', which does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"SCCVAE_DATA is .*nowhere'; expected an existing folder"):
             call()
 
 

@@ -251,7 +251,7 @@ def test_data_that_are_no_counts_are_answered_in_one_line(adata, tmp_path, outpu
 def test_an_output_in_no_folder_is_found_out_before_training(counts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sccvae.SCCVAE, "train", _never)
     text = refused(capsys, "integrate", counts, "-o", tmp_path / "no" / "where.h5ad")
-    assert text == f"The folder of the output does not exist: {tmp_path / 'no'}."
+    assert text == f"The folder of the output does not exist: {tmp_path / 'no'}. Create it first."
 
 
 def test_an_output_that_is_a_folder_is_found_out_before_training(counts, tmp_path, capsys, monkeypatch):
@@ -312,15 +312,15 @@ def test_an_interrupted_write_leaves_no_half_file(counts, output, tmp_path, caps
         (["-o", "pipe.h5ad"], "The output is a pipe: pipe.h5ad; expected the name of a file."),
         (["-o", "dev.h5ad"], "The output is a device: dev.h5ad; expected the name of a file."),
         (["-o", "folder.h5ad"], "The output is a folder: folder.h5ad; expected the name of a file."),
-        (["-o", "folder.zarr"], "The output is a folder with other things than zarr: folder.zarr."),
+        (["-o", "folder.zarr"], "The output is a folder with other files than zarr's: folder.zarr;"),
         (["-o", "counts.h5ad/o.h5ad"], "The folder of the output does not exist: "),
         (["-o", "o.h5ad", "--save-model", ""], "path is ''; expected the path of a file or folder"),
         (["-o", "o.h5ad", "--save-model", "counts.h5ad"], "counts.h5ad is a file; save() writes a folder."),
-        (["-o", "o.h5ad", "--save-model", "counts.h5ad/m"], "is a file; there can be no folder counts.h5ad/m."),
-        (["-o", "o.h5ad", "--save-model", "counts.h5ad/a/m"], "is a file; there can be no folder counts.h5ad/a/m."),
+        (["-o", "o.h5ad", "--save-model", "counts.h5ad/m"], "is a file; expected a folder, to contain counts.h5ad/m."),
+        (["-o", "o.h5ad", "--save-model", "counts.h5ad/a/m"], "expected a folder, to contain counts.h5ad/a/m."),
         (["-o", "o.h5ad", "--save-model", "odd"], "The model is a folder: odd/weights.safetensors;"),
-        (["-o", "o.zarr", "--save-model", "o.zarr"], "The model and the output cannot have one place: o.zarr."),
-        (["-o", "o.zarr", "--save-model", "o.zarr/m"], "The model and the output cannot have one place: o.zarr/m."),
+        (["-o", "o.zarr", "--save-model", "o.zarr"], "--save-model is o.zarr, inside the output or equal to it;"),
+        (["-o", "o.zarr", "--save-model", "o.zarr/m"], "--save-model is o.zarr/m, inside the output or equal to it;"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
@@ -391,7 +391,7 @@ def test_a_report_does_not_take_the_place_of_the_data_or_the_model(counts, outpu
     capsys.readouterr()
     for path in (counts, model / "weights.safetensors", model / "model.json"):
         before = path.read_bytes()
-        assert "would take the place of the data or the model" in refused(capsys, "report", model, counts, "-o", path)
+        assert "would overwrite the data or the model" in refused(capsys, "report", model, counts, "-o", path)
         assert path.read_bytes() == before
 
 

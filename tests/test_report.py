@@ -165,7 +165,7 @@ def test_the_anndata_stays_as_it_was(made, fingerprint, tmp_path):
     model.report(tmp_path / "report.html", label_key="alone", max_cells=150)
     assert fingerprint(adata) == before
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Found in one batch only, so that nothing tells kind of cell from batch: '0', '1', 'here'." in page.text
+    assert "Found in one batch only, so that cell type and batch are confounded: '0', '1', 'here'." in page.text
     assert "A random sample of 150 cells." in page.text
 
 
@@ -187,7 +187,7 @@ def test_a_good_model_is_called_good():
     adata = simulate(600, 10, keep_truth=False)
     html = report._summary(adata, type("D", (), {"table": table}), [], "batch", None)
     assert "every check below is as expected" in html
-    assert "What deserves a look" not in html
+    assert "Concerns" not in html
     assert report._notes(adata.obs, "batch", "cell_type") == []
 
 

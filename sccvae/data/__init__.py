@@ -1,4 +1,4 @@
-"""From AnnData to sparse minibatches: reading and checking, compact storage, splits.
+"""Data loading from AnnData to sparse minibatches: reading and checking, compact storage, splits.
 
 May import `validation`.
 """

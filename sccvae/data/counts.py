@@ -1,7 +1,7 @@
-"""Counts in memory and the minibatches that training reads from them.
+"""Counts in memory and minibatches for training.
 
-`Counts` knows no AnnData (see `schema`): it is an immutable sparse matrix with what goes along each cell.
-A `Minibatch` stays sparse; nothing here ever builds a dense (cells, genes) array of more than one minibatch.
+`Counts` is independent of AnnData (see `schema`): an immutable sparse matrix with library sizes and covariates of each
+cell. A `Minibatch` is sparse; dense (cells, genes) arrays are made of at most one minibatch.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ import torch
 from sccvae.data.packed_rows import Rows, log_factorials
 
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
-_GATHERED = 8  # minibatches gathered at once: fewer calls, and still little memory
+_GATHERED = 8  # minibatches gathered at once: fewer calls, with little memory
 
 
 class Minibatch(NamedTuple):
-    """The cells of one step: stored values in CSR form, and what goes along each cell."""
+    """Cells of one training step: nonzero values in CSR form, library sizes and covariates."""
 
-    indptr: torch.Tensor  # (cells + 1,) int64, where each cell's values begin
-    genes: torch.Tensor  # (stored,) int32
-    values: torch.Tensor  # (stored,) float32
+    indptr: torch.Tensor  # (cells + 1,) int64, start of each cell's values
+    genes: torch.Tensor  # (nonzero,) int32
+    values: torch.Tensor  # (nonzero,) float32
     n_genes: int
     log_total: torch.Tensor  # (cells,) log of the cell's total count
     log_size: torch.Tensor  # (cells,) log of the observed library size: total count or scaled size factor
     log_factorial: torch.Tensor  # (cells,) sum over genes of log(x!), a constant of the data
     codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
     continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
-    copies: int = 1  # of each cell, side by side
-    full: bool = False  # whether every entry is stored, zeros too, and in order
+    copies: int = 1  # adjacent copies of each cell
+    full: bool = False  # whether zeros are stored, too, so that values has all entries in order
 
     @classmethod
     def of_covariates(cls, codes: np.ndarray, n_continuous: int, n_genes: int) -> "Minibatch":
-        """Cells without counts: only their covariates, the continuous ones at their means (0)."""
+        """Return cells without counts: only covariates, with the continuous ones at their means (0)."""
         n, none = len(codes), torch.zeros(0)
         return cls(
             indptr=torch.zeros(n + 1, dtype=torch.int64),
@@ -51,18 +51,21 @@ class Minibatch(NamedTuple):
 
     @property
     def n_cells(self) -> int:
-        """Number of cells."""
+        """Return the number of cells."""
         return len(self.indptr) - 1
 
     def part(self, first: int, last: int) -> "Minibatch":
-        """The cells first..last, as views."""
+        """Return the cells from `first` to `last`, exclusive, as views."""
         start, stop = int(self.indptr[first]), int(self.indptr[last])
         along = {name: getattr(self, name)[first:last] for name in ALONG_CELLS}
         indptr = self.indptr[first : last + 1] - start
         return Minibatch(indptr, self.genes[start:stop], self.values[start:stop], self.n_genes, **along)
 
     def take(self, cells: torch.Tensor, n_stored: int | None = None) -> "Minibatch":
-        """The cells numbered `cells`, in order, any more than once; without `n_stored`, their values, a GPU waits."""
+        """Return the cells numbered `cells`, in that order; repeats are allowed.
+
+        `n_stored` is the number of values of these cells; None computes it, which synchronises a GPU.
+        """
         starts, lengths = self.indptr[cells], self.indptr[cells + 1] - self.indptr[cells]
         indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
@@ -71,7 +74,7 @@ class Minibatch(NamedTuple):
         return Minibatch(indptr, self.genes[stored], self.values[stored], self.n_genes, **along, full=self.full)
 
     def repeated(self, times: int) -> "Minibatch":
-        """Every cell `times` times, copies side by side."""
+        """Repeat every cell `times` times, with adjacent copies."""
         cells = torch.arange(self.n_cells, device=self.indptr.device)
         if times == 1:
             return self
@@ -79,12 +82,12 @@ class Minibatch(NamedTuple):
 
     @property
     def rows(self) -> torch.Tensor:
-        """Row of every stored value, (stored,)."""
+        """Return the row of every nonzero value, (nonzero,)."""
         cells, lengths = torch.arange(self.n_cells, device=self.indptr.device), self.indptr.diff()
         return torch.repeat_interleave(cells, lengths, output_size=len(self.genes))
 
     def dense(self) -> torch.Tensor:
-        """The minibatch as a dense array, (cells, genes)."""
+        """Return the minibatch as a dense array, (cells, genes)."""
         if self.full:
             return self.values.view(self.n_cells, self.n_genes)
         x = self.values.new_zeros(self.n_cells, self.n_genes)
@@ -92,7 +95,7 @@ class Minibatch(NamedTuple):
         return x
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Minibatch":
-        """The minibatch on `device`, its real numbers as `dtype`."""
+        """Move the minibatch to `device`, with its floating-point arrays as `dtype`."""
         moved = {
             name: field.to(device, dtype if field.is_floating_point() else None, non_blocking=True)
             for name, field in self._asdict().items()
@@ -101,19 +104,19 @@ class Minibatch(NamedTuple):
         return self._replace(**moved)  # type: ignore[arg-type]
 
     def with_batch(self, code: int) -> "Minibatch":
-        """The same cells as if they had been measured in batch number `code`."""
+        """Return the cells with their batch replaced by number `code`."""
         codes = torch.cat([torch.full_like(self.codes[:, :1], code), self.codes[:, 1:]], dim=1)
         return self._replace(codes=codes)
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Checked values of all cells, sparse, with library sizes and covariates; its arrays are read-only.
+    """Checked values of all cells, sparse and read-only, with library sizes and covariates.
 
     Attributes
     ----------
     stored
-        The values, (cells, genes), in as few bytes as hold them.
+        The values, (cells, genes), in compact storage.
     codes
         (cells, 1 + categorical covariates) int64; column 0 is the batch.
     n_levels
@@ -121,8 +124,7 @@ class Counts:
     continuous
         (cells, continuous covariates) float32, standardised.
     log_size
-        (cells,) float32, log of the library size the model takes as observed: the total count unless size factors
-        are given.
+        (cells,) float32, log of the observed library size: the total count unless size factors are given.
     log_total, log_factorial
         (cells,) float32: log total count; sum over genes of log(x!).
     """
@@ -146,7 +148,7 @@ class Counts:
         log_size: np.ndarray | None = None,
         nonnegative: bool = True,
     ) -> "Counts":
-        """Counts that have these values, which are taken over, not copied.
+        """Create `Counts` from rows, without a copy.
 
         `nonnegative=False` is for real-valued data, which have no totals and no factorials.
         """
@@ -174,34 +176,34 @@ class Counts:
 
     @property
     def n_genes(self) -> int:
-        """Number of genes."""
+        """Return the number of genes."""
         return self.stored.n_genes
 
     @property
     def matrix(self) -> sp.csr_matrix:
-        """All values as float32 CSR, made anew at each call: three times the memory."""
+        """Return all values as a new float32 CSR matrix, with three times the memory of `stored`."""
         return self.stored.csr()
 
     def __getitem__(self, cells: np.ndarray) -> "Counts":
-        """The cells numbered `cells`, in that order."""
+        """Return the cells numbered `cells`, in that order."""
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
         return replace(self, stored=self.stored.take(cells), **along)
 
     def gene_means(self, power: int = 1) -> np.ndarray:
-        """(genes,) float64: mean over all cells of the values to a power."""
+        """Compute the mean over all cells of the values to a power, (genes,) float64."""
         return self.stored.gene_sums(lambda x: x.astype(np.float64) ** power) / len(self)
 
     def minibatch(self, cells: np.ndarray | slice) -> Minibatch:
-        """The cells numbered `cells` as tensors on the CPU, in that order."""
+        """Return the cells numbered `cells`, in that order, as tensors on the CPU."""
         part = self.stored.wide(cells)
         along = {name: getattr(self, name)[cells] for name in ALONG_CELLS}
         arrays = {"indptr": part.indptr, "genes": part.genes, "values": part.values, **along}
-        # Slices are read-only views, which tensors cannot be.
+        # Slices are read-only views, and torch has no read-only tensors.
         tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
         return Minibatch(n_genes=self.n_genes, **tensors)  # type: ignore[arg-type]
 
     def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
-        """A minibatch for each group of cells, gathered many at a time."""
+        """Yield a minibatch for each group of cells; several are gathered at once."""
         for start in range(0, len(groups), _GATHERED):
             some = groups[start : start + _GATHERED]
             block, first = self.minibatch(np.concatenate(some)), 0
@@ -210,16 +212,19 @@ class Counts:
                 first += len(cells)
 
     def chunks(self, size: int, cells: np.ndarray | None = None) -> Iterator[tuple[slice, Minibatch]]:
-        """All cells in order, or those numbered `cells`, `size` at a time: (places among them, minibatch)."""
+        """Yield (rows, minibatch) of `size` cells at a time, for all cells in order, or for numbers `cells`.
+
+        `rows` are positions in `cells` if given.
+        """
         n = len(self) if cells is None else len(cells)
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
             yield rows, self.minibatch(rows if cells is None else cells[rows])
 
     def library_prior(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of the log total counts within each batch, 2 x (batches,) float32.
+        """Compute mean and variance of the log library sizes within each batch, 2 x (batches,) float32.
 
-        A batch without two different totals takes the variance over all cells.
+        A batch without two different library sizes gets the variance over all cells.
         """
         batch, log_size = self.codes[:, 0], self.log_size.astype(np.float64)
         n = np.maximum(np.bincount(batch, minlength=self.n_levels[0]), 1)
@@ -230,19 +235,19 @@ class Counts:
 
 
 def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cells for training and for validation: 2 arrays of sorted cell numbers.
+    """Split cells into training and validation cells: 2 arrays of sorted cell numbers.
 
-    Every batch gives the same share; a batch too small to spare a cell goes to training whole.
+    Every batch contributes the same fraction; all cells of a batch too small to split are training cells.
 
     Parameters
     ----------
     batch
         (cells,) batch code of every cell.
     train_size
-        Share of the cells to train on, in (0, 1].
+        Fraction of the cells for training, in (0, 1].
     """
     if not 0 < train_size <= 1:
-        raise ValueError(f"train_size is {train_size}; expected a share of the cells in (0, 1], such as 0.9.")
+        raise ValueError(f"train_size is {train_size}; expected a fraction of the cells in (0, 1], such as 0.9.")
     held = []
     for code in np.unique(batch):
         cells = np.flatnonzero(batch == code)
@@ -253,5 +258,5 @@ def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tup
 
 
 def shuffled(cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One epoch: `cells` in random order, in minibatches of nearly equal size: a short one's cells would weigh more."""
+    """Shuffle `cells` into minibatches of nearly equal size: cells of a short minibatch would have a larger weight."""
     return np.array_split(rng.permutation(cells), -(-len(cells) // batch_size))

@@ -1,7 +1,7 @@
-"""Where training reads its minibatches from when the weights are on another device than the counts; chunks.
+"""Loading of minibatches onto the model's device, and sizes of chunks.
 
-A GPU works through a step while Python is already at the next, as long as nothing asks it for a value: within an epoch
-nothing here does. What must be known beforehand, such as the number of stored values of a minibatch, the CPU knows.
+A GPU computes a step while Python prepares the next, unless Python reads a value from the GPU. Nothing here reads one
+within an epoch: numbers that Python needs, such as the number of nonzero values of a minibatch, come from the CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ import torch
 
 from sccvae.data.counts import ALONG_CELLS, Counts, Minibatch
 
-TOGETHER = 32  # cells: vector instructions take numbers of them whole, and products of few rows round otherwise
+TOGETHER = 32  # cells; sizes of chunks are multiples of it, because products of other numbers of rows round differently
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 
 
 def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
-    """A function from groups of cells to minibatches on `device`.
+    """Return a function from groups of cells to minibatches on `device`.
 
-    The counts move there for good when they take at most half of the memory that is free (`Resident`); otherwise each
-    minibatch is copied from pinned memory, while the device works on those before it.
+    Counts of at most half of the free memory are copied to the device once (`Resident`). Otherwise each minibatch is
+    copied from pinned memory, while the device computes the previous ones.
     """
     if device.type == "cpu":
         return counts.minibatches
@@ -31,17 +31,17 @@ def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
 
 
 def chunk_of(n_genes: int, device: torch.device) -> int:
-    """Cells to decode at once: about half a million values, enough for the arithmetic and little memory.
+    """Return the number of cells to decode at once: about half a million values, for speed at little memory.
 
-    Four times as many on a GPU, which is done with few before Python asks for the next.
+    On a GPU the number is four times as large, because smaller chunks finish before Python submits the next.
     """
     return max(16, 2 ** (19 if device.type == "cpu" else 21) // n_genes)
 
 
 def chunks(n_cells: int, size: int) -> Iterator[slice]:
-    """The rows of chunks of `size` cells, but for what a multiple of `TOGETHER` asks; only the last is another number.
+    """Yield the rows of chunks of about `size` cells, rounded down to a multiple of `TOGETHER`, except the last.
 
-    So what is computed for a cell does not depend on `size`.
+    Results for a cell therefore do not depend on `size`.
     """
     ends = [*range(0, n_cells, max(size // TOGETHER, 1) * TOGETHER), n_cells]
     if len(ends) > 2 and ends[-1] - ends[-2] < TOGETHER:
@@ -50,27 +50,27 @@ def chunks(n_cells: int, size: int) -> Iterator[slice]:
 
 
 class Resident:
-    """Counts on a device, and their minibatches, gathered there: the same as `Counts.minibatches` gives, but `full`.
+    """Counts on a device, and minibatches gathered there, with the values of `Counts.minibatches` but `full`.
 
-    So the work on a minibatch depends on its number of cells alone, and can be recorded (`training.steps`).
+    The operations on a minibatch therefore depend on its number of cells alone, and can be recorded (`training.steps`).
     """
 
     def __init__(self, counts: Counts, device: torch.device):
         self.all = counts.minibatch(slice(None)).to(device)
         longest = int(np.diff(counts.stored.indptr).max(initial=0))
-        self.place, self.gene = (torch.arange(n, device=device) for n in (longest, counts.n_genes))
+        self.position, self.gene = (torch.arange(n, device=device) for n in (longest, counts.n_genes))
 
     def cells(self, groups: list[np.ndarray]) -> Iterator[torch.Tensor]:
-        """The numbers of the cells of each group; they go to the device all at once."""
-        yield from torch.from_numpy(np.concatenate(groups)).to(self.place.device).split(list(map(len, groups)))
+        """Yield the numbers of the cells of each group, copied to the device at once."""
+        yield from torch.from_numpy(np.concatenate(groups)).to(self.position.device).split(list(map(len, groups)))
 
     def minibatch(self, cells: torch.Tensor) -> Minibatch:
-        """The cells numbered `cells`, in that order."""
+        """Return the cells numbered `cells`, in that order."""
         starts, ends = self.all.indptr[cells, None], self.all.indptr[cells + 1, None]
-        at = starts + self.place
+        at = starts + self.position
         stored = at < ends
         at = torch.where(stored, at, 0)
-        genes = torch.where(stored, self.all.genes[at].long(), self.all.n_genes)  # one column more takes what is not
+        genes = torch.where(stored, self.all.genes[at].long(), self.all.n_genes)  # an extra column for the rest
         counts = self.all.values.new_zeros(len(cells), self.all.n_genes + 1).scatter_(1, genes, self.all.values[at])
         along = {name: getattr(self.all, name)[cells] for name in ALONG_CELLS}
         indptr = self.all.n_genes * torch.arange(len(cells) + 1, device=cells.device)
@@ -78,7 +78,7 @@ class Resident:
         return Minibatch(indptr, every, counts[:, :-1].flatten(), self.all.n_genes, **along, full=True)
 
     def __call__(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
-        """A minibatch for each group of cells."""
+        """Yield a minibatch for each group of cells."""
         return map(self.minibatch, self.cells(groups))
 
 

@@ -1,4 +1,4 @@
-"""The matrix of an AnnData -> `Rows`, wherever it is stored: read in blocks, every value checked."""
+"""Conversion of the matrix of an AnnData to `Rows`: read in blocks from memory or a file, with every value checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sccvae.data.packed_rows import BLOCK, Rows
 from sccvae.validation.wording import Text, did_you_mean, listed_names
 
 Support = Literal["counts", "real", "binary"]
-MAX_COUNT = 2**24  # the largest whole number below which float32 holds every one exactly
+MAX_COUNT = 2**24  # float32 represents all whole numbers up to here exactly
 BLOCK_BYTES = 64 * 2**20  # rows read at once from a dense or backed matrix
 
 
@@ -29,16 +29,16 @@ def read_rows(
     round_counts: bool = False,
     learning: bool = True,
 ) -> Rows:
-    """All cells, the genes named in that order, checked, in memory of its own. In passing little else is taken.
+    """Read and check the counts of `genes`, in that order, in all cells, as a copy with little temporary memory.
 
     Parameters
     ----------
     at
         Columns of these genes; None finds them by name.
     round_counts
-        Take the nearest whole numbers, an even one where two are as near.
+        Round to the nearest whole number, and halves to the even one.
     learning
-        Whether a model is made of these data, whose arguments can be chosen; else it is asked about them.
+        True if the data are those of a new model; False if an existing model reads them. Selects the advice in errors.
     """
     columns = _columns_of(adata, genes) if at is None else at
     source = _Source(adata, layer, support, genes, round_counts, learning)
@@ -63,37 +63,35 @@ def read_rows(
 
 
 def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
-    """Where the genes stand in the AnnData, each once; None when they are its own, in its order."""
+    """Return the columns of the genes in the AnnData; None if they are all its genes in its order."""
     names = adata.var_names.astype(str)
     if len(names) == len(genes) and (names == np.asarray(genes)).all():
         return None
     asked = pd.Index(genes)
     check_unique(names[names.isin(asked)], "var_names", "adata.var_names_make_unique()")
-    first = np.flatnonzero(~names.duplicated())  # names that the model does not ask for may come twice
+    first = np.flatnonzero(~names.duplicated())  # genes outside the model may have duplicate names
     at = names[first].get_indexer(asked)
-    check_known_genes(
-        [g for g, i in zip(genes, at, strict=True) if i < 0], names, "The model needs genes that adata lacks:"
-    )
+    check_known_genes([g for g, i in zip(genes, at, strict=True) if i < 0], names, "adata lacks genes of the model:")
     return first[at]
 
 
 def where_of(layer: str | None) -> str:
-    """How a user writes a layer, or `X`."""
+    """Return the Python expression for a layer, or for `X`."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def layer_names(adata: AnnData) -> list[str]:
-    """Names of the layers; anndata 0.13 counts `X` among them, as None."""
+    """Return the names of the layers without None, which anndata 0.13 uses for `X`."""
     return [name for name in adata.layers if name is not None]
 
 
 def _matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
-    """`X` or a layer as it is stored."""
+    """Return `X` or a layer as stored."""
     names = layer_names(adata)
     if layer is not None and layer not in names:
         hint = ""
         if not learning and _holds_counts(adata, None):
-            hint = f" The model reads that layer; adata.X holds counts: adata.layers[{layer!r}] = adata.X.copy()."
+            hint = f" The model reads this layer; adata.X holds counts: adata.layers[{layer!r}] = adata.X.copy()."
         raise KeyError(Text(f"adata.layers has no {layer!r}.{did_you_mean(layer, names)}{hint}"))
     matrix = _stored(adata, layer)
     if matrix is None:
@@ -106,7 +104,7 @@ def _matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
 
 
 def _wrong_values(values: np.ndarray, support: Support, rounded: bool = False) -> tuple[int, int] | None:
-    """Where the first value lies that is not what the likelihood is about, and how many do. Every one is looked at."""
+    """Return the position of the first value outside the likelihood's support, and the number of such values."""
     first: int | None = None
     n = 0
     for start in range(0, len(values) if values.dtype != bool else 0, BLOCK):
@@ -128,7 +126,7 @@ def _are_wrong(values: np.ndarray, support: Support, rounded: bool) -> np.ndarra
 
 @dataclass(frozen=True)
 class _Source:
-    """What is read, for what: enough to say what is wrong with it, and what to do."""
+    """Source of the values and options of reading, for error messages."""
 
     adata: AnnData
     layer: str | None
@@ -142,7 +140,10 @@ class _Source:
         return where_of(self.layer)
 
     def message(self, start: int, whole: sp.csr_matrix, block: sp.csr_matrix, wrong: tuple[int, int]) -> str:
-        """What is wrong with values of some cells, from number `start` on: all genes, and those of the model."""
+        """Return the error message for wrong values in a block of cells from number `start` on.
+
+        `whole` has all genes of these cells, `block` the genes of the model.
+        """
         (at, n_wrong), where, support = wrong, self.where, self.support
         row = int(np.searchsorted(block.indptr, at, side="right")) - 1
         value, cell, gene = block.data[at], self.adata.obs_names[start + row], self.genes[block.indices[at]]
@@ -150,26 +151,27 @@ class _Source:
         found = f"{value:g} at cell {str(cell)!r}, gene {str(gene)!r} ({n_wrong} such values {within})"
         if support == "real":
             return (
-                f"{where} holds a value that is not finite: {found}. Mend or remove it before building the model."
-                f"{_of_nan(value)}"
+                f"{where} holds a value that is not finite: {found}; expected finite numbers. Correct or remove the "
+                f"value before building the model.{_of_nan(value)}"
             )
         if support == "binary":
             return (
-                f"{where} holds values other than 0 and 1: {found}. gene_likelihood='bernoulli' models 0/1 data: "
-                f"binarise first, or choose gene_likelihood='zinb' for counts.{_of_nan(value)}"
+                f"{where} holds values other than 0 and 1: {found}; expected 0/1 data for gene_likelihood='bernoulli'. "
+                f"Binarise first, or choose gene_likelihood='zinb' for counts.{_of_nan(value)}"
             )
         if np.isfinite(value) and value > MAX_COUNT:
             return (
-                f"{where} holds a count above 2**24 = {MAX_COUNT}: {found}. Is this matrix really counts of molecules?"
+                f"{where} holds a count above 2**24 = {MAX_COUNT}: {found}; expected counts of molecules. Pass the raw "
+                "count matrix."
             )
         what = "negative values" if value < 0 else "values that are not counts"
         known, cure = self._where_counts_are()
         if np.isfinite(value) and value > 0:
             cure += _of_fractions(whole, known)
-        return f"{where} holds {what}: {found}. sccvae models raw counts.{_of_nan(value)} {cure}"
+        return f"{where} holds {what}: {found}; expected raw counts.{_of_nan(value)} {cure}"
 
     def _where_counts_are(self) -> tuple[bool, str]:
-        """Whether there are counts elsewhere, and what to do."""
+        """Return whether another matrix of adata has counts, and the advice for the error message."""
         adata, where = self.adata, self.where
         candidates = [n for n in [None, *layer_names(adata)] if n != self.layer and _holds_counts(adata, n)]
         if candidates:
@@ -177,7 +179,7 @@ class _Source:
             return True, f"{where_of(candidates[0])} holds counts: {cure}."
         if adata.raw is not None and _holds(adata.raw.X, adata.raw.shape, "counts"):
             return True, "adata.raw holds counts: use adata.raw.to_adata() (with adata.obs)."
-        cure = "go back to the raw matrix, before sc.pp.normalize_total and log1p"
+        cure = "use the raw matrix from before sc.pp.normalize_total and log1p"
         return False, f"No other layer of adata holds counts: {cure}."
 
     def check_empty_cells(self, rows: Rows) -> None:
@@ -193,12 +195,12 @@ class _Source:
         rounded = " once they are rounded" if self.round_counts else ""
         raise ValueError(
             f"{empty.sum()} of {self.adata.n_obs} cells have no counts in the genes modelled{rounded}, such as "
-            f"{listed_names(self.adata.obs_names[empty])}. {cure}"
+            f"{listed_names(self.adata.obs_names[empty])}; expected at least one count per cell. {cure}"
         )
 
 
 def _of_nan(value: float) -> str:
-    """Where missing values come from."""
+    """Return the likely origin of missing values, for error messages."""
     if not np.isnan(value):
         return ""
     return (
@@ -208,7 +210,7 @@ def _of_nan(value: float) -> str:
 
 
 def _of_fractions(whole: sp.csr_matrix, known: bool) -> str:
-    """What else to do about fractions, by what the rows look like and whether counts are known elsewhere."""
+    """Return further advice for fractions, which depends on the values and on whether counts exist elsewhere."""
     how = "pass round_counts=True when the model is built (command line: --round-counts)"
     if not _look_normalised(whole):
         return f" If these are expected counts, as of RSEM, Salmon or Smart-seq2: {how}."
@@ -216,7 +218,7 @@ def _of_fractions(whole: sp.csr_matrix, known: bool) -> str:
 
 
 def _look_normalised(block: sp.csr_matrix) -> bool:
-    """Whether most values are fractions, and are logarithms or add up to the same in all cells."""
+    """Return whether most values are fractions, and either logarithms or of equal sum in all cells."""
     values = block.data
     if np.mean(values != np.floor(values)) <= 0.5:
         return False
@@ -227,7 +229,7 @@ def _look_normalised(block: sp.csr_matrix) -> bool:
 
 
 def _stored(adata: AnnData, layer: str | None) -> Any:
-    """`X` or a layer; None where a backed file has no `X`, for which anndata raises KeyError."""
+    """Return `X` or a layer; None for a backed file without `X`, for which anndata raises KeyError."""
     if layer is not None:
         return adata.layers[layer]
     try:
@@ -241,7 +243,7 @@ def _holds_counts(adata: AnnData, layer: str | None) -> bool:
 
 
 def holds(adata: AnnData, layer: str | None, support: Support) -> bool:
-    """Whether the matrix is there and holds nothing but what the likelihood is about."""
+    """Return whether the matrix exists and all its values are in the likelihood's support."""
     matrix = None if layer is not None and layer not in layer_names(adata) else _stored(adata, layer)
     return matrix is not None and _holds(matrix, adata.shape, support)
 
@@ -257,31 +259,31 @@ def _holds(matrix: Any, shape: tuple[int, int], support: Support) -> bool:
 
 
 def check_adata(adata: AnnData) -> None:
-    """Raise unless it is an AnnData that holds cells and genes."""
+    """Raise unless `adata` is an AnnData with cells and genes."""
     if not isinstance(adata, AnnData):
-        raise TypeError(f"Expected an AnnData; found {type(adata).__name__}. {_instead(adata)}")
+        raise TypeError(f"adata is a {type(adata).__name__}; expected an AnnData. {_instead(adata)}")
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
         raise TypeError(
-            f"adata was read lazily: adata.obs is a {type(adata.obs).__name__}, not yet in memory. Pass "
+            f"adata was read lazily: adata.obs is a {type(adata.obs).__name__}; expected a DataFrame in memory. Pass "
             "adata.to_memory(). To leave the counts in the file: adata.obs, adata.var = adata.obs.to_memory(), "
             "adata.var.to_memory()."
         )
     if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"adata holds {adata.n_obs} cells and {adata.n_vars} genes; both must be at least 1.")
+        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; expected at least 1 of each.")
 
 
 def _instead(given: Any) -> str:
-    """How to come to an AnnData from what was given in its place."""
+    """Return advice for a conversion of `given` to an AnnData."""
     name = type(given).__name__
     if isinstance(given, str | PathLike):
-        return f"Read the file first: sccvae takes sc.read_h5ad({str(given)!r})."
+        return f"Read the file first: sc.read_h5ad({str(given)!r})."
     if name == "MuData":
         names = list(getattr(given, "mod", {})) or ["rna"]
         chosen = "rna" if "rna" in names else names[0]
-        return f"Pass the modality with the counts of genes, such as mdata[{chosen!r}]; there is {listed_names(names)}."
+        return f"Pass the modality with gene counts, such as mdata[{chosen!r}]; modalities: {listed_names(names)}."
     if name == "SpatialData":
         names = list(getattr(given, "tables", {})) or ["table"]
-        return f"Pass the table with the counts of genes, such as sdata.tables[{names[0]!r}]."
+        return f"Pass the table with gene counts, such as sdata.tables[{names[0]!r}]."
     if name == "Raw":
         return "Pass adata.raw.to_adata(), with the columns of adata.obs."
     if isinstance(given, list | tuple | dict):
@@ -290,7 +292,7 @@ def _instead(given: Any) -> str:
 
 
 def check_unique(names: pd.Index, what: str, fix: str) -> None:
-    """Raise unless no name comes twice."""
+    """Raise if names are duplicated."""
     if not names.is_unique:
         twice = names[names.duplicated()].unique()
         raise ValueError(f"adata.{what} are not unique: {listed_names(twice)} appear more than once. Call {fix} first.")

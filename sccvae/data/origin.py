@@ -1,4 +1,4 @@
-"""Which data a model is asked about: its own, told by content, or others; and what `obs` says of its own by now."""
+"""Recognition of the training data of a model by content, and access to the current `obs` of the training data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sccvae.validation.wording import warn
 
 
 class Annotation:
-    """The table `obs` of an AnnData as it is now, or as it was when last seen if the AnnData is gone."""
+    """Current table `obs` of an AnnData, or its last known state if the AnnData was deleted."""
 
     def __init__(self, adata: AnnData) -> None:
         self.adata: Callable[[], AnnData | None] = weakref.ref(adata)
         self.now()
 
     def now(self) -> pd.DataFrame:
-        """The table; a copy of a view's, so that more than the view is not kept alive."""
+        """Return the table; for a view a copy, so that the viewed AnnData is not kept in memory."""
         if (adata := self.adata()) is not None:
             self._last = pd.DataFrame(adata.obs, copy=True) if adata.is_view else adata.obs
         return self._last
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What copies and other processes get: a weak reference cannot travel, the table can."""
+        """Return the table for copies and pickles, which cannot include the weak reference."""
         return _kept, (self.now(),)
 
 
@@ -42,15 +42,15 @@ def _kept(table: pd.DataFrame) -> Annotation:
 
 
 def is_training_data(adata: AnnData, schema: Schema, counts: Counts, names: pd.Index) -> bool:
-    """Whether an AnnData holds the cells that a model was built on: the same names, counts and covariates.
+    """Return whether an AnnData is the training data of a model: equal names, counts and covariates.
 
-    Where there are no counts to compare, since `X` was normalised or the layer removed, names are believed, and where a
-    covariate is gone, counts; either with a warning.
+    Without counts to compare, because `X` was normalised or the layer removed, names alone decide. Without a covariate,
+    names and counts decide. Both cases warn.
 
     Parameters
     ----------
     schema, counts, names
-        How the training data were read; what was read; the names of the cells.
+        Schema, counts and names of the cells of the training data.
     """
     if not same_names(adata.obs_names, names) or not pd.Index(schema.genes).isin(adata.var_names.astype(str)).all():
         return False
@@ -60,7 +60,7 @@ def is_training_data(adata: AnnData, schema: Schema, counts: Counts, names: pd.I
         rows = schema.values_of(adata)
     except (ValueError, KeyError):
         if holds(adata, schema.layer, schema.support):
-            return False  # it is something else that is wrong with them
+            return False  # the values are valid, so the error is that of another part of the data
         rows = None
     if rows is not None and not rows.same_as(counts.stored):
         return False
@@ -71,20 +71,23 @@ def is_training_data(adata: AnnData, schema: Schema, counts: Counts, names: pd.I
         return False
     if rows is None:
         warn(
-            "adata was taken for the training data by the names of its cells alone, since it has no counts to compare "
-            "any more; to avoid this, keep the counts in a layer and build the model with layer=, or give other cells "
-            "other obs_names."
+            "adata was recognised as the training data by the names of its cells alone, because it has no counts to "
+            "compare any more; to avoid this, keep the counts in a layer and build the model with layer=, or give "
+            "other cells other obs_names."
         )
     else:
         warn(
-            f"adata.obs has no {lost[0]!r} any more, so the values of the training data were taken; to avoid this, put "
-            "the column back."
+            f"adata.obs has no {lost[0]!r} any more, so the values of the training data were used; to avoid this, "
+            "restore the column."
         )
     return True
 
 
 def _other_batches(adata: AnnData, schema: Schema, counts: Counts) -> bool:
-    """Whether a cell is of another batch or category than in training; unknown names may be new for the same."""
+    """Return whether a cell has another batch or category than in training; False if a category is unknown.
+
+    Unknown categories may be new names of known ones.
+    """
     try:
         return not np.array_equal(schema.codes_of(adata), counts.codes)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The values of cells in compressed rows, in as few bytes as hold them: the one place that knows how narrow these are.
+"""Compact CSR storage: uint8 counts, with larger counts in a side table.
 
-scipy's CSR takes 8 bytes for each stored value. Here it is 3 for counts in fewer than 65,537 genes: the few counts that
-no byte holds stand beside the others. What arithmetic is done on is widened again, a few cells at a time.
+scipy's CSR takes 8 bytes per nonzero value. `Rows` takes 3 bytes for counts in fewer than 65,537 genes: the few counts
+of 255 or more are stored in a separate array. For arithmetic, a few cells at a time are converted to float32 and int32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,27 +13,27 @@ import scipy.sparse as sp
 from scipy.special import gammaln
 
 _LOG_FACTORIALS = gammaln(np.arange(2**16) + 1.0)
-BLOCK = 2**16  # stored values looked at in one go: their temporaries stay in a cache
-BEYOND = 255  # what stands for a count that has its place in `large`: itself, or more
-_MOST = 4  # one such count takes 12 bytes more, so a quarter of them make float32 the narrower form
+BLOCK = 2**16  # nonzero values processed at once: temporary arrays fit in a cache
+BEYOND = 255  # marks a count of 255 or more, which is stored in `large`
+_MOST = 4  # a count in `large` takes 12 bytes more, so float32 is smaller if a quarter of the counts are there
 
-_Function = Callable[[np.ndarray], np.ndarray]  # of float32 values, one by one
+_Function = Callable[[np.ndarray], np.ndarray]  # elementwise, of float32 values
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Compressed rows; the columns of a row are sorted, none comes twice, and no value is 0."""
+    """Compact CSR rows with sorted columns, without duplicates and without zeros."""
 
-    indptr: np.ndarray  # (cells + 1,) int64: where each cell's values begin
-    genes: np.ndarray  # (stored,) uint16 where that is enough, else int32
-    values: np.ndarray  # (stored,) uint8 or float32
-    large_at: np.ndarray  # (large,) int64, sorted: where `values` is uint8 and holds BEYOND
-    large: np.ndarray  # (large,) float32: the counts there
+    indptr: np.ndarray  # (cells + 1,) int64: start of each cell's values
+    genes: np.ndarray  # (nonzero,) uint16 for up to 65,536 genes, else int32
+    values: np.ndarray  # (nonzero,) uint8 or float32
+    large_at: np.ndarray  # (large,) int64, sorted: positions of BEYOND in uint8 `values`
+    large: np.ndarray  # (large,) float32: the counts at these positions
     n_genes: int
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix, *, counts: bool = True) -> Self:
-        """A copy of a CSR matrix with sorted rows, without duplicates and zeros; real values unless `counts`."""
+        """Copy a CSR matrix with sorted rows, without duplicates and zeros; real values unless `counts`."""
         n_genes, given = matrix.shape[1], matrix.data
         genes = matrix.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
         large_at = _at_least(BEYOND, given) if counts else np.zeros(0, np.int64)
@@ -47,7 +47,7 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """All of them, one beneath the other."""
+        """Concatenate parts along the cells."""
         if len(parts) == 1:
             return parts[0]
         if len({part.values.dtype for part in parts}) > 1:
@@ -64,7 +64,7 @@ class Rows:
         return len(self.indptr) - 1
 
     def same_as(self, other: Self) -> bool:
-        """Whether the other rows hold the same values, however narrow."""
+        """Return whether the other rows have equal values, in any dtype."""
         if self.n_genes != other.n_genes or not np.array_equal(self.indptr, other.indptr):
             return False
         if not np.array_equal(self.genes, other.genes):
@@ -74,20 +74,20 @@ class Rows:
         return all(np.array_equal(self._wide_values(*at), other._wide_values(*at)) for at in ends)
 
     def take(self, cells: np.ndarray | slice) -> Self:
-        """The cells numbered `cells`, in that order, as narrow as here."""
+        """Return the cells numbered `cells`, in that order, with unchanged dtypes."""
         return self._take(cells, self.genes.dtype, self.values.dtype)
 
     def wide(self, cells: np.ndarray | slice = slice(None)) -> Self:
-        """The cells numbered `cells`, in that order, as int32 and float32: new arrays."""
+        """Return the cells numbered `cells`, in that order, as new int32 and float32 arrays."""
         return self._take(cells, np.dtype(np.int32), np.dtype(np.float32))
 
     def csr(self, cells: np.ndarray | slice = slice(None)) -> sp.csr_matrix:
-        """The same as a scipy matrix."""
+        """Return the cells numbered `cells`, in that order, as a scipy matrix."""
         rows = self.wide(cells)
         return sp.csr_matrix((rows.values, rows.genes, rows.indptr), shape=(len(rows), self.n_genes))
 
     def row_sums(self, function: _Function) -> np.ndarray:
-        """(cells,) float64: sum over each cell's stored values of a function of them."""
+        """Sum a function of the nonzero values over each cell, (cells,) float64."""
         sums = np.zeros(len(self))
         for first, last in _blocks(self.indptr):
             starts = self.indptr[first : last + 1]
@@ -96,7 +96,7 @@ class Rows:
         return sums
 
     def gene_sums(self, function: _Function) -> np.ndarray:
-        """(genes,) float64: the same over each gene's."""
+        """Sum a function of the nonzero values over each gene, (genes,) float64."""
         sums = np.zeros(self.n_genes)
         for start in range(0, len(self.values), BLOCK):
             stop = min(start + BLOCK, len(self.values))
@@ -127,7 +127,7 @@ class Rows:
         return values
 
     def _large_in(self, stored: slice | np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the stored values, `values`, are only in `large`, and what they are there."""
+        """Return which of the nonzero values `values`, at positions `stored`, are in `large`, and the counts there."""
         if isinstance(stored, slice):
             these = slice(*np.searchsorted(self.large_at, [stored.start, stored.stop]))
             return self.large_at[these] - stored.start, self.large[these]
@@ -138,20 +138,20 @@ class Rows:
 
 
 def log_factorials(counts: np.ndarray) -> np.ndarray:
-    """log(x!) of whole numbers x."""
+    """Compute log(x!) of whole numbers x."""
     in_table = counts.max(initial=0) < len(_LOG_FACTORIALS)
     return _LOG_FACTORIALS[counts.astype(np.intp)] if in_table else gammaln(counts.astype(np.float64) + 1)
 
 
 def _at_least(bound: int, values: np.ndarray) -> np.ndarray:
-    """Where values are not smaller than a bound, in order."""
+    """Return the positions of values of at least `bound`, in order."""
     starts = range(0, len(values), BLOCK)
     found = [np.flatnonzero(values[start : start + BLOCK] >= bound) + start for start in starts]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last) of runs of cells with at most BLOCK stored values each, or of one cell with more."""
+    """Yield (first, last) of runs of cells with at most BLOCK nonzero values each, or of one cell with more."""
     first, n_cells = 0, len(indptr) - 1
     while first < n_cells:
         last = max(int(np.searchsorted(indptr, indptr[first] + BLOCK, side="right")) - 1, first + 1)
@@ -160,13 +160,13 @@ def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _side_by_side(starts: np.ndarray, indptr: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """From where to where the values of cells go that follow each other: (to, from)."""
+    """Yield (target, source) positions of the values of consecutive cells."""
     if len(starts):
         yield slice(0, indptr[-1]), slice(starts[0], starts[0] + indptr[-1])
 
 
 def _scattered(starts: np.ndarray, indptr: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The same for cells in any order, some at a time."""
+    """Yield (target, source) positions of the values of cells in any order, some cells at a time."""
     for first, last in _blocks(indptr):
         here = slice(*indptr[[first, last]])
         shift = np.repeat(starts[first:last] - indptr[first:last], np.diff(indptr[first : last + 1]))

@@ -1,7 +1,7 @@
-"""AnnData -> checked `Counts`, by way of `columns` and `matrix`.
+"""Conversion of an AnnData to checked `Counts`, by `columns` and `matrix`.
 
-A `Schema` is what a model remembers of the AnnData it was built on: genes, keys, categories, scaling. The same schema
-reads new data, so genes are matched by name, batches by category, and nothing by position. The AnnData is only read.
+A `Schema` describes the training data of a model: genes, keys, categories, scaling. New data are read by that schema:
+genes are matched by name, batches by category, and nothing by position. The AnnData is never changed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,16 +32,16 @@ from sccvae.validation.names import in_order
 
 @dataclass(frozen=True)
 class Schema:
-    """How to read an AnnData the way the training data were read.
+    """Description of the training data, by which new data are read.
 
     Attributes
     ----------
     genes
-        Names in the model's order.
+        Names of the genes in the model's order.
     categories
-        For the batch and every categorical covariate (in the order of the code columns): its categories, as text.
+        Categories of the batch and of every categorical covariate, as text, in the order of the columns of codes.
     means, scales
-        Of the continuous covariates in the training data; values are standardised with them.
+        Means and standard deviations of the continuous covariates in the training data, for standardisation.
     log_size_offset
         Added to log size factors so that the mean library size is the mean total count; 0 without size factors.
     round_counts
@@ -75,23 +75,26 @@ class Schema:
         genes: np.ndarray | None = None,
         round_counts: bool = False,
     ) -> tuple["Schema", Counts]:
-        """Check the data a model is built on; return what to remember of them and the counts.
+        """Check the training data of a model; return their schema and counts.
 
         Parameters
         ----------
         genes
             (genes,) boolean mask of the genes to model; None takes all.
         round_counts
-            Take the whole numbers nearest to the values.
+            Round values to the nearest whole numbers.
 
         Raises
         ------
         ValueError, KeyError, TypeError
-            What is wrong with the data, where, and how to mend it.
+            The data are invalid; the message has the location and a fix.
         """
         check_adata(adata)
         if flag("round_counts", round_counts) and support != "counts":
-            raise ValueError("round_counts=True is for counts: gene_likelihood='zinb', 'nb' or 'poisson'.")
+            raise ValueError(
+                f"round_counts is True for {support} data; expected False, or counts: gene_likelihood='zinb', 'nb' or "
+                "'poisson'."
+            )
         at = None if genes is None else np.flatnonzero(genes)
         names = adata.var_names.astype(str) if at is None else adata.var_names[at].astype(str)
         check_unique(names, "var_names", "adata.var_names_make_unique()")
@@ -99,7 +102,7 @@ class Schema:
         continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
         for given in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(given, str):
-                raise TypeError(f"Covariate keys are a list of columns; found the text {given!r}: pass [{given!r}].")
+                raise TypeError(f"Covariate keys are the text {given!r}; expected a list of columns: pass [{given!r}].")
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
         moments = [
@@ -127,12 +130,12 @@ class Schema:
         return schema, schema.assemble(adata, rows)
 
     def values_of(self, adata: AnnData) -> Rows:
-        """The values alone of new data, genes in the model's order."""
+        """Read only the values of new data, with genes in the model's order."""
         options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
         return read_rows(adata, self.layer, self.support, self.genes, **options)
 
     def codes_of(self, adata: AnnData) -> np.ndarray:
-        """(cells, 1 + categorical covariates) codes of batch and covariates."""
+        """Return the codes of batch and covariates, (cells, 1 + categorical covariates)."""
         keys = [self.batch_key, *self.categorical_covariate_keys]
         codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
         for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
@@ -141,24 +144,26 @@ class Schema:
         return codes
 
     def read(self, adata: AnnData) -> Counts:
-        """Counts of new data, read as the training data were: genes in the model's order, known categories only.
+        """Read new data like the training data: genes in the model's order, known categories only.
 
         Raises
         ------
         ValueError, KeyError
-            What is wrong with the data, where, and how to mend it.
+            The data are invalid; the message has the location and a fix.
         """
         check_adata(adata)
         return self.assemble(adata, self.values_of(adata))
 
     def code_of_batch(self, batch: Any) -> int:
-        """Number of a batch known by name."""
+        """Return the number of a batch, given its name."""
         return position_of(batch, self.categories[0], "batch", self.batch_key)
 
     def positions_of_genes(self, gene_list: Iterable[str]) -> np.ndarray:
-        """Columns of the genes named, in the order asked."""
+        """Return the columns of named genes, in the given order."""
         if isinstance(gene_list, str):
-            raise TypeError(f"gene_list is a list of gene names; found the text {gene_list!r}: pass [{gene_list!r}].")
+            raise TypeError(
+                f"gene_list is the text {gene_list!r}; expected a list of gene names: pass [{gene_list!r}]."
+            )
         asked = [str(gene) for gene in gene_list]
         index = pd.Index(self.genes).get_indexer(asked)
         check_known_genes(
@@ -167,7 +172,7 @@ class Schema:
         return index
 
     def columns_of(self, codes: np.ndarray) -> dict[str, Any]:
-        """Columns of `obs` for codes (cells, 1 + categorical covariates), continuous covariates at their means."""
+        """Return columns of `obs` for codes (cells, 1 + categorical covariates); continuous ones are at their means."""
         keys = (self.batch_key, *self.categorical_covariate_keys)
         categorical = {
             key: pd.Categorical.from_codes(codes[:, column], categories=list(self.categories[column]))
@@ -178,7 +183,7 @@ class Schema:
         return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
     def assemble(self, adata: AnnData, rows: Rows) -> Counts:
-        """The values of an AnnData with what its `obs` says of the cells."""
+        """Combine the values of an AnnData with covariates and library sizes from its `obs`."""
         codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
         for column, key in enumerate(self.continuous_covariate_keys):
@@ -198,7 +203,10 @@ class Schema:
 
 
 def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:
-    """(genes,) boolean mask from a column of `var` (0 and 1 will do there), an array, or a Series with genes' names."""
+    """Return a boolean mask, (genes,), from a column of `var`, an array, or a Series indexed by gene names.
+
+    A column of `var` may also have 0 and 1 in place of booleans.
+    """
     check_adata(adata)
     what, column = "mask_var", isinstance(mask_var, str)
     if isinstance(mask_var, str):
@@ -209,23 +217,23 @@ def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.
     if (missing := np.asarray(pd.isna(mask))).any():
         raise ValueError(
             f"{what} has dtype {mask.dtype} and shape {mask.shape}, without a value for {missing.sum()} genes; "
-            f"expected {adata.n_vars} booleans. Tables that were joined leave such gaps: {what} = {what}.fillna(False)"
+            f"expected {adata.n_vars} booleans. Joins of tables leave such gaps: {what} = {what}.fillna(False)"
             ".astype(bool)."
         )
     if _is_yes_or_no(mask, numbers=column):
         mask = mask.astype(bool)
     if mask.dtype != bool or mask.shape != (adata.n_vars,):
-        cure = f" Of zeros and ones: {what}.astype(bool)." if mask.dtype.kind in "iuf" else ""
+        cure = f" Convert zeros and ones: {what}.astype(bool)." if mask.dtype.kind in "iuf" else ""
         raise ValueError(
             f"{what} has dtype {mask.dtype} and shape {mask.shape}; expected {adata.n_vars} booleans, one a gene.{cure}"
         )
     if not mask.any():
-        raise ValueError(f"{what} selects none of {adata.n_vars} genes; at least one is needed.")
+        raise ValueError(f"{what} selects none of {adata.n_vars} genes; expected at least one.")
     return mask
 
 
 def _is_yes_or_no(values: np.ndarray, *, numbers: bool) -> bool:
-    """Whether values of another dtype are all booleans or, with `numbers`, all 0 or 1."""
+    """Return whether values of another dtype are all booleans or, with `numbers`, all 0 or 1."""
     if values.dtype == object:
         return all(isinstance(value, bool | np.bool_) for value in values.flat)
     return numbers and values.dtype.kind in "iuf" and bool(np.isin(values, (0, 1)).all())

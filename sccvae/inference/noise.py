@@ -1,24 +1,24 @@
-"""Noise of posterior draws: that of a cell depends on the seed and on its number, not on which cells come with it."""
+"""Noise of posterior samples: the noise of a cell depends on the seed and the cell's number, not on other cells."""
 
 import numpy as np
 import torch
 
-BLOCK = 256  # cells whose noise is one stream
+BLOCK = 256  # cells per random stream
 
 
 class Noise:
-    """Standard normal numbers for cells and samples, in any chunks as long as these are in order.
+    """Standard normal numbers for cells and samples, for chunks of any size in ascending order.
 
-    A chunk may begin or end within a block: what the next one needs of it is kept.
+    A chunk may begin or end within a block: numbers of the block are kept for the next chunk.
 
     Parameters
     ----------
     seed
         A whole number.
     n
-        Numbers for each cell in a sample.
+        Numbers per cell and sample.
     like
-        A tensor of their type, on their device.
+        A tensor with the dtype and device of the numbers.
     """
 
     def __init__(self, seed: int, n: int, like: torch.Tensor):
@@ -27,7 +27,7 @@ class Noise:
         self.kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(self, rows: slice, sample: int) -> torch.Tensor:
-        """Those of the cells numbered `rows`, (cells, n)."""
+        """Return the numbers of the cells numbered `rows`, (cells, n)."""
         parts = []
         for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
             begin, end = block * BLOCK, (block + 1) * BLOCK
@@ -47,6 +47,6 @@ class Noise:
 
 
 def streams(rng: np.random.Generator):
-    """Function: number of a part -> a generator of its own, the same however long the other parts draw."""
+    """Return a function from the number of a part to a random generator, independent of the other parts."""
     seed = int(rng.integers(2**62))
     return lambda part: np.random.default_rng([seed, part])

@@ -1,6 +1,6 @@
-"""What a trained `VAE` says of cells: arrays in, arrays out, a chunk of cells at a time.
+"""Outputs of a trained `VAE` for cells: arrays in, arrays out, a chunk of cells at a time.
 
-Every function is deterministic: posterior means, or draws from a generator seeded by the caller.
+Every function is deterministic: posterior means, or samples from a generator seeded by the caller.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from sccvae.modules.likelihoods import Decoded
 from sccvae.modules.vae import VAE
 from sccvae.statistics.differential_expression import Group
 
-SAMPLED = 64  # cells whose x is drawn from one stream, and at once
+SAMPLED = 64  # cells whose x is sampled at once, from one random stream
 SUMMED = 256  # cells whose expression is summed at once
 
 
@@ -37,7 +37,7 @@ class Request:
 
 
 class Draw(NamedTuple):
-    """One decoding of a chunk of cells."""
+    """Decoding of a chunk of cells."""
 
     rows: slice
     x: Minibatch
@@ -50,7 +50,7 @@ class Draw(NamedTuple):
 def encode(
     vae: VAE, counts: Counts, chunk_size: int | None = None
 ) -> Iterator[tuple[slice, Minibatch, Gaussian, Gaussian | None]]:
-    """(rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
+    """Yield (rows, minibatch, q(z|x), q(log l|x)) for all cells in order."""
     vae.eval()
     for rows in chunks(len(counts), chunk_size or chunk_of(counts.n_genes, vae.device)):
         x = counts.minibatch(rows).to(vae.device)
@@ -58,7 +58,7 @@ def encode(
 
 
 def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tensor]]:
-    """Function: rows and number of a sample -> what z is drawn with, (cells, n_latent), and then log l, (cells,)."""
+    """Return a function from rows and number of a sample to noise for z, (cells, n_latent), and log l, (cells,)."""
     noise = Noise(seed, vae.architecture.n_latent + 1, vae.library_mean)
 
     def of(rows: slice, sample: int) -> Iterator[torch.Tensor]:
@@ -70,7 +70,7 @@ def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tenso
 
 @alone()
 def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of q(z|x), (cells, n_latent) float32 each."""
+    """Compute mean and variance of q(z|x), (cells, n_latent) float32 each."""
     mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
     for rows, _, q_z, _ in encode(vae, counts):
         mean[rows], variance[rows] = q_z.mean.cpu().numpy(), q_z.variance.cpu().numpy()
@@ -79,9 +79,9 @@ def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 
 @alone()
 def aggregate(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of q(y|x), (cells, dimensions) each; y is z and, where there is one, the library size.
+    """Compute mean and variance of q(y|x), (cells, dimensions) each; y is z and, if there is one, the library size.
 
-    That is as log l in standard deviations from its mean in the cell's batch, as its prior has them.
+    The library size is given as log l in standard deviations from the mean of its prior in the cell's batch.
     """
     mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
     log_l, uncertainty = counts.log_size.astype(np.float32), np.zeros(len(counts), dtype=np.float32)
@@ -134,10 +134,10 @@ def expression(
     keep_draws: bool = False,
     out: np.ndarray | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, normalised expression of the genes asked), chunk by chunk; (cells, genes), averaged over batches.
+    """Yield (rows, normalised expression of the requested genes, (cells, genes), averaged over batches) per chunk.
 
-    Averaged over samples, too, unless `keep_draws`: then (n_samples, cells, genes). `out`, an array for all cells that
-    `can_be_filled`, is filled, and what is yielded are its rows.
+    The expression is averaged over samples, too, unless `keep_draws`: then it has shape (n_samples, cells, genes). If
+    `out` is given, an array for all cells for which `can_be_filled` is True, its rows are filled and yielded.
     """
     n_samples = request.n_samples or 1
     per_chunk, n_means = n_samples * len(request.batches), n_samples if keep_draws else 1
@@ -171,7 +171,7 @@ def expression(
 
 
 def can_be_filled(out: Any) -> bool:
-    """Whether `expression` can write into it; anything else is to be given the rows that it yields."""
+    """Return whether `expression` can write into `out`; other arrays must be filled with the yielded rows."""
     return isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable
 
 
@@ -187,9 +187,9 @@ def group_expression(
     chunk_size: int | None,
     seed: int,
 ) -> list[Group]:
-    """Posterior draws of the mean expression of groups of cells, each decoded in the same batches, and its counts.
+    """Sample the mean expression of groups of cells, decoded in the same batches, and sum the groups' counts.
 
-    A draw is the Bayesian bootstrap (Rubin 1981) over the cells: their decoded z, weighted at random.
+    A sample is a Bayesian bootstrap (Rubin 1981) over the cells: a mean of decoded cells with random weights.
 
     Parameters
     ----------
@@ -198,24 +198,24 @@ def group_expression(
     batches
         As in `Request`. In each cell's own, batch effects are left in, so counts are not split by batch, either.
     max_cells
-        Cells of a group to decode; a larger group is represented by a random choice.
+        Largest number of cells of a group to decode; a larger group is represented by a random sample.
     """
     if n_samples < 10:
-        raise ValueError(f"n_samples is {n_samples}; expected at least 10, as their standard deviation is taken.")
+        raise ValueError(f"n_samples is {n_samples}; expected at least 10 to estimate a standard deviation.")
     groups = []
     for number, of_group in enumerate(cells):
         rng = np.random.default_rng([seed, number])
         taken = np.sort(rng.choice(of_group, max_cells, replace=False)) if len(of_group) > max_cells else of_group
-        some, draws_seed = counts[taken], int(rng.integers(2**62))
+        some, samples_seed = counts[taken], int(rng.integers(2**62))
         repeats = -(-1000 // (len(taken) * len(batches)))  # a small group has each cell's z drawn more often
-        decoded = expression(vae, some, 1.0, None, Request(batches, repeats, draws_seed, chunk_size))
-        draws = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
+        decoded = expression(vae, some, 1.0, None, Request(batches, repeats, samples_seed, chunk_size))
+        samples = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
         raw = counts.stored.take(of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
-                samples=draws,
+                samples=samples,
                 observed=observed,
                 expected=expected,
                 library=library * len(of_group) / len(taken),
@@ -229,27 +229,27 @@ def group_expression(
 def _bootstrap(
     chunks: Iterator[np.ndarray], n_samples: int, size: int, n_genes: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Means of rows with random weights, (n_samples, genes); rows are summed `size` at a time, however they come."""
-    draws, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
-    kept, n = np.empty((size, n_genes), dtype=np.float32), 0
+    """Compute means of rows with random weights, (n_samples, genes), in sums of `size` rows for any sizes of chunks."""
+    samples, total = torch.zeros(n_samples, n_genes), np.zeros((n_samples, 1))
+    buffer, n = np.empty((size, n_genes), dtype=np.float32), 0
 
     def add(rows: np.ndarray) -> None:
         weights = rng.standard_exponential((len(rows), n_samples), dtype=np.float32)
-        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), draws, add=True)
+        multiply(torch.from_numpy(weights).t(), torch.from_numpy(rows), samples, add=True)
         total[:, 0] += weights.sum(0)
 
     for rows in chunks:
         begin = 0
         while begin < len(rows):
             taken = rows[begin : begin + size - n]
-            kept[n : n + len(taken)] = taken
+            buffer[n : n + len(taken)] = taken
             begin, n = begin + len(taken), n + len(taken)
             if n == size:
-                add(kept)
+                add(buffer)
                 n = 0
     if n:
-        add(kept[:n])
-    return draws.numpy() / total.astype(np.float32)
+        add(buffer[:n])
+    return samples.numpy() / total.astype(np.float32)
 
 
 @each_alone
@@ -257,9 +257,9 @@ def _bootstrap(
 def count_moments(
     vae: VAE, counts: Counts, chunk_size: int | None = None
 ) -> Iterator[tuple[Draw, torch.Tensor, torch.Tensor]]:
-    """(decoding, E[x], E[x] / Var[x]) at the posterior means, chunk by chunk, (cells, genes) each.
+    """Yield (decoding, E[x], E[x] / Var[x]) at the posterior means per chunk, (cells, genes) each.
 
-    Of a count likelihood; see `Likelihood.moments`.
+    Only for count likelihoods; see `Likelihood.moments`.
     """
     for draw in decode(vae, counts, Request(chunk_size=chunk_size)):
         assert draw.log_library is not None
@@ -268,7 +268,7 @@ def count_moments(
 
 @each_alone
 def gene_moments(vae: VAE, counts: Counts, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """(rows, E[x], Var[x]) of some genes at the posterior means, chunk by chunk, (cells, genes) each."""
+    """Yield (rows, E[x], Var[x]) of some genes at the posterior means per chunk, (cells, genes) each."""
     columns = torch.from_numpy(genes).to(vae.device)
     for draw, expected, weight in count_moments(vae, counts):
         yield draw.rows, expected[:, columns].cpu().numpy(), (expected / weight)[:, columns].cpu().numpy()
@@ -278,7 +278,7 @@ def gene_moments(vae: VAE, counts: Counts, genes: np.ndarray) -> Iterator[tuple[
 def _counts_and_expectation(
     vae: VAE, counts: Counts, chunk_size: int | None, *, by_batch: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sums over cells, (batches, genes) each, of w x and of w E[x], w = E[x] / Var[x]; sum of the library sizes."""
+    """Sum w x and w E[x] over cells, w = E[x] / Var[x], (batches, genes) each, and sum the library sizes."""
     shape, library = (counts.n_levels[0] if by_batch else 1, counts.n_genes), np.zeros(len(counts))
     observed, expected = torch.zeros(2, *shape, dtype=torch.float64, device=vae.device)
     for draw, mean, weight in count_moments(vae, counts, chunk_size):
@@ -293,7 +293,7 @@ def _counts_and_expectation(
 @alone()
 @torch.no_grad()
 def likelihood_parameters(vae: VAE, counts: Counts) -> dict[str, np.ndarray]:
-    """Parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
+    """Compute the parameters of p(x | z, l) at the posterior means, (cells, genes) each; see `SCCVAE`."""
     shape = (len(counts), counts.n_genes)
     result: dict[str, np.ndarray] = {}
     for draw in decode(vae, counts, Request()):
@@ -319,7 +319,7 @@ def count_distributions(
 @alone()
 @torch.no_grad()
 def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
-    """One draw of x for every cell, z and l drawn from their posteriors, (cells, genes)."""
+    """Sample x once for every cell, with z and l sampled from their posteriors, (cells, genes)."""
     rng = np.random.default_rng(seed)
     noise_seed, rng_of = int(rng.integers(2**62)), streams(rng)
     draws = enumerate(decode(vae, counts, Request(n_samples=1, seed=noise_seed, chunk_size=SAMPLED)))
@@ -336,10 +336,10 @@ def generate(
     z: np.ndarray | None = None,
     deviation: np.ndarray | None = None,
 ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
-    """Cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
+    """Generate cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
 
-    z is drawn from the prior unless it is given; so is l, of which `deviation`, (cells,), gives log l in standard
-    deviations from its mean in the batch.
+    z is sampled from the prior unless given. l is sampled from its prior unless `deviation`, (cells,), is given: log l
+    in standard deviations from its mean in the batch.
     """
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
@@ -363,9 +363,9 @@ def generate(
 def draw_log_library(
     vae: VAE, x: Minibatch, rng: np.random.Generator, deviation: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Log library sizes from the log-normal of each cell's batch, (cells,); of `x` only the batch is read.
+    """Sample log library sizes from the log-normal prior of each cell's batch, (cells,); of `x` only batches are read.
 
-    `deviation`, (cells,), in standard deviations, is standard normal unless it is given.
+    `deviation`, (cells,), in standard deviations, is sampled from N(0, 1) unless given.
     """
     prior = vae.library_prior(x)
     deviation = rng.standard_normal(x.n_cells) if deviation is None else deviation
@@ -375,7 +375,7 @@ def draw_log_library(
 @alone()
 @torch.no_grad()
 def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
-    """(3, cells) from one draw of z and l: reconstruction, KL of z, KL of l."""
+    """Compute the ELBO's terms from one sample of z and l, (3, cells): reconstruction, KL of z, KL of l."""
     terms, noise = np.zeros((3, len(counts))), noise_of(vae, seed)
     vae.eval()
     for rows in chunks(len(counts), chunk_of(counts.n_genes, vae.device)):
@@ -388,7 +388,7 @@ def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
 @alone()
 @torch.no_grad()
 def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
-    """(cells,) importance-sampled log p(x): log of the mean of p(x|z,l) p(z) p(l) / (q(z|x) q(l|x)), z, l ~ q.
+    """Compute importance-sampled log p(x), (cells,): log mean of p(x|z,l) p(z) p(l) / (q(z|x) q(l|x)), z, l ~ q.
 
     Burda, Grosse & Salakhutdinov 2016, equation 8; a lower bound that tightens with `n_samples`.
     """
@@ -412,7 +412,7 @@ def marginal_log_likelihood(vae: VAE, counts: Counts, *, n_samples: int, seed: i
 @alone()
 @torch.no_grad()
 def decoded_codes(vae: VAE, z: np.ndarray, profile: np.ndarray) -> np.ndarray:
-    """Expression at codes, (codes, n_latent), under the covariates `profile`, (1, categorical): (codes, genes)."""
+    """Decode the expression at z, (points, n_latent), under covariates `profile`, (1, categorical): (points, genes)."""
     a, mean = vae.architecture, np.empty((len(z), vae.architecture.n_genes), dtype=np.float32)
     for rows in chunks(len(z), chunk_of(a.n_genes, vae.device)):
         part = torch.from_numpy(z[rows]).to(vae.device)

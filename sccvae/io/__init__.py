@@ -1,4 +1,4 @@
-"""Files: written completely or not at all, read by their content; saved models.
+"""Input and output: atomic writing, reading by content, saved models.
 
 Imports nothing of the package but its version.
 """

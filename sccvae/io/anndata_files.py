@@ -1,4 +1,4 @@
-"""An AnnData written to ``.h5ad`` or ``.zarr``: whole or not at all, and read back first (see `files`)."""
+"""Writing of an AnnData to ``.h5ad`` or ``.zarr``: atomic, and verified by reading the file (see `files`)."""
 
 import errno
 import json
@@ -19,11 +19,11 @@ import scipy.sparse as sp
 from sccvae.io import files
 
 _AXES = ("obsm", "varm", "obsp", "varp", "layers")
-_MARGIN = 2**24  # bytes that a file takes beside its arrays, at most
+_MARGIN = 2**24  # upper bound of the bytes of a file in addition to its arrays
 
 
 def checked(path: str | os.PathLike, what: str = "output") -> Path:
-    """`files.checked` for an AnnData. Raises ValueError where the suffix names no format, too."""
+    """Check a path as `files.checked` does; raise ValueError for a suffix of no known format, too."""
     given = files.path_of(path, what)
     if given.suffix.lower() not in (".h5ad", ".zarr"):
         raise ValueError(f"The {what} is {given}; expected a name that ends in .h5ad or .zarr.")
@@ -31,12 +31,12 @@ def checked(path: str | os.PathLike, what: str = "output") -> Path:
 
 
 def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
-    """Write an AnnData in the format that the suffix names, in place of what was there.
+    """Write an AnnData in the format of the suffix, replacing an existing file.
 
     Raises
     ------
     ValueError
-        The suffix is another, or what was written cannot be read again; the target then stays as it was.
+        The suffix is unknown, or the written file cannot be read back; the target is then unchanged.
     OSError
         `path` cannot be written, or the disk is full.
     """
@@ -49,7 +49,7 @@ def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
             _write_h5ad(adata, part)
         try:
             check(adata, part)
-        except Exception as error:  # whatever a damaged file makes anndata do
+        except Exception as error:  # damaged files make anndata raise errors of any type
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"The {what} {given} cannot be read back, so it was not written ({reason}).") from error
 
@@ -62,7 +62,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def check(adata: Any, path: Path) -> None:
-    """Raise unless the file at `path` can be read and holds what `adata` does, by names and shapes."""
+    """Raise unless the file at `path` can be read and has the names and shapes of `adata`."""
     from anndata.io import read_elem
 
     with _opened(path) as group:
@@ -79,8 +79,8 @@ def check(adata: Any, path: Path) -> None:
         for name in _AXES:
             expected = {key: value for key, value in getattr(adata, name).items() if key is not None}
             held = set(group[name].keys()) if name in group else set()
-            if held != set(expected):  # by `keys`: "a/b" in group is true of a nested one
-                raise ValueError(f"{name} holds {sorted(held)}, expected {sorted(expected)}")
+            if held != set(expected):  # sets of keys, because `"a/b" in group` is also true for nested groups
+                raise ValueError(f"{name} has {sorted(held)}, expected {sorted(expected)}")
             for key, value in expected.items():
                 _check_shape(f"{name}[{key!r}]", group[name][key], value)
 
@@ -112,12 +112,12 @@ def _shape(stored: Any) -> tuple[int, ...]:
         shape = tuple(int(n) for n in stored.attrs["shape"])
         n_values, n_lines = stored["data"].shape[0], shape[0 if kind == "csr_matrix" else 1]
         if stored["indices"].shape[0] != n_values or stored["indptr"].shape[0] != n_lines + 1:
-            raise ValueError("parts of a sparse matrix do not fit together")
+            raise ValueError("parts of a sparse matrix have inconsistent sizes")
         return shape
     if kind == "dataframe":
         columns = list(stored.attrs["column-order"])
         if lost := [name for name in columns if name not in stored]:
-            raise ValueError(f"columns are lost: {lost[:3]}")
+            raise ValueError(f"columns are missing: {lost[:3]}")
         return len(read_elem(stored[stored.attrs["_index"]])), len(columns)
     return tuple(stored.shape) if hasattr(stored, "shape") else tuple(read_elem(stored).shape)
 
@@ -126,7 +126,7 @@ def _shape(stored: Any) -> tuple[int, ...]:
 
 
 def _write_zarr(adata: Any, part: Path) -> None:
-    """As `AnnData.write_zarr`, which warns of the format that it takes by default."""
+    """Write a zarr store as `AnnData.write_zarr` does, but without a warning about its default format."""
     import anndata
     import zarr
 
@@ -141,23 +141,23 @@ def _write_zarr(adata: Any, part: Path) -> None:
 
 
 def _write_h5ad(adata: Any, part: Path) -> None:
-    """Write an .h5ad; where the disk may be too small, in a process of its own.
+    """Write an .h5ad; if the disk may be too small, in a child process.
 
-    HDF5 does not outlive a write that fails: what it could not write it tries again when Python ends, and crashes. So
-    the risk is taken by a child that ends without that.
+    After a failed write HDF5 repeats the write when Python exits, and crashes. A child process that exits without
+    cleanup avoids the crash.
     """
 
     def work() -> None:
         adata.write_h5ad(part, compression="gzip")
 
-    if hasattr(os, "fork") and _room(part.parent) < 1.5 * _size(adata) + _MARGIN:
+    if hasattr(os, "fork") and _free_bytes(part.parent) < 1.5 * _size(adata) + _MARGIN:
         _in_a_child(work)
     else:
         work()
 
 
-def _room(folder: Path) -> float:
-    """Bytes that a new file in `folder` may take."""
+def _free_bytes(folder: Path) -> float:
+    """Return the largest possible size of a new file in `folder`, in bytes."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -165,7 +165,7 @@ def _room(folder: Path) -> float:
 
 
 def _size(value: Any) -> int:
-    """Bytes of all arrays and tables of an AnnData, or of a part of it, about as many as a file takes at most."""
+    """Return the bytes of all arrays and tables of an AnnData or of a part, about the largest size of its file."""
     if sp.issparse(value):
         return sum(getattr(value, name).nbytes for name in ("data", "indices", "indptr") if hasattr(value, name))
     if isinstance(value, pd.DataFrame):
@@ -179,7 +179,7 @@ def _size(value: Any) -> int:
 
 
 def _in_a_child(work: Callable[[], None]) -> None:
-    """Do `work` in a copy of this process; raise here what it raised there."""
+    """Run `work` in a forked child process, and raise its error in this process."""
     source, sink = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -187,32 +187,32 @@ def _in_a_child(work: Callable[[], None]) -> None:
     if child == 0:
         status = 1
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5's complaints, many lines of them
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide HDF5's many lines of error messages
             work()
             status = 0
-        except BaseException as error:  # noqa: BLE001  told to the parent
-            told = (type(error).__name__, getattr(error, "errno", None), " ".join(str(error).split())[:2000])
+        except BaseException as error:  # noqa: BLE001  sent to the parent
+            sent = (type(error).__name__, getattr(error, "errno", None), " ".join(str(error).split())[:2000])
             with suppress(OSError):
-                os.write(sink, json.dumps(told).encode())
+                os.write(sink, json.dumps(sent).encode())
         finally:
-            os._exit(status)  # without what Python and HDF5 do at the end
+            os._exit(status)  # exits without the cleanup of Python and HDF5
     os.close(sink)
     try:
         with os.fdopen(source, "rb") as handle:
-            said = handle.read()
+            received = handle.read()
         _, status = os.waitpid(child, 0)
     except BaseException:  # Ctrl-C
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
-    if said:
-        _raise(*json.loads(said))
+    if received:
+        _raise(*json.loads(received))
     if status:
-        raise OSError(errno.EIO, f"The process that wrote ended with status {status}")
+        raise OSError(errno.EIO, f"The writing process ended with status {status}")
 
 
 def _raise(kind: str, code: int | None, text: str) -> None:
-    """Raise what a child told."""
+    """Raise the error of a child process."""
     if kind == "KeyboardInterrupt":
         raise KeyboardInterrupt
     if code is not None:

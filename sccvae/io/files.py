@@ -1,9 +1,9 @@
-"""Files and folders written whole or not at all: models, h5ad, zarr, reports, figures.
+"""Atomic writing of files and folders: models, h5ad, zarr, reports, figures.
 
-What is written goes into a part, the hidden folder ``.NAME.xxxxxxxx.part`` beside the target. It is read back, flushed
-to the disk and only then renamed, so that a run that is killed leaves the old content or the new. The part holds a
-file that its writer keeps locked. The lock ends with the process, so the next write of the same name knows the parts
-of killed runs from those of other writers, and removes them.
+Output is written into a part, the hidden folder ``.NAME.xxxxxxxx.part`` beside the target. The output is read back,
+flushed to the disk and then renamed, so that a killed run leaves either the old or the new content. The part contains
+a file that the writer locks. The lock ends with the process. The next write of the same name can therefore distinguish
+parts of killed runs from those of other writers, and removes the parts of killed runs.
 """
 
 import ctypes
@@ -23,19 +23,19 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-IN_USE = ".in-use"  # the file that a writer keeps locked, in its part
-REPLACED = ".replaced"  # the folder that was at the target, where the system cannot swap two of them
-_STALE = 24 * 3600.0  # seconds until a part is taken for left over where files cannot be locked
+IN_USE = ".in-use"  # the locked file in a writer's part
+REPLACED = ".replaced"  # the target's old folder, on systems that cannot exchange two folders
+_STALE = 24 * 3600.0  # seconds after which a part is abandoned, on systems without file locks
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-_ZARR = {"zarr.json", ".zgroup", ".zmetadata", ".zattrs", ".zarray"}  # one of them is at the top of every zarr store
+_ZARR = {"zarr.json", ".zgroup", ".zmetadata", ".zattrs", ".zarray"}  # every zarr store has one of these files
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
 def path_of(path: str | os.PathLike, what: str = "path") -> Path:
-    """The path that is meant. Raises TypeError where it is none, ValueError where it is empty or no name of a file."""
+    """Return `path` as a Path; raise TypeError if it is not a path, ValueError if it is empty or has a null byte."""
     try:
         text = os.fsdecode(path)
     except TypeError:
@@ -48,19 +48,19 @@ def path_of(path: str | os.PathLike, what: str = "path") -> Path:
 
 
 def checked(path: str | os.PathLike, what: str = "output", *, folder: bool = False) -> Path:
-    """Where `path` leads, links followed, if a file (or a `folder`) can be written there: asked before the work.
+    """Check, before computing, that a file (or a `folder`) can be written at `path`; return it with links resolved.
 
     Raises
     ------
     TypeError, ValueError
-        `path` is no path, or empty.
+        `path` is not a path, or is empty.
     OSError
-        There is something else; or the folder that is to hold it does not exist or cannot be written to.
+        `path` exists and is not a file (or a folder); or the parent folder does not exist or is not writable.
     """
     given = path_of(path, what)
     target = Path(os.path.realpath(given))
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"The folder of the {what} does not exist: {target.parent}.")
+        raise FileNotFoundError(f"The folder of the {what} does not exist: {target.parent}. Create it first.")
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
@@ -68,19 +68,22 @@ def checked(path: str | os.PathLike, what: str = "output", *, folder: bool = Fal
     if mode is not None:
         _check_kind(given, mode, what, folder)
     if mode is not None and not os.access(target, os.W_OK):
-        raise PermissionError(f"The {what} is there and may not be written to: {given}. Change its mode or the name.")
+        raise PermissionError(f"The {what} exists and is not writable: {given}. Change its mode, or the name.")
     check_writable(target.parent, f"folder of the {what}")
     return target
 
 
 def _check_kind(given: Path, mode: int, what: str, folder: bool) -> None:
-    """Refuse what is there and is not what is to be written."""
+    """Raise if the existing file or folder is of another kind than the output."""
     if stat.S_ISDIR(mode):
         if not folder:
             raise IsADirectoryError(f"The {what} is a folder: {given}; expected the name of a file.")
         names = set(os.listdir(given))
         if names and not names & _ZARR:
-            raise FileExistsError(f"The {what} is a folder with other things than zarr: {given}. Choose another name.")
+            raise FileExistsError(
+                f"The {what} is a folder with other files than zarr's: {given}; expected a zarr store, an empty folder "
+                "or a new name."
+            )
     elif stat.S_ISLNK(mode):
         raise OSError(errno.ELOOP, f"The {what} is a link that leads to itself", str(given))
     elif folder or not stat.S_ISREG(mode):
@@ -91,7 +94,7 @@ def _check_kind(given: Path, mode: int, what: str, folder: bool) -> None:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Raise OSError unless files can be made in a folder; one is made and removed, for rights alone do not tell."""
+    """Raise OSError unless a folder is writable, tested by a temporary folder: permissions alone are insufficient."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"The {what} cannot be written to: {folder}.")
     try:
@@ -105,15 +108,16 @@ def check_writable(folder: Path, what: str) -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike, what: str = "output", *, folder: bool = False) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end of the block takes the place of `path` in one step.
+    """Yield a temporary path to write to, whose content replaces `path` in one step at the end of the block.
 
-    The name is that of the target, so that its suffix tells the format. Links are followed; an existing file keeps its
-    mode, a new one takes what the process's umask leaves. Whatever goes wrong, the target stays as it was.
+    The temporary path has the name of the target, so that its suffix determines the format. Links are followed. An
+    existing file keeps its mode; the mode of a new one follows the process's umask. After an error the target is
+    unchanged.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        As `checked`; and OSError with the path where the disk is full.
+        As `checked`; and OSError with the path if the disk is full.
     """
     target = checked(path, what, folder=folder)
     with named_if_full(target), part_beside(target) as parts:
@@ -124,7 +128,7 @@ def writing(path: str | os.PathLike, what: str = "output", *, folder: bool = Fal
 
 @contextmanager
 def named_if_full(target: Path) -> Iterator[None]:
-    """Turn what libraries say of a full disk into an OSError that names the target."""
+    """Convert errors of libraries about a full disk to an OSError with the path of the target."""
     try:
         yield
     except Exception as error:
@@ -135,19 +139,19 @@ def named_if_full(target: Path) -> Iterator[None]:
 
 
 def _full(error: BaseException | None) -> int | None:
-    """The number of the error if the disk, a quota or a limit on file size is behind it."""
+    """Return the error number if a full disk, a quota or a limit on file size caused the error; else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error.errno
-        if (told := re.search(r"\berrno = (\d+)", str(error))) and int(told[1]) in _FULL:  # as HDF5 tells it
-            return int(told[1])
+        if (found := re.search(r"\berrno = (\d+)", str(error))) and int(found[1]) in _FULL:  # HDF5's messages
+            return int(found[1])
         error = error.__cause__ or error.__context__
     return None
 
 
 @contextmanager
 def part_beside(target: Path) -> Iterator[Path]:
-    """Give a new folder beside `target`, of this writer alone, and remove it; first those of killed runs."""
+    """Yield a new temporary folder beside `target`, then remove it; folders of killed runs are removed first."""
     prefix = _prefix(target.name)
     for name in os.listdir(target.parent):
         if name.startswith(prefix) and re.fullmatch(r"\w+\.part", name[len(prefix) :]):
@@ -161,12 +165,14 @@ def part_beside(target: Path) -> Iterator[Path]:
 
 
 def put(part: Path, target: Path) -> None:
-    """Give a finished part the rights of the target, flush it to the disk, and let it take the target's place."""
+    """Replace the target by a finished part: copy the target's permissions, flush to the disk, and rename."""
     with suppress(FileNotFoundError):
         _keep_rights(target, part)
     _flush(part)
     if part.is_dir() and target.is_dir():
-        if not _exchange(part, target):  # the best that is left: two steps, of which `_clear` mends the first
+        if not _exchange(
+            part, target
+        ):  # not atomic: `_clear` undoes the first rename if the run is killed before the second
             os.rename(target, part.parent / REPLACED)
             os.rename(part, target)
     else:
@@ -175,15 +181,15 @@ def put(part: Path, target: Path) -> None:
 
 
 def _prefix(name: str) -> str:
-    """How the names of parts begin; cut, for a name may be as long as the system allows."""
+    """Return the prefix of the names of parts, shortened because the system limits the length of names."""
     return f".{os.fsdecode(os.fsencode(name)[:200])}."
 
 
 def _locked(target: Path) -> tuple[Path, int]:
-    """A new part, and the open file in it that is locked while it is in use."""
+    """Create a part; return its folder and the handle of its locked file."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(target.name), suffix=".part", dir=target.parent))
-        with suppress(FileNotFoundError):  # another writer has taken it for left over, before it was locked
+        with suppress(FileNotFoundError):  # another writer may remove the part before its file is locked
             lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
             _lock(lock)
             if os.path.exists(folder / IN_USE):
@@ -192,7 +198,7 @@ def _locked(target: Path) -> tuple[Path, int]:
 
 
 def _lock(handle: int, *, wait: bool = True) -> bool | None:
-    """Lock an open file until it is closed; False if another has locked it, None where files cannot be locked."""
+    """Lock an open file until it is closed; return False if another process has the lock, None without file locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -204,8 +210,8 @@ def _lock(handle: int, *, wait: bool = True) -> bool | None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other writers that ask for the same out of a folder, where folders can be locked."""
-    with ExitStack() as stack, suppress(OSError):  # some systems do not open folders
+    """Lock a folder against other callers of this function, on systems that can lock folders."""
+    with ExitStack() as stack, suppress(OSError):  # some systems cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, handle)
         _lock(handle)
@@ -215,13 +221,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _clear(part: Path, target: Path) -> None:
-    """Remove a part that no process is writing any more, as far as the system lets us."""
+    """Remove a part that no process writes to any more, if permissions allow."""
     options = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     with suppress(OSError):
-        if part.is_dir() and not part.is_symlink():  # O_CREAT: its writer may not have come to lock it yet
+        if part.is_dir() and not part.is_symlink():  # O_CREAT: the writer may not have created its lock yet
             handle = os.open(part / IN_USE, options | os.O_CREAT, 0o600)
         else:
-            handle = os.open(part, options)  # a file, as sccvae 0.1.0 left them
+            handle = os.open(part, options)  # a file: a part of sccvae 0.1.0
         try:
             free = _lock(handle, wait=False)
             if free or (free is None and time.time() - part.stat().st_mtime > _STALE):
@@ -235,7 +241,7 @@ def _clear(part: Path, target: Path) -> None:
 def _remove(part: Path) -> None:
     if part.is_file():
         part.unlink(missing_ok=True)
-    for _ in range(5):  # a writer that runs in threads of its own may still add files
+    for _ in range(5):  # threads of a writer may still add files
         shutil.rmtree(part, ignore_errors=True)
         if not part.exists():
             return
@@ -243,20 +249,20 @@ def _remove(part: Path) -> None:
 
 
 def _keep_rights(old: Path, new: Path) -> None:
-    """Owner, group, mode and access lists of an existing file for the one that replaces it."""
+    """Copy owner, group, mode and access lists of an existing file to its replacement."""
     before = old.stat()
     for owner in ((-1, before.st_gid), (before.st_uid, -1)):
-        with suppress(PermissionError, AttributeError):  # for those who may; not on Windows
+        with suppress(PermissionError, AttributeError):  # users without the right; Windows
             os.chown(new, *owner)
     shutil.copystat(old, new)
     os.utime(new)
-    if new.stat().st_gid != before.st_gid:  # another group must not get the rights of the old one
+    if new.stat().st_gid != before.st_gid:  # a different group must not get the permissions of the old one
         mode = stat.S_IMODE(before.st_mode)
         os.chmod(new, (mode & ~0o070) | ((mode & 0o007) << 3))
 
 
 def _flush(part: Path) -> None:
-    """Have the system put a file, or all files of a folder, on the disk."""
+    """Flush a file, or all files of a folder, to the disk."""
     if part.is_dir():
         for folder, _, names in os.walk(part):
             for name in names:
@@ -268,7 +274,7 @@ def _flush(part: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """The same for the names in a folder, where the system knows how."""
+    """Flush the names in a folder to the disk, on systems that support it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -278,7 +284,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Let two paths change places in one step, which Python has no function for; False where the system cannot."""
+    """Exchange two paths atomically, which Python has no function for; return False if the system cannot."""
     try:
         swap = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):

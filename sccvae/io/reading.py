@@ -1,4 +1,4 @@
-"""A path -> AnnData, for the command line: what the file is, read or told how to turn it into .h5ad."""
+"""Reading of an AnnData from a path, for the command line: recognition of formats, advice for unsupported ones."""
 
 import gzip
 import warnings
@@ -8,21 +8,21 @@ from typing import Any
 
 import anndata
 
-_HOW = "Turn it into .h5ad first"
+_HOW = "Convert it to .h5ad first"
 
 
 def read(path: Path) -> anndata.AnnData:
     """Read counts: .h5ad, .zarr (a folder or a zip), the .h5 files and folders of 10x Cell Ranger.
 
-    What a file is, its content says, not its name. Gene names that come twice, as those of 10x do, get the endings -1,
-    -2, ..., as `adata.var_names_make_unique()` gives them.
+    The format is recognised by content, not by name. Duplicate gene names of 10x files get the suffixes -1, -2, ..., by
+    `adata.var_names_make_unique()`.
 
     Raises
     ------
     ValueError
-        What the file is, and how to turn it into .h5ad.
+        The format is not supported; the message has its name and a conversion to .h5ad.
     OSError
-        It is not there or may not be read.
+        The file does not exist or is not readable.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -48,13 +48,13 @@ def _read_folder(path: Path) -> anndata.AnnData:
         return _checked(path, "a folder of 10x", lambda: _scanpy().read_10x_mtx(path, prefix=prefix or None))
     if len(matrices) > 1:
         raise ValueError(
-            f"{path} holds {len(matrices)} matrices, such as {matrices[0].name}. {_HOW}, one by one: "
+            f"{path} has {len(matrices)} matrices, such as {matrices[0].name}; expected one. {_HOW}, one by one: "
             f"sc.read_10x_mtx({str(path)!r}, prefix=...), anndata.concat, .write_h5ad('counts.h5ad')."
         )
     inside = [p for pattern in ("*.h5ad", "*_bc_matrix.h5", "*_bc_matrix") for p in sorted(path.glob(pattern))]
     hint = f" Do you mean {inside[0]}?" if inside else ""
     raise FileNotFoundError(
-        f"There is no file {path}. The folder of that name holds neither a zarr store nor the matrix.mtx of 10x.{hint}"
+        f"There is no file {path}. The folder of that name has neither a zarr store nor the matrix.mtx of 10x.{hint}"
     )
 
 
@@ -79,7 +79,7 @@ def _read_hdf5(path: Path) -> anndata.AnnData:
     if {"assays", "cell.names"} <= names:
         raise ValueError(f"{path} is an h5Seurat file. {_HOW} in R: SeuratDisk::Convert({source}, dest = 'h5ad').")
     listed = ", ".join(sorted(names)[:5]) or "nothing"
-    raise ValueError(f"{path} is an HDF5 file, but neither .h5ad nor of 10x: it holds {listed}.")
+    raise ValueError(f"{path} is an HDF5 file with {listed}; expected an .h5ad or a 10x file.")
 
 
 def _read_zip(path: Path) -> anndata.AnnData:
@@ -95,10 +95,10 @@ def _read_zip(path: Path) -> anndata.AnnData:
     if not {"zarr.json", ".zgroup", ".zattrs"} & set(names):
         if "[Content_Types].xml" in names:
             raise ValueError(
-                f"{path} is a spreadsheet, whose dates and names of genes are not safe. {_HOW} from text: "
+                f"{path} is a spreadsheet, which may convert gene names to dates. {_HOW} from text: "
                 "sc.read_csv('counts.csv').write_h5ad('counts.h5ad')."
             )
-        raise ValueError(f"{path} is a zip file without a zarr store at its top: unzip it, and pass what is inside.")
+        raise ValueError(f"{path} is a zip file without a zarr store at its top: unzip it, and pass the file inside.")
 
     def stored() -> anndata.AnnData:
         store = zarr.storage.ZipStore(str(path), mode="r")
@@ -111,15 +111,15 @@ def _read_zip(path: Path) -> anndata.AnnData:
 
 
 def _checked(path: Path, what: str, call: Callable[[], anndata.AnnData]) -> anndata.AnnData:
-    """What a reader returns, its genes made unique if it is of 10x; what goes wrong names the file."""
+    """Call a reader, with gene names made unique for 10x and errors that name the file."""
     try:
         if "10x" not in what:
             return call()
-        with warnings.catch_warnings(record=True):  # that names are not unique, which is mended here
+        with warnings.catch_warnings(record=True):  # of names that are not unique, which are made unique below
             adata = call()
     except PermissionError:
         raise
-    except Exception as error:  # whatever is wrong with the file
+    except Exception as error:  # damaged files cause errors of any type
         raise ValueError(_cannot_be_read(path, what, error)) from error
     adata.var_names_make_unique()
     return adata
@@ -129,12 +129,12 @@ def _cannot_be_read(path: Path, what: str, error: Exception) -> str:
     named = f", {what}," if what else ""
     return (
         f"{path}{named} cannot be read as an AnnData ({error}). "
-        "It may be damaged or not whole: copy or download it again."
+        "The file may be damaged or incomplete: copy or download it again."
     )
 
 
 def _told(path: Path, start: bytes) -> str:
-    """What a file is that is not read here, and what to do."""
+    """Return the error message for an unsupported file: its format and a conversion."""
     source, packed = repr(str(path)), start[:2] == b"\x1f\x8b"
     if packed:
         try:
@@ -144,7 +144,7 @@ def _told(path: Path, start: bytes) -> str:
             return _cannot_be_read(path, "a gzip file", error)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return f"{path} is a compressed HDF5 file: unpack it with gunzip, and pass what comes out."
+        return f"{path} is a compressed HDF5 file: unpack it with gunzip, and pass the result."
     if (
         start[:5] in (b"RDX2\n", b"RDX3\n")
         or start[:2] in (b"X\n", b"A\n")
@@ -157,19 +157,19 @@ def _told(path: Path, start: bytes) -> str:
         return f"{path} is an archive: unpack it with tar -xf, and pass the folder or file inside."
     if start[:14] == b"%%MatrixMarket" or ".mtx" in suffixes:
         return (
-            f"{path} is a matrix without names. Pass its folder, if barcodes.tsv and features.tsv lie there, too. "
+            f"{path} is a matrix without names. Pass its folder, if barcodes.tsv and features.tsv are there, too. "
             f"Else {_HOW.lower()}: sc.read_mtx({source}).T, with obs_names and var_names, .write_h5ad('counts.h5ad')."
         )
     if {".csv", ".tsv", ".txt", ".tab"} & set(suffixes) or _is_text(start):
         line = start.split(b"\n")[0]
         delimiter = "" if line.count(b",") > line.count(b"\t") else ", delimiter='\\t'"
         return (
-            f"{path} is a table of text, which does not say whether its rows are cells or genes. {_HOW}: "
+            f"{path} is a text table, and whether its rows are cells or genes is unknown. {_HOW}: "
             f"sc.read_csv({source}{delimiter}).write_h5ad('counts.h5ad'), with .T before .write_h5ad if rows are genes."
         )
     return (
-        f"{path} cannot be read as an AnnData: it is neither .h5ad, .zarr nor a file of 10x. It may be damaged: copy "
-        "or download it again."
+        f"{path} cannot be read as an AnnData; expected .h5ad, .zarr or a 10x file. The file may be damaged: copy or "
+        "download it again."
     )
 
 

@@ -1,4 +1,4 @@
-"""Scores by distance of two samples, (cells, features) dense or sparse, or of codes and their prior; in float64."""
+"""Distance scores of two samples, (cells, features) dense or sparse, or of latent representations; in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "spurious",
 ]
 
-_BLOCK = 1024  # rows of a matrix of distances that are held at a time
+_BLOCK = 1024  # rows of a distance matrix in memory at a time
 
 
 class MMD(NamedTuple):
@@ -50,7 +50,7 @@ class MMD(NamedTuple):
 
 
 class PrecisionCoverage(NamedTuple):
-    """Share of generated cells near real ones, and of real cells near generated ones.
+    """Fraction of generated cells near real cells, and of real cells near generated cells.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class PrecisionCoverage(NamedTuple):
 
 
 class PathLogDensity(NamedTuple):
-    """Log density on lines between codes minus that at codes, in nats; and the same of draws from N(0, I).
+    """Log density on lines between cells in latent space minus that at the cells, in nats, for z and for N(0, I).
 
     Examples
     --------
@@ -94,12 +94,12 @@ def mmd(
     max_cells: int | None = 2_000,
     seed: int = 0,
 ) -> MMD:
-    r"""Squared maximum mean discrepancy with a Gaussian kernel, unbiased, and its permutation p-value.
+    r"""Compute the unbiased squared maximum mean discrepancy (Gaussian kernel) and its permutation p-value [1]_.
 
     .. math:: \mathrm{MMD}^2 = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \quad k(a, b) = e^{-|a-b|^2 / (2 h^2)}
 
-    with means over pairs of different cells (equation 3 of [1]_). The p-value is the share of random relabellings of
-    the pooled cells, the one at hand included, whose value is at least as large.
+    with means over pairs of different cells (equation 3 of [1]_). The p-value is the fraction of random relabellings of
+    the pooled cells, the given labelling included, whose value is at least as large.
 
     Parameters
     ----------
@@ -110,14 +110,15 @@ def mmd(
     bandwidth
         :math:`h`; ``None`` takes the median distance between pooled cells.
     max_cells
-        At most so many of each, drawn at random; ``None`` takes all. Memory is about 100 bytes times the square.
+        Largest number of cells of each, sampled at random; ``None`` takes all. Memory is about 100 bytes times its
+        square.
     seed
-        Seed of samples and relabellings.
+        Seed of the random sample of cells and of the relabellings.
 
     Returns
     -------
     MMD
-        ``value``: 0 on average for two samples of one distribution, and so at times a little negative; at most 2.
+        ``value``: 0 on average for two samples of one distribution, so small negative values occur; at most 2.
         ``p_value``: in (0, 1], uniform for two samples of one distribution.
 
     Raises
@@ -147,7 +148,10 @@ def mmd(
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(kernel[~np.eye(n + m, dtype=bool)], overwrite_input=True)))
         if bandwidth == 0:
-            raise ValueError("More than half of the pairs of cells have distance 0: pass bandwidth, such as 1.0.")
+            raise ValueError(
+                "bandwidth is None and more than half of the pairs of cells have distance 0; expected a median above "
+                "0: pass bandwidth, such as 1.0."
+            )
     kernel /= -2 * bandwidth**2
     np.exp(kernel, out=kernel)
     np.fill_diagonal(kernel, 0)
@@ -160,22 +164,21 @@ def mmd(
     xx, x_any = (in_x * (kernel @ in_x)).sum(0), sums @ in_x
     xy, yy = x_any - xx, sums.sum() + xx - 2 * x_any
     values = xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
-    larger = values[1:] >= values[0] - 1e-12  # equal but for rounding counts as equal
+    larger = values[1:] >= values[0] - 1e-12  # values that differ by rounding alone count as equal
     return MMD(float(values[0]), float((1 + larger.sum()) / (1 + n_permutations)))
 
 
 def precision_coverage(
     real: Matrix, generated: Matrix, *, n_neighbors: int = 5, max_cells: int | None = 5_000, seed: int = 0
 ) -> PrecisionCoverage:
-    """Precision (are generated cells like real ones) and coverage (is every kind of real cell generated).
+    """Compute precision [1]_ (fidelity of generated cells) and coverage [2]_ (diversity relative to real cells).
 
-    Around each real cell lies a ball that reaches to its `n_neighbors`-th nearest other real cell; precision after
-    [1]_, coverage after [2]_.
+    Each real cell is the centre of a ball whose radius is the distance to its `n_neighbors`-th nearest real neighbour.
 
     Parameters
     ----------
     real, generated
-        Features, (cells, features) each. Coverage grows with the number of generated cells: take as many as real.
+        Features, (cells, features) each. Coverage grows with the number of generated cells: use as many as real cells.
     n_neighbors
         Below the number of real cells.
     max_cells, seed
@@ -184,9 +187,9 @@ def precision_coverage(
     Returns
     -------
     PrecisionCoverage
-        ``precision``: share of generated cells in some real cell's ball. ``coverage``: share of real cells whose ball
-        holds a generated cell. Both between 0 and 1, higher is better. A perfect generator of as many cells has a mean
-        coverage of ``1 - 2**-n_neighbors`` (0.969 for 5), whatever the distribution.
+        ``precision``: fraction of generated cells in some real cell's ball. ``coverage``: fraction of real cells whose
+        ball contains a generated cell. Both are between 0 and 1, higher is better. A perfect generator of as many cells
+        has a mean coverage of ``1 - 2**-n_neighbors`` (0.969 for 5) for any distribution.
 
     Raises
     ------
@@ -211,7 +214,7 @@ def precision_coverage(
     (True, True)
     """
     real, generated = _centred(*checked_pair(real, generated, max_cells=max_cells, seed=seed, least=1))
-    radius2 = _other_neighbour2(real, n_neighbors) * (1 + 1e-9)  # a cell on the edge is inside, rounding aside
+    radius2 = _other_neighbour2(real, n_neighbors) * (1 + 1e-9)  # a cell on the edge is inside, despite rounding
     inside, covered = 0, np.zeros(real.shape[0], dtype=bool)
     for distance2 in squared_distances(generated, real):
         hit = distance2 <= radius2  # (block of generated, real)
@@ -223,22 +226,22 @@ def precision_coverage(
 def spurious(
     real: Matrix, generated: Matrix, *, quantile: float = 0.99, max_cells: int | None = 5_000, seed: int = 0
 ) -> float:
-    """Share of generated cells farther from the nearest real cell than nearly all real cells are from one another.
+    """Compute the fraction of generated cells that are farther from all real cells than real cells from each other.
 
     Parameters
     ----------
     real, generated
         Features, (cells, features) each.
     quantile
-        "Nearly all": this quantile of the real cells' distances to their nearest other real cell, in (0, 1).
+        The threshold is this quantile of the real cells' distances to their nearest real neighbour, in (0, 1).
     max_cells, seed
         As in `mmd`.
 
     Returns
     -------
     float
-        Between 0 and 1; about ``1 - quantile`` for a perfect generator, 0 for one that copies, more where there are
-        cells of no kind. The distance is one for all: what fills a narrow gap between kinds of cells goes unseen.
+        Between 0 and 1; about ``1 - quantile`` for a perfect generator, 0 for copies of real cells, higher for cells
+        of no real cell type. One threshold serves all cells: cells in a narrow gap between cell types are not detected.
 
     Raises
     ------
@@ -253,30 +256,32 @@ def spurious(
     >>> generation.spurious(z[:50], z[50:] + 20)  # far from every real cell
     1.0
     """
-    quantile = finite("quantile", quantile, "a share between 0 and 1, such as 0.99", above=0, below=1)
+    quantile = finite("quantile", quantile, "a fraction between 0 and 1, such as 0.99", above=0, below=1)
     real, generated = _centred(*checked_pair(real, generated, max_cells=max_cells, seed=seed, least=1))
     limit = np.quantile(np.sqrt(_other_neighbour2(real, 1)), quantile) * (1 + 1e-9)
     nearest2 = np.concatenate([distance2.min(1) for distance2 in squared_distances(generated, real)])
     return float(np.mean(np.sqrt(nearest2) > limit))
 
 
-# ---------------------------------------------------------------------------------------------------------------- codes
+# -------------------------------------------------------------------------------------------------------- latent space
 
 
 def prior_fit(z: ArrayLike, *, n_permutations: int = 200, max_cells: int | None = 2_000, seed: int = 0) -> MMD:
-    """Compare codes with as many draws from N(0, I): where these lie apart, the prior has holes.
+    """Compare latent representations with as many samples from N(0, I), by `mmd`.
+
+    A difference means that samples from the prior fall into regions of the latent space without cells.
 
     Parameters
     ----------
     z
-        Codes (cells, dimensions): draws from q(z|x), one per cell. Its means vary less than the prior by design.
+        Samples from q(z|x), one per cell, (cells, dimensions). Posterior means vary less than the prior by design.
     n_permutations, max_cells, seed
         As in `mmd`.
 
     Returns
     -------
     MMD
-        As of `mmd`. A small value is what counts: with many cells, any difference has a small p-value.
+        Value and p-value. Judge by the value: with many cells, any difference has a small p-value.
 
     Raises
     ------
@@ -291,7 +296,7 @@ def prior_fit(z: ArrayLike, *, n_permutations: int = 200, max_cells: int | None 
     >>> generation.prior_fit(z).value < generation.prior_fit(3 * z).value
     True
     """
-    z = _codes(z, max_cells, seed)
+    z = _latent(z, max_cells, seed)
     return mmd(z, stream(seed, 3).standard_normal(z.shape), n_permutations=n_permutations, max_cells=None, seed=seed)
 
 
@@ -304,33 +309,34 @@ def path_log_density(
     max_cells: int | None = 5_000,
     seed: int = 0,
 ) -> PathLogDensity:
-    """Compare the density of codes on straight lines between pairs of them with that at the codes: are there holes.
+    """Compare the density of latent representations on lines between pairs of cells with that at the cells.
 
-    The density is that of nearest neighbours, which knows no bandwidth: minus d times the log distance to the
-    `n_neighbors`-th code, among all codes but the one at hand, or but the two at the ends of the line.
+    A low density on the lines shows holes in the latent space. The density estimate is that of nearest neighbours,
+    which has no bandwidth: minus d times the log distance to the `n_neighbors`-th nearest cell. The cell itself, or
+    the two cells at the ends of the line, are left out.
 
     Parameters
     ----------
     z
-        Codes (cells, dimensions), such as draws from q(z|x).
+        Latent representations (cells, dimensions), such as samples from q(z|x).
     n_pairs, n_points
-        Lines between random pairs of different codes, and points on each, evenly spaced.
+        Number of lines between random pairs of different cells, and of evenly spaced points on each line.
     n_neighbors
-        Smooths the density; at most the number of codes minus 2.
+        Smooths the density; at most the number of cells minus 2.
     max_cells, seed
         As in `mmd`.
 
     Returns
     -------
     PathLogDensity
-        ``value``: mean log density at the points minus that at the codes, in nats. ``reference``: the same of as many
-        draws from N(0, I) in z's place, about d / 6 in few dimensions, as lines run nearer to the centre than their
-        ends. A value far below the reference, or below 0, says that lines cross holes.
+        ``value``: mean log density at the points minus that at the cells, in nats. ``reference``: that difference for
+        as many samples from N(0, I), about d / 6 in few dimensions, because lines are nearer to the centre than their
+        ends. A value far below the reference, or below 0, means that lines cross holes.
 
     Raises
     ------
     ValueError
-        `z` is not a matrix of finite numbers, has too few cells, or `n_neighbors` other codes equal to one.
+        `z` is not a matrix of finite numbers, has too few cells, or a cell has `n_neighbors` duplicates.
 
     Examples
     --------
@@ -344,27 +350,27 @@ def path_log_density(
     True
     """
     n_pairs, n_points = positive("n_pairs", n_pairs), positive("n_points", n_points)
-    z = _codes(z, max_cells, seed)
+    z = _latent(z, max_cells, seed)
     normal = stream(seed, 4).standard_normal(z.shape)
     rng = stream(seed, 5)
     first = rng.integers(len(z), size=n_pairs)
     second = (first + rng.integers(1, len(z), size=n_pairs)) % len(z)
     along = (np.arange(n_points) + 0.5) / n_points
-    densities = (line_log_density(codes, first, second, along, n_neighbors=n_neighbors) for codes in (z, normal))
+    densities = (line_log_density(points, first, second, along, n_neighbors=n_neighbors) for points in (z, normal))
     return PathLogDensity(*(float(density.mean()) for density in densities))
 
 
 def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors: int = 10) -> NDArray:
-    """Log density of codes on lines between pairs of them, minus its mean at the codes: see `path_log_density`.
+    """Compute the log density on lines between pairs of cells, minus its mean at the cells: see `path_log_density`.
 
     Parameters
     ----------
     z
-        Codes (cells, dimensions).
+        Latent representations (cells, dimensions).
     first, second
-        Numbers of the codes where lines begin and end, (lines,) each.
+        Numbers of the cells at the ends of the lines, (lines,) each.
     along
-        (points,) on each line: 0 is its first end, 1 its second.
+        (points,) positions on each line: 0 is the first end, 1 the second.
 
     Returns
     -------
@@ -380,31 +386,31 @@ def line_log_density(z: Any, first: Any, second: Any, along: Any, *, n_neighbors
     (2, 3)
     """
     along, first, second = np.asarray(along), np.asarray(first), np.asarray(second)
-    n_cells = len(z := _codes(z, None, 0))
+    n_cells = len(z := _latent(z, None, 0))
     if not 1 <= (n_neighbors := whole("n_neighbors", n_neighbors)) <= n_cells - 2:
-        raise ValueError(f"n_neighbors={n_neighbors} of {n_cells} cells: expected 1 to {n_cells - 2}.")
+        raise ValueError(f"n_neighbors is {n_neighbors} for {n_cells} cells; expected 1 to {n_cells - 2}.")
     z -= z.mean(0)
     points = (z[first][:, None] + along[:, None] * (z[second] - z[first])[:, None]).reshape(-1, z.shape[1])
     ends = np.repeat(np.column_stack([first, second]), len(along), axis=0)
-    at_codes = _log_distance(_kth_smallest(z, z, n_neighbors, np.arange(n_cells)[:, None])).mean()
+    at_cells = _log_distance(_kth_smallest(z, z, n_neighbors, np.arange(n_cells)[:, None])).mean()
     at_points = _log_distance(_kth_smallest(points, z, n_neighbors, ends)).reshape(len(first), len(along))
-    # Constants of the dimension and of n_neighbors are the same for both and cancel.
-    return z.shape[1] * (at_codes - at_points) + np.log((n_cells - 1) / (n_cells - 2))
+    # Constants of the dimension and of n_neighbors are equal for both and cancel.
+    return z.shape[1] * (at_cells - at_points) + np.log((n_cells - 1) / (n_cells - 2))
 
 
-def _codes(z: Any, max_cells: int | None, seed: int) -> NDArray:
+def _latent(z: Any, max_cells: int | None, seed: int) -> NDArray:
     max_cells = unless_none(limit, "max_cells", max_cells, least=3)
     z = checked(z, "z", least=3)
     if issparse(z):
-        raise ValueError("z is sparse: expected a dense array of codes, (cells, dimensions), not counts.")
+        raise ValueError("z is sparse; expected a dense latent representation, (cells, dimensions), not counts.")
     return as_float(sample(z, max_cells, stream(seed, 0)))
 
 
 def _log_distance(distance2: NDArray) -> NDArray:
     if not distance2.all():
         raise ValueError(
-            f"{np.sum(distance2 == 0)} codes equal n_neighbors others, so that their density is infinite: remove "
-            "duplicates, or pass a larger n_neighbors."
+            f"z has {np.sum(distance2 == 0)} points with n_neighbors duplicates, whose density is infinite; expected "
+            "fewer: remove duplicates, or pass a larger n_neighbors."
         )
     return np.log(distance2) / 2
 
@@ -413,7 +419,7 @@ def _log_distance(distance2: NDArray) -> NDArray:
 
 
 def squared_distances(x: Any, y: Any) -> Iterator[NDArray]:
-    """Squared distances of each row of x to each of y, some rows of x at a time; exactly 0 between equal rows."""
+    """Yield squared distances of each row of x to each row of y, in blocks of x; exactly 0 between equal rows."""
     x2, y2 = ((a * a).sum(1) for a in (x, y))
     for start in range(0, x.shape[0], _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -424,28 +430,26 @@ def squared_distances(x: Any, y: Any) -> Iterator[NDArray]:
         yield distance2
 
 
-def _kth_smallest(x: Any, y: Any, k: int, but: NDArray | None = None) -> NDArray:
-    """Squared distance of each row of x to the k-th nearest row of y, except to the rows `but` (rows of x, any)."""
+def _kth_smallest(x: Any, y: Any, k: int, excluded: NDArray | None = None) -> NDArray:
+    """Compute squared distances from rows of x to the k-th nearest row of y, without rows `excluded` (rows of x, n)."""
     found, start = [], 0
     for distance2 in squared_distances(x, y):
-        if but is not None:
-            np.put_along_axis(distance2, but[start : start + len(distance2)], np.inf, axis=1)
+        if excluded is not None:
+            np.put_along_axis(distance2, excluded[start : start + len(distance2)], np.inf, axis=1)
         found.append(np.partition(distance2, k - 1, axis=1)[:, k - 1])
         start += len(distance2)
     return np.concatenate(found)
 
 
 def _other_neighbour2(x: Any, k: int) -> NDArray:
-    """Squared distance of each row to its k-th nearest other row."""
+    """Compute the squared distance of each row to its k-th nearest other row."""
     if not 1 <= (k := whole("n_neighbors", k)) < x.shape[0]:
-        raise ValueError(
-            f"n_neighbors={k}, nearest neighbours among {x.shape[0]} real cells: expected 1 to {x.shape[0] - 1}."
-        )
+        raise ValueError(f"n_neighbors is {k} for {x.shape[0]} real cells; expected 1 to {x.shape[0] - 1}.")
     return _kth_smallest(x, x, k, np.arange(x.shape[0])[:, None])
 
 
 def _centred(x: Any, y: Any) -> tuple[Any, Any]:
-    """Both minus the mean of x, unless they are sparse: squared distances lose digits far from the origin."""
+    """Subtract the mean of x from dense x and y: squared distances lose digits far from the origin."""
     if issparse(x):
         return x, y
     mean = x.mean(0)
@@ -456,20 +460,20 @@ def _centred(x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def stream(seed: int, use: int) -> np.random.Generator:
-    """A stream for each use, none of them that of `default_rng(seed)`, from which z itself may be drawn."""
+    """Return a random generator per use, different from `default_rng(seed)`, which may have sampled z."""
     return np.random.default_rng(np.random.SeedSequence(checked_seed(seed), spawn_key=(7, use)))
 
 
 def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) -> Any:
-    """Return x as an array or csr_array, neither copied nor changed; raise where it is unfit."""
+    """Return x as an array or csr_array, neither copied nor changed; raise if x is invalid."""
     x = csr_array(x) if issparse(x) else np.asarray(x)
     if x.ndim != 2 or x.dtype.kind not in "biuf" or x.shape[1] < 1:
         raise ValueError(
-            f"{name} has shape {x.shape} and dtype {x.dtype}: expected numbers of shape (cells, columns), dense or "
+            f"{name} has shape {x.shape} and dtype {x.dtype}; expected numbers of shape (cells, columns), dense or "
             "sparse, such as adata.X."
         )
     if x.shape[0] < least:
-        raise ValueError(f"{name} holds {x.shape[0]} cells: expected at least {least}.")
+        raise ValueError(f"{name} has {x.shape[0]} cells; expected at least {least}.")
     values = x.data if issparse(x) else x
     huge = np.abs(values) > 1e100 if x.dtype.itemsize > 4 else np.isnan(values)
     for bad, what, want in (
@@ -480,7 +484,7 @@ def checked(x: Matrix, name: str, *, nonnegative: bool = False, least: int = 2) 
         if bad.any():
             place = np.flatnonzero(bad)[0] if issparse(x) else np.flatnonzero(bad.any(1))[0]
             cell = np.searchsorted(x.indptr, place, side="right") - 1 if issparse(x) else place
-            raise ValueError(f"{name} holds {bad.sum()} {what} values, first in cell {cell}: expected {want}.")
+            raise ValueError(f"{name} has {bad.sum()} {what} values, first in cell {cell}; expected {want}.")
     return x
 
 
@@ -495,13 +499,13 @@ def checked_pair(
     balanced: bool = False,
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    """Check both, draw at most `max_cells` cells of each; float64, both sparse or both dense."""
+    """Check two matrices and sample at most `max_cells` cells of each; float64, both sparse or both dense."""
     y = with_columns_of(x, y, names)
     x, y = (checked(a, name, nonnegative=nonnegative, least=least) for a, name in zip((x, y), names, strict=True))
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"{names[0]} has {x.shape[1]} columns but {names[1]} has {y.shape[1]}: expected the same genes or features "
-            "in the same order. Keep those that both have, as in adata[:, shared].X."
+            f"{names[0]} has {x.shape[1]} columns but {names[1]} has {y.shape[1]}; expected the same genes or features "
+            "in the same order. Keep the genes that both have, as in adata[:, shared].X."
         )
     max_cells = unless_none(limit, "max_cells", max_cells, least=max(least, 2))
     if balanced:
@@ -520,7 +524,7 @@ def sample(x: Any, max_cells: int | None, rng: np.random.Generator) -> Any:
 
 
 def as_float(x: Any) -> Any:
-    """A float64 copy, in sparse arrays with each entry stored once."""
+    """Return a float64 copy; duplicate entries of a sparse array are summed."""
     x = x.astype(np.float64)
     if issparse(x):
         x.sum_duplicates()

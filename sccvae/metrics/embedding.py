@@ -1,8 +1,7 @@
-"""Scores of an embedding: whether cells of one kind lie together, and batches are mixed.
+"""Scores of an embedding: separation of cell types and mixing of batches.
 
-Arrays in, floats out; higher is better everywhere, and 1 is the best that a score can be. Data of more than
-`max_cells` cells are scored on a random sample of so many, the same for the same `seed`, because the silhouettes
-compare every cell with every other.
+Arrays in, floats out; for every score higher is better and 1 is the best possible value. Of more than `max_cells`
+cells, a random sample is scored, determined by `seed`, because the silhouettes compare every cell with every other.
 """
 
 from __future__ import annotations
@@ -44,10 +43,9 @@ __all__ = [
 def knn_accuracy(
     z: ArrayLike, labels: ArrayLike, k: int = 15, *, max_cells: int | None = 20_000, seed: int = 0
 ) -> float:
-    """Share of cells whose label is the commonest among their `k` nearest neighbours.
+    """Compute the fraction of cells whose label is the most common among their `k` nearest neighbours.
 
-    The cell itself is left out of the vote; of labels with equally many votes, the one with the nearer neighbours
-    wins.
+    The cell itself does not vote. Ties are resolved in favour of the label with the nearer neighbours.
 
     Parameters
     ----------
@@ -58,9 +56,9 @@ def knn_accuracy(
     k
         Number of neighbours.
     max_cells
-        Score a random sample of so many cells where there are more; ``None`` scores all.
+        Largest number of cells to score; of more cells, a random sample is scored. ``None`` scores all.
     seed
-        Seed of that sample.
+        Seed of the random sample.
 
     Returns
     -------
@@ -70,7 +68,7 @@ def knn_accuracy(
     Raises
     ------
     ValueError
-        The arrays do not match, hold missing or infinite values, or have no more than `k` cells.
+        The arrays do not match, have missing or infinite values, or have no more than `k` cells.
 
     Examples
     --------
@@ -85,14 +83,14 @@ def knn_accuracy(
 def batch_entropy(
     z: ArrayLike, batches: ArrayLike, k: int = 50, *, max_cells: int | None = 20_000, seed: int = 0
 ) -> float:
-    r"""Entropy of batch mixing: how alike the batches of a cell's neighbours are to those of all cells.
+    r"""Compute the entropy of batch mixing: batch composition of neighbourhoods relative to that of all cells.
 
-    The mean over cells of the entropy :math:`-\sum_b p_b \log p_b` of the batch frequencies among their `k` nearest
-    neighbours (Lopez et al. [1]_, who average it over 100 cells at a time), divided by the entropy of the batch
-    frequencies of all cells. So 0 says that every cell has neighbours of one batch alone and 1 that every
-    neighbourhood is composed like the whole, also where batches differ in size. `k` neighbours drawn at random fall
-    short of 1 by about ``(n_batches - 1) / (2 * k)`` nats before the division: 0.02 for three batches and k = 50.
-    Where batches hold different cell types, 1 is neither reached nor to be wished for.
+    The score is the mean over cells of the entropy :math:`-\sum_b p_b \log p_b` of the batch frequencies among their
+    `k` nearest neighbours (Lopez et al. [1]_, who average over 100 cells at a time), divided by the entropy of the
+    batch frequencies of all cells. 0 means that every cell has neighbours of one batch alone. 1 means that every
+    neighbourhood has the batch composition of all cells, also where batches differ in size. For `k` random neighbours
+    the entropy is below its maximum by about ``(n_batches - 1) / (2 * k)`` nats before the division: 0.02 for three
+    batches and k = 50. Where batches contain different cell types, 1 is neither reached nor desirable.
 
     Parameters
     ----------
@@ -101,7 +99,7 @@ def batch_entropy(
     batches
         One batch per cell (cells,), at least two different ones.
     k
-        Number of neighbours, the cell itself left out.
+        Number of neighbours, without the cell itself.
     max_cells, seed
         As in `knn_accuracy`.
 
@@ -113,7 +111,7 @@ def batch_entropy(
     Raises
     ------
     ValueError
-        As in `knn_accuracy`; or there is one batch only.
+        As in `knn_accuracy`; or there is only one batch.
 
     References
     ----------
@@ -142,25 +140,25 @@ def batch_mixing_entropy(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Entropy of batch mixing in nats as Lopez et al. reported it, with its bootstrap standard deviation.
+    """Compute the entropy of batch mixing in nats as in Lopez et al. [1]_, with its bootstrap standard deviation.
 
-    The mean [1]_, over `n_cells` cells drawn at random, of the entropy of the batch frequencies among their `k` nearest
-    neighbours; drawn `n_pools` times. Batches of one size, perfectly mixed, have the entropy log(n_batches), separated
-    ones 0. `batch_entropy` divides by what can be reached, and takes all cells.
+    The score is the mean, over `n_cells` random cells, of the entropy of the batch frequencies among their `k` nearest
+    neighbours, repeated `n_pools` times. Perfectly mixed batches of equal size have the entropy log(n_batches),
+    separated batches 0. `batch_entropy` divides by the largest possible entropy, and uses all cells.
 
     Parameters
     ----------
     z, batches, k, max_cells
         As in `batch_entropy`.
     n_cells, n_pools
-        Cells drawn at a time, with replacement; how often.
+        Number of cells per pool, sampled with replacement, and number of pools.
     seed
-        Seed of the draws and of the sample of cells.
+        Seed of the pools and of the random sample of cells.
 
     Returns
     -------
     mean, sd
-        Over the pools, in nats: the sd says how far one pool of `n_cells` cells may be from the mean.
+        Over the pools, in nats: the sd is that of one pool of `n_cells` cells.
 
     References
     ----------
@@ -179,19 +177,19 @@ def batch_mixing_entropy(
     n_cells, n_pools, seed = positive("n_cells", n_cells), positive("n_pools", n_pools), checked_seed(seed)
     z, batches = _checked(z, max_cells, seed, batches=batches)
     pools = np.random.default_rng(seed).integers(len(z), size=(n_pools, n_cells))
-    cells, place = np.unique(pools, return_inverse=True)
-    entropy = _entropies(_neighbours(z, k, cells), batches)[place.reshape(pools.shape)].mean(1)
+    cells, inverse = np.unique(pools, return_inverse=True)
+    entropy = _entropies(_neighbours(z, k, cells), batches)[inverse.reshape(pools.shape)].mean(1)
     return float(entropy.mean()), float(entropy.std(ddof=1)) if n_pools > 1 else float("nan")
 
 
 def graph_connectivity(
     z: ArrayLike, labels: ArrayLike, k: int = 15, *, max_cells: int | None = 20_000, seed: int = 0
 ) -> float:
-    """Mean over labels of the share of their cells in the largest connected piece of their neighbour graph.
+    """Compute the mean over labels of the fraction of cells in the largest component of the neighbour graph.
 
-    The graph joins every cell to its `k` nearest neighbours, in both directions; for each label, only its own cells
-    and the edges between them are kept. A cell type that an embedding tears into one piece per batch scores 1 over
-    the number of batches (scIB, Luecken et al. [1]_).
+    The graph connects every cell to its `k` nearest neighbours, in both directions. For each label, only cells of the
+    label and the edges between them are kept. A cell type split into one component per batch scores 1 over the number
+    of batches, for batches of equal size (scIB, Luecken et al. [1]_).
 
     Parameters
     ----------
@@ -219,7 +217,7 @@ def graph_connectivity(
 
 
 def silhouette_label(z: ArrayLike, labels: ArrayLike, *, max_cells: int | None = 20_000, seed: int = 0) -> float:
-    """Mean silhouette width of the labels, scaled from [-1, 1] to [0, 1] as in scIB (Luecken et al. 2022).
+    """Compute the mean silhouette width of the labels, scaled from [-1, 1] to [0, 1] as in scIB (Luecken et al. 2022).
 
     Parameters
     ----------
@@ -231,7 +229,7 @@ def silhouette_label(z: ArrayLike, labels: ArrayLike, *, max_cells: int | None =
     Returns
     -------
     float
-        1 for dense labels far apart, 0.5 where labels overlap, below where cells lie nearer to another label.
+        1 for compact, well separated labels; 0.5 for overlapping labels; lower if cells are nearer to another label.
 
     Examples
     --------
@@ -242,8 +240,8 @@ def silhouette_label(z: ArrayLike, labels: ArrayLike, *, max_cells: int | None =
     z, labels = _checked(z, max_cells, seed, labels=labels)
     if not 2 <= _n_different(labels) < len(z):
         raise ValueError(
-            f"labels holds {_n_different(labels)} different values for {len(z)} cells: expected at least "
-            "two, and fewer than cells."
+            f"labels has {_n_different(labels)} different values for {len(z)} cells; expected at least two, and fewer "
+            "than the number of cells."
         )
     with config_context(working_memory=128):
         return float((silhouette_score(z, labels) + 1) / 2)
@@ -252,10 +250,10 @@ def silhouette_label(z: ArrayLike, labels: ArrayLike, *, max_cells: int | None =
 def silhouette_batch(
     z: ArrayLike, labels: ArrayLike, batches: ArrayLike, *, max_cells: int | None = 20_000, seed: int = 0
 ) -> float:
-    """How little the batches of one label lie apart: 1 minus the absolute silhouette width of batches, as in scIB.
+    """Compute 1 minus the absolute silhouette width of batches within labels, as in scIB.
 
-    The mean over the cells of a label, then over labels (Luecken et al. 2022, "batch ASW"). Labels found in one batch
-    only say nothing about mixing and are left out.
+    The score is the mean over the cells of a label, then over labels (Luecken et al. 2022, "batch ASW"). Labels found
+    in only one batch carry no information about mixing and are left out.
 
     Parameters
     ----------
@@ -291,22 +289,22 @@ def silhouette_batch(
 def kmeans_ari_nmi(
     z: ArrayLike, labels: ArrayLike, n_init: int = 10, seed: int = 0, *, max_cells: int | None = 20_000
 ) -> tuple[float, float]:
-    """Agreement of k-means clusters, as many as there are labels, with the labels.
+    """Compute the agreement of labels with k-means clusters, as many clusters as labels.
 
     Parameters
     ----------
     z, labels, max_cells
         As in `knn_accuracy`.
     n_init
-        Number of starts of k-means, of which the best is kept.
+        Number of k-means starts, of which the best is kept.
     seed
-        Seed of the starts and of the sample of cells.
+        Seed of the starts and of the random sample of cells.
 
     Returns
     -------
     ari, nmi
-        Adjusted Rand index, about 0 for clusters drawn at random, and normalised mutual information (arithmetic
-        mean). Both are 1 where clusters and labels agree.
+        Adjusted Rand index, about 0 for random clusters, and normalised mutual information (arithmetic mean). Both
+        are 1 where clusters and labels agree.
 
     Examples
     --------
@@ -345,7 +343,7 @@ def embedding_scores(
     dict of str to float
         With `labels`: ``knn_accuracy``, ``silhouette_label``, ``kmeans_ari``, ``kmeans_nmi``,
         ``graph_connectivity``. With `batches`: ``batch_entropy``. With both: ``silhouette_batch``. Labels or batches
-        that are all alike have no silhouette or entropy, and their scores are left out.
+        with one value only have no silhouette or entropy, and these scores are left out.
 
     Raises
     ------
@@ -362,10 +360,12 @@ def embedding_scores(
     """
     given = {name: x for name, x in (("labels", labels), ("batches", batches)) if x is not None}
     if not given:
-        raise ValueError("Nothing to score against: pass labels (such as cell types), batches, or both.")
+        raise ValueError(
+            "labels and batches are None; expected at least one: pass labels (such as cell types) or batches."
+        )
     z, *arrays = _checked(z, max_cells, seed := checked_seed(seed, most=SEEDS), **given)
     if len(z) <= 50:
-        raise ValueError(f"z holds {len(z)} cells: expected at least 51, as 50 neighbours of each are looked at.")
+        raise ValueError(f"z has {len(z)} cells; expected at least 51, because scores use 50 neighbours of each cell.")
     codes = dict(zip(given, arrays, strict=True))
     neighbours = _neighbours(z, 50)
     scores: dict[str, float] = {}
@@ -384,19 +384,19 @@ def embedding_scores(
 
 
 def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: ArrayLike) -> list[NDArray]:
-    """Return z and integer codes of the annotations, the same sample of cells of each; raise where they are unfit."""
+    """Return z and integer codes of the annotations for one random sample of cells; raise if they are invalid."""
     max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed)
     annotations = in_order_of_cells(z, annotations)
     z = np.asarray(z)
     if z.ndim != 2 or not np.issubdtype(z.dtype, np.number):
         raise ValueError(
-            f"z has shape {z.shape} and dtype {z.dtype}: expected numbers of shape (cells, dimensions), "
+            f"z has shape {z.shape} and dtype {z.dtype}; expected numbers of shape (cells, dimensions), "
             "such as adata.obsm['X_sccvae']."
         )
     bad = np.flatnonzero(~np.isfinite(z).all(1))
     if len(bad):
         raise ValueError(
-            f"z holds NaN or infinite values in {len(bad)} of {len(z)} cells, first in cell {bad[0]}: "
+            f"z has NaN or infinite values in {len(bad)} of {len(z)} cells, first in cell {bad[0]}; "
             "expected finite numbers."
         )
     largest = np.abs(z).max(initial=0)
@@ -406,14 +406,14 @@ def _checked(z: ArrayLike, max_cells: int | None, seed: int, **annotations: Arra
         codes, _ = pd.factorize(pd.Series(values))
         if len(codes) != len(z):
             raise ValueError(
-                f"{name} holds {len(codes)} values but z holds {len(z)} cells: expected one per cell, in "
-                "the same order."
+                f"{name} has {len(codes)} values but z has {len(z)} cells; expected one value per cell, in the same "
+                "order."
             )
         missing = np.flatnonzero(codes < 0)
         if len(missing):
             raise ValueError(
-                f"{name} misses {len(missing)} of {len(z)} values, first of cell {missing[0]}. Score the "
-                f"others: with known = pd.notna({name}), pass z[known] and {name}[known]."
+                f"{name} misses {len(missing)} of {len(z)} values, first of cell {missing[0]}; expected a value per "
+                f"cell. Score the other cells: with known = pd.notna({name}), pass z[known] and {name}[known]."
             )
         arrays.append(codes)
     if max_cells is not None and len(z) > max_cells:
@@ -427,9 +427,9 @@ def _n_different(codes: NDArray) -> int:
 
 
 def _neighbours(z: NDArray, k: int, cells: NDArray | None = None) -> NDArray:
-    """Numbers of the k nearest other cells, nearest first: (cells, k), for all cells or those numbered `cells`."""
+    """Return numbers of the k nearest other cells, nearest first, (cells, k), for all cells or for numbers `cells`."""
     if not 1 <= (k := whole("k", k)) < len(z):
-        raise ValueError(f"k={k} nearest neighbours of {len(z)} cells: expected 1 to {len(z) - 1}.")
+        raise ValueError(f"k is {k} for {len(z)} cells; expected 1 to {len(z) - 1} nearest neighbours.")
     search = NearestNeighbors(n_neighbors=k).fit(z)
     if cells is None:
         return search.kneighbors(return_distance=False)
@@ -439,35 +439,35 @@ def _neighbours(z: NDArray, k: int, cells: NDArray | None = None) -> NDArray:
 
 
 def _frequencies(neighbours: NDArray, codes: NDArray, weights: NDArray | None = None) -> NDArray:
-    """(Weighted) number of neighbours with each code: (cells, codes)."""
+    """Count neighbours with each code, weighted if `weights` are given: (cells, codes)."""
     n_cells, k = neighbours.shape
     n_codes = codes.max() + 1
-    places = np.arange(n_cells)[:, None] * n_codes + codes[neighbours]
+    bins = np.arange(n_cells)[:, None] * n_codes + codes[neighbours]
     weights = None if weights is None else np.broadcast_to(weights, (n_cells, k)).ravel()
-    return np.bincount(places.ravel(), weights, minlength=n_cells * n_codes).reshape(n_cells, n_codes)
+    return np.bincount(bins.ravel(), weights, minlength=n_cells * n_codes).reshape(n_cells, n_codes)
 
 
 def _knn_accuracy(neighbours: NDArray, labels: NDArray) -> float:
     k = neighbours.shape[1]
-    votes = 1 + np.linspace(0.5 / k, 0, k)  # the nearer decide ties, and nothing else
+    votes = 1 + np.linspace(0.5 / k, 0, k)  # weights that differ too little to change anything but ties
     return float(np.mean(_frequencies(neighbours, labels, votes).argmax(1) == labels))
 
 
 def _batch_entropy(neighbours: NDArray, batches: NDArray) -> float:
     whole = np.bincount(batches) / len(batches)
     if (whole > 0).sum() < 2:
-        raise ValueError("batches holds one value only: expected at least two batches, or there is nothing to mix.")
-    # Cells that are neighbours of many can push the mean a little above the whole's.
+        raise ValueError("batches has one value only; expected at least two batches to score their mixing.")
+    # Cells that are neighbours of many others can raise the mean slightly above the entropy of all cells.
     return float(min(_entropies(neighbours, batches).mean() / -_x_log_x(whole).sum(), 1.0))
 
 
 def _entropies(neighbours: NDArray, batches: NDArray) -> NDArray:
-    """Entropy of the batches among each cell's neighbours in nats, (cells,)."""
+    """Compute the entropy of the batches among each cell's neighbours in nats, (cells,)."""
     return np.maximum(-_x_log_x(_frequencies(neighbours, batches) / neighbours.shape[1]).sum(1), 0.0)
 
 
 def _x_log_x(x: NDArray) -> NDArray:
-    """With 0 log 0 = 0."""
+    """Compute x log x, with 0 log 0 = 0."""
     return x * np.log(np.where(x > 0, x, 1))
 
 
@@ -475,9 +475,9 @@ def _graph_connectivity(neighbours: NDArray, labels: NDArray) -> float:
     n_cells, k = neighbours.shape
     edges = (np.repeat(np.arange(n_cells), k), neighbours.ravel())
     graph = csr_matrix((np.ones(n_cells * k, dtype=np.int8), edges), shape=(n_cells, n_cells))
-    shares = []
+    fractions = []
     for label in np.unique(labels):
         cells = np.flatnonzero(labels == label)
-        _, piece = connected_components(graph[cells][:, cells], directed=True, connection="weak")
-        shares.append(np.bincount(piece).max() / len(cells))
-    return float(np.mean(shares))
+        _, component = connected_components(graph[cells][:, cells], directed=True, connection="weak")
+        fractions.append(np.bincount(component).max() / len(cells))
+    return float(np.mean(fractions))

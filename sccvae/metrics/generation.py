@@ -1,11 +1,11 @@
-"""Scores of a generator: how like the real cells are the generated ones, and is the latent space filled.
+"""Scores of a generator: similarity of generated to real cells, and holes in the latent space.
 
-Arrays in, numbers out. Every score is relative to what real cells score against other real cells: put a second half of
-the data in the generator's place to see how good a perfect one would look. Scores by distance ask for features on
-one scale, such as `principal_components` of `log_normalized` counts; `score_generator` does all of it.
+Arrays in, numbers out. Compare every score with that of real cells against other real cells: pass a second half of the
+data as `generated` for the scores of a perfect generator. Distance scores need features on one scale, such as
+`principal_components` of `log_normalized` counts; `score_generator` computes all scores.
 
-`real` and `generated` are (cells, genes or features), dense or SciPy sparse, with the same columns. Arrays of more
-than `max_cells` cells are scored on random samples of so many, the same for the same `seed`. Sums are in float64.
+`real` and `generated` are (cells, genes or features), dense or SciPy sparse, with the same columns. Of arrays with more
+than `max_cells` cells, random samples of `max_cells` cells are scored, determined by `seed`. Sums are in float64.
 """
 
 from __future__ import annotations
@@ -68,14 +68,15 @@ __all__ = [
 
 
 def log_normalized(counts: Matrix, *, total: float = 1e4) -> Any:
-    """Logarithm of one plus the counts, each cell scaled to the same total.
+    """Compute the logarithm of one plus the counts, with each cell scaled to the same total.
 
     Parameters
     ----------
     counts
         (cells, genes), not negative. Cells without counts stay zero.
     total
-        Counts per cell after scaling. Use one number for all that is compared, such as the median of the real cells.
+        Counts per cell after scaling. Use one number for all data that are compared, such as the median of the real
+        cells.
 
     Returns
     -------
@@ -85,7 +86,7 @@ def log_normalized(counts: Matrix, *, total: float = 1e4) -> Any:
     Raises
     ------
     ValueError
-        `counts` is not a matrix of finite numbers, or holds negative ones; `total` is not positive.
+        `counts` is not a matrix of finite numbers, or has negative values; `total` is not positive.
 
     Examples
     --------
@@ -103,7 +104,7 @@ def log_normalized(counts: Matrix, *, total: float = 1e4) -> Any:
 
 
 def summaries(counts: Matrix) -> NDArray:
-    """Describe each cell's counts by six numbers that no normalisation has touched.
+    """Compute six summary statistics of each cell's counts, without normalisation.
 
     Parameters
     ----------
@@ -113,14 +114,14 @@ def summaries(counts: Matrix) -> NDArray:
     Returns
     -------
     numpy.ndarray
-        (cells, 6), float64: log(1 + total), share of genes with no count, share of ones among the detected genes,
-        share of the total in the highest gene, log(1 + variance over genes), entropy of the profile in nats. Of a
+        (cells, 6), float64: log(1 + total), fraction of genes with no count, fraction of ones among the detected genes,
+        fraction of the total in the highest gene, log(1 + variance over genes), entropy of the profile in nats. For a
         cell without counts, the last four are 0.
 
     Raises
     ------
     ValueError
-        `counts` is not a matrix of finite numbers, or holds negative ones.
+        `counts` is not a matrix of finite numbers, or has negative values.
 
     Examples
     --------
@@ -137,26 +138,26 @@ def summaries(counts: Matrix) -> NDArray:
         return np.bincount(cell, values, minlength=n_cells)
 
     totals, detected = per_cell(x.data), np.diff(x.indptr)
-    share = x.data / totals[cell]
+    fraction = x.data / totals[cell]
     highest = np.zeros(n_cells)
-    np.maximum.at(highest, cell, share)
+    np.maximum.at(highest, cell, fraction)
     variance = np.maximum(per_cell(x.data**2) / n_genes - (totals / n_genes) ** 2, 0)
     ones = per_cell(x.data == 1) / np.maximum(detected, 1)
-    entropy = -per_cell(share * np.log(share))
+    entropy = -per_cell(fraction * np.log(fraction))
     return np.column_stack([np.log1p(totals), 1 - detected / n_genes, ones, highest, np.log1p(variance), entropy])
 
 
 def principal_components(
     real: Matrix, generated: Matrix, *, n_components: int = 50, seed: int = 0
 ) -> tuple[NDArray, NDArray]:
-    """Principal components of real and generated cells together, so that neither is favoured.
+    """Compute principal components of real and generated cells jointly, so that neither is favoured.
 
     Parameters
     ----------
     real, generated
         Features of one scale, such as `log_normalized` counts; (cells, features) each.
     n_components
-        At most so many; fewer where there are fewer features or cells.
+        Largest number of components; fewer where there are fewer features or cells.
     seed
         Seed of the solver's first vector.
 
@@ -168,7 +169,7 @@ def principal_components(
     Raises
     ------
     ValueError
-        The arrays do not match or are not finite; all cells are the same.
+        The arrays do not match or are not finite; all cells are identical.
 
     Examples
     --------
@@ -181,7 +182,7 @@ def principal_components(
     real, generated = checked_pair(real, generated)
     n_components, seed = whole("n_components", n_components), checked_seed(seed, most=SEEDS)
     if n_components < 1:
-        raise ValueError(f"n_components={n_components}: expected at least 1, such as 50.")
+        raise ValueError(f"n_components is {n_components}; expected at least 1, such as 50.")
     both = stacked(real, generated)
     scores = _fitted_pca(both, n_components, seed).transform(both)
     return scores[: real.shape[0]], scores[real.shape[0] :]
@@ -199,32 +200,33 @@ def two_sample_auc(
     max_cells: int | None = 2_000,
     seed: int = 0,
 ) -> float:
-    """How well a classifier tells generated cells from real ones: a classifier two-sample test.
+    """Compute the AUC of a classifier of generated against real cells: a classifier two-sample test [1]_.
 
-    Area under the ROC curve in cells that the classifier has not seen [1]_, the mean over folds. The classifier is the
-    mean rank of a support vector machine (RBF kernel) and of gradient-boosted trees: on simulated counts the first
-    found more, on cortex cells the second, and the mean was about as good as the better one on both.
+    The score is the area under the ROC curve in test cells, the mean over folds. The classifier is the mean rank of a
+    support vector machine (RBF kernel) and of gradient-boosted trees. On simulated counts the first was more accurate,
+    on cortex cells the second; the mean was about as accurate as the better one on both.
 
     Parameters
     ----------
     real, generated
-        Features, (cells, features) each, such as ``log_normalized(counts)`` or ``summaries(counts)``. As many cells of
-        each are used: a random sample of the larger.
+        Features, (cells, features) each, such as ``log_normalized(counts)`` or ``summaries(counts)``. The larger array
+        is replaced by a random sample of as many cells as the smaller.
     n_folds
         Number of folds of the cross-validation.
     n_components
-        More features than so many are replaced by as many principal components, fewer are standardised; both as the
-        training part of each fold has it.
+        If there are more features than `n_components`, they are replaced by `n_components` principal components;
+        otherwise they are standardised. Both are fitted to the training part of each fold.
     max_cells
-        At most so many of each, drawn at random; ``None`` takes all. Time grows with the square.
+        Largest number of cells of each, sampled at random; ``None`` takes all. Time grows with its square.
     seed
-        Seed of the samples, the folds and the classifier.
+        Seed of the random samples, the folds and the classifier.
 
     Returns
     -------
     float
-        0.5: told apart no better than by chance, the best value; 1: always. A perfect generator scores 0.5 within
-        about ``1 / sqrt(cells)``. Well below 0.5 are copies: each is told to be of its twin's kind, which is wrong.
+        0.5, the best value: classified no better than by chance; 1: always classified correctly. A perfect generator
+        scores 0.5 within about ``1 / sqrt(cells)``. Copies of real cells score well below 0.5, because each copy is
+        classified as its original is labelled.
 
     Raises
     ------
@@ -244,7 +246,7 @@ def two_sample_auc(
     """
     n_folds, n_components = whole("n_folds", n_folds, most=MOST), whole("n_components", n_components)
     if n_folds < 2 or n_components < 1:
-        raise ValueError(f"n_folds={n_folds}, n_components={n_components}: expected at least 2 and 1.")
+        raise ValueError(f"n_folds is {n_folds} and n_components is {n_components}; expected at least 2 and 1.")
     real, generated = checked_pair(real, generated, max_cells=max_cells, seed=seed, balanced=True, least=n_folds)
     x, y = stacked(real, generated), np.repeat([0, 1], real.shape[0])
     state = int(stream(seed, 1).integers(2**31))
@@ -261,14 +263,14 @@ def two_sample_auc(
 
 
 def gene_agreement(real: Matrix, generated: Matrix, *, n_top_genes: int = 200) -> pd.DataFrame:
-    """Compare what generated counts say of each gene, and of pairs of genes, with what real ones say.
+    """Compare mean, variance and zero fraction of each gene, and coexpression of pairs, with those of real counts.
 
     Parameters
     ----------
     real, generated
         Counts, (cells, genes) each, not negative.
     n_top_genes
-        Pairs are formed of so many genes, those with the largest variance of log-normalised counts in real cells.
+        Number of genes that form pairs: those with the largest variance of log-normalised counts in real cells.
 
     Returns
     -------
@@ -282,7 +284,7 @@ def gene_agreement(real: Matrix, generated: Matrix, *, n_top_genes: int = 200) -
     Raises
     ------
     ValueError
-        The arrays do not match, are not finite, or hold negative numbers; no gene has a count in real cells.
+        The arrays do not match, are not finite, or have negative values; no gene has a count in real cells.
 
     Examples
     --------
@@ -319,16 +321,16 @@ def score_generator(
     max_cells: int | None = 2_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Every score of generated counts, as a row of a table: ``pd.DataFrame({name: score_generator(...)}).T``.
+    """Compute all scores of generated counts, a row of ``pd.DataFrame({name: score_generator(...)}).T``.
 
     Parameters
     ----------
     real, generated
-        Counts, (cells, genes) each, not negative. Real cells that the generator was not trained on, for choice.
+        Counts, (cells, genes) each, not negative; preferably real cells that the generator was not trained on.
     seconds
-        How long `generated` took to draw, if that is to be in the table.
+        Time to generate `generated`, in seconds, for ``seconds_per_1000``; None leaves the score out.
     n_components
-        Principal components of log-normalised counts (to the real cells' median total) by which cells are compared.
+        Number of principal components of log-normalised counts (to the real cells' median total) for the distances.
     max_cells, seed
         As in `two_sample_auc`; as many cells of each are compared, and all of them in `gene_agreement`.
 
@@ -337,13 +339,13 @@ def score_generator(
     dict of str to float
         ``auc_log``, ``auc_summaries`` (best 0.5); ``mmd`` (0), ``mmd_p``; ``precision`` and ``coverage`` (high),
         ``spurious`` (0.01); of each of ``log_mean``, ``log_variance``, ``zero_fraction``, ``coexpression`` of
-        `gene_agreement` both ``..._correlation`` (1) and ``..._difference`` (0), which alone sees counts that are too
-        even in every gene; ``seconds_per_1000`` cells, if `seconds` is given.
+        `gene_agreement` both ``..._correlation`` (1) and ``..._difference`` (0); only the difference detects a variance
+        that is too small in every gene; ``seconds_per_1000`` cells, if `seconds` is given.
 
     Raises
     ------
     ValueError
-        The arrays do not match, are not finite, hold negative numbers or fewer than 6 cells; no real cell has counts.
+        The arrays do not match, are not finite, have negative values or fewer than 6 cells; no real cell has counts.
 
     Examples
     --------
@@ -376,14 +378,14 @@ def score_generator(
     return scores if seconds is None else {**scores, "seconds_per_1000": 1000 * seconds / n_generated}
 
 
-# ------------------------------------------------------------------------------------------------------------- the rest
+# -------------------------------------------------------------------------------------------------------------- details
 
 
 def _median_total(counts: csr_array | NDArray) -> float:
-    """Median total over the cells that have counts."""
+    """Compute the median total of cells with counts."""
     totals = np.asarray(counts.sum(1)).ravel()
     if not totals.any():
-        raise ValueError("real holds no counts at all: expected raw counts, such as adata.layers['counts'].")
+        raise ValueError("real has no nonzero counts; expected raw counts, such as adata.layers['counts'].")
     return float(np.median(totals[totals > 0]))
 
 
@@ -391,7 +393,9 @@ def _fitted_pca(x: Any, n_components: int, seed: int) -> PCA:
     spread = x.max(axis=0) - x.min(axis=0)
     spread, largest = spread.toarray() if issparse(spread) else spread, abs(x).max()
     if not (spread > 1e-12 * largest).any():
-        raise ValueError("All cells, real and generated, are the same: there are no principal components.")
+        raise ValueError(
+            "real and generated have identical cells only, without principal components; expected cells that differ."
+        )
     if min(x.shape) > n_components:
         return PCA(n_components, svd_solver="arpack", random_state=seed).fit(x)
     x = x.toarray() if issparse(x) else x
@@ -399,18 +403,18 @@ def _fitted_pca(x: Any, n_components: int, seed: int) -> PCA:
 
 
 def _reduced(seen: Any, unseen: Any, n_components: int, seed: int) -> tuple[NDArray, NDArray]:
-    """Principal components, or standardised features where they are few, as `seen` has them."""
+    """Return principal components, or standardised features if there are few, both fitted to `seen`."""
     if seen.shape[1] > n_components:
         pca = _fitted_pca(seen, n_components, seed)
         return pca.transform(seen), pca.transform(unseen)
     seen, unseen = (x.toarray() if issparse(x) else x for x in (seen, unseen))
     mean, sd = seen.mean(0), seen.std(0)
-    sd[sd <= 1e-12 * np.abs(seen).max(0)] = np.inf  # constant, whatever the rounding
+    sd[sd <= 1e-12 * np.abs(seen).max(0)] = np.inf  # constant up to rounding
     return (seen - mean) / sd, (unseen - mean) / sd
 
 
 def _moments(x: csr_array) -> tuple[NDArray, NDArray, NDArray]:
-    """Mean, variance and share of zeros of each column, from what is stored."""
+    """Compute mean, variance and fraction of zeros of each column from the nonzero entries."""
     n_cells, n_genes = x.shape
     x.eliminate_zeros()
     n_stored = np.bincount(x.indices, minlength=n_genes)
@@ -421,7 +425,7 @@ def _moments(x: csr_array) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def _correlations(x: csr_array) -> NDArray:
-    """Pearson correlations between columns; 0 where a column does not vary."""
+    """Compute Pearson correlations between columns; 0 where a column is constant."""
     mean, variance, _ = _moments(x)
     covariance = ((x.T @ x).toarray() - x.shape[0] * np.outer(mean, mean)) / (x.shape[0] - 1)
     scale = np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0)
@@ -429,7 +433,7 @@ def _correlations(x: csr_array) -> NDArray:
 
 
 def _agreement(a: NDArray, b: NDArray) -> tuple[float, float]:
-    """Pearson correlation and mean absolute difference; nan where there is none."""
+    """Compute Pearson correlation and mean absolute difference; nan where they are undefined."""
     if len(a) == 0:
         return np.nan, np.nan
     varied = all(np.ptp(x) > 1e-12 * np.abs(x).max() for x in (a, b))

@@ -1,8 +1,8 @@
-"""Several embeddings of the same cells side by side: how well each keeps cell types apart and mixes batches.
+"""Comparison of several embeddings of the same cells: separation of cell types and mixing of batches.
 
-Two sets of scores, which never share a column. The package's own needs scikit-learn only. The scIB scores come from
-scib-metrics where that is installed, unchanged, and their columns begin with ``scib_``; so the same column always
-holds the same computation, whatever is installed.
+Two sets of scores have separate columns. The package's own scores need only scikit-learn. The scIB scores come from
+scib-metrics, if installed, unchanged, in columns that begin with ``scib_``. The computation behind a column is
+therefore the same in all installations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BIOLOGY", "MIXING", "compare_embeddings"]
 
-# What the two aggregates are the means of.
+# Scores whose means are the two aggregates, `biology` and `mixing`.
 BIOLOGY = ("knn_accuracy", "silhouette_label", "kmeans_ari", "kmeans_nmi")
 MIXING = ("silhouette_batch", "batch_entropy", "graph_connectivity")
 _SCIB_NAMES = {
@@ -55,7 +55,7 @@ def compare_embeddings(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score embeddings by `sccvae.metrics` and, where it is installed, by scib-metrics.
+    """Score embeddings by `sccvae.metrics` and, if installed, by scib-metrics.
 
     Parameters
     ----------
@@ -64,57 +64,57 @@ def compare_embeddings(
     labels, batches
         Cell type and batch of each cell, (cells,); at least two of each, none missing.
     unintegrated
-        Principal components before any correction, (cells, dimensions), which ``scib_pcr`` compares with; None leaves
-        that score out, of ``scib_mixing`` and ``scib_total``, too.
+        Principal components before any correction, (cells, dimensions), the reference of ``scib_pcr``; None leaves
+        ``scib_pcr`` out, also of ``scib_mixing`` and ``scib_total``.
     scib
-        Whether to call scib-metrics; None does where it is installed.
+        Whether to call scib-metrics; None calls scib-metrics if installed.
     max_cells, seed
-        Score a random sample of so many cells where there are more, the same for all embeddings; its seed, and that of
-        k-means and the bootstrap.
+        Largest number of cells to score; of more cells, a random sample is scored, the same for all embeddings. Seed of
+        the sample, of k-means and of the bootstrap.
 
     Returns
     -------
-    DataFrame, a row for each embedding. ``attrs["implementation"]`` says of each column what computed it. Higher is
-    better everywhere, and 1 is the best where no other unit is given:
+    DataFrame, a row for each embedding. ``attrs["implementation"]`` names the package behind each column. Higher is
+    better in all columns, and 1 is the best value where no other unit is given:
 
     - biology: ``knn_accuracy``, ``silhouette_label``, ``kmeans_ari``, ``kmeans_nmi``; ``biology``, their mean;
-    - batches: ``silhouette_batch``, ``batch_entropy`` (a share of what can be reached), ``graph_connectivity``;
-      ``mixing``, their mean, without ``silhouette_batch`` where no label is found in two batches;
+    - batches: ``silhouette_batch``, ``batch_entropy`` (a fraction of its maximum), ``graph_connectivity``; ``mixing``,
+      their mean, without ``silhouette_batch`` where no label is found in two batches;
     - ``total``: 0.6 biology + 0.4 mixing, the weights of scIB (Luecken et al. 2022,
-      https://doi.org/10.1038/s41592-021-01336-8). It has its weights, not its scores: compare it with ``total`` alone;
+      https://doi.org/10.1038/s41592-021-01336-8). The scores are not those of scIB: compare ``total`` with ``total``
+      only;
     - ``mixing_entropy``, ``mixing_entropy_sd``: `metrics.batch_mixing_entropy`, in nats, of at most log(batches);
-    - ``scib_...``: what ``scib_metrics.benchmark.Benchmarker`` says by default, with ``scib_biology``,
+    - ``scib_...``: results of ``scib_metrics.benchmark.Benchmarker`` with default settings, with ``scib_biology``,
       ``scib_mixing`` and ``scib_total``.
 
     Raises
     ------
     ValueError
-        There is no embedding; there is one label or batch only; or as in `metrics.knn_accuracy`.
+        There is no embedding; there is only one label or batch; or as in `metrics.knn_accuracy`.
     ImportError
         `scib` is True and scib-metrics is not installed.
     """
     max_cells, seed = unless_none(limit, "max_cells", max_cells, least=2), checked_seed(seed, most=SEEDS)
     if not embeddings:
-        raise ValueError("There is no embedding to score: expected at least one, name -> (cells, dimensions).")
+        raise ValueError("embeddings is empty; expected at least one, name -> (cells, dimensions).")
     named: list[Any] = [z for z in embeddings.values() if has_names(z)]
     if any(not same_names(z.index, named[0].index) for z in named):
-        raise ValueError("The embeddings are DataFrames with different indices: give all the same rows in one order.")
-    kinds = in_order_of_cells(named[0] if named else None, {"labels": labels, "batches": batches})
-    kinds = {name: pd.Series(np.asarray(given)) for name, given in kinds.items()}
-    for name, values in kinds.items():
+        raise ValueError("embeddings has DataFrames with different indices; expected the same rows in one order.")
+    groups = in_order_of_cells(named[0] if named else None, {"labels": labels, "batches": batches})
+    groups = {name: pd.Series(np.asarray(given)) for name, given in groups.items()}
+    for name, values in groups.items():
         if values.nunique() < 2:
             raise ValueError(
-                f"{name} holds {values.nunique()} different values: expected at least two, or there is nothing that "
-                "could be kept apart or mixed."
+                f"{name} has {values.nunique()} different values; expected at least two to score separation or mixing."
             )
     scib = _installed() if scib is None else flag("scib", scib)
     if scib and not _installed():
-        raise ImportError("scib=True needs scib-metrics: pip install scib-metrics. scib=False goes without.")
+        raise ImportError("scib=True needs scib-metrics: pip install scib-metrics, or pass scib=False.")
     rows = {}
-    embeddings = {name: np.asarray(z) for name, z in embeddings.items()}  # in order by now
+    embeddings = {name: np.asarray(z) for name, z in embeddings.items()}  # rows were checked to be in one order
     for name, z in embeddings.items():
-        row = embedding_scores(z, **kinds, max_cells=max_cells, seed=seed)
-        entropy = batch_mixing_entropy(z, kinds["batches"], max_cells=max_cells, seed=seed)
+        row = embedding_scores(z, **groups, max_cells=max_cells, seed=seed)
+        entropy = batch_mixing_entropy(z, groups["batches"], max_cells=max_cells, seed=seed)
         rows[name] = row | dict(zip(("mixing_entropy", "mixing_entropy_sd"), entropy, strict=True))
     scores = pd.DataFrame.from_dict(rows, orient="index")
     scores["biology"], scores["mixing"] = (scores[list(of)].mean(axis=1) for of in (BIOLOGY, MIXING))
@@ -123,9 +123,9 @@ def compare_embeddings(
     implementation = dict.fromkeys(own, f"sccvae {__version__}, scikit-learn {version('scikit-learn')}")
     scores = scores[own]
     if scib:
-        referee = _scib_scores(embeddings, kinds["labels"], kinds["batches"], unintegrated, max_cells, seed)
-        implementation |= dict.fromkeys(referee.columns, f"scib-metrics {version('scib-metrics')}")
-        scores = scores.join(referee)
+        scib_scores = _scib_scores(embeddings, groups["labels"], groups["batches"], unintegrated, max_cells, seed)
+        implementation |= dict.fromkeys(scib_scores.columns, f"scib-metrics {version('scib-metrics')}")
+        scores = scores.join(scib_scores)
     scores.attrs["implementation"] = implementation
     return scores.rename_axis("embedding")
 
@@ -146,7 +146,7 @@ def _scib_scores(
     max_cells: int | None,
     seed: int,
 ) -> pd.DataFrame:
-    """What `Benchmarker` says by default, on the same sample of cells as the own scores."""
+    """Return the scores of `Benchmarker` with default settings, on the random sample of the package's own scores."""
     from anndata import AnnData
     from scib_metrics.benchmark import BatchCorrection, Benchmarker
 
@@ -154,7 +154,7 @@ def _scib_scores(
     cells = np.arange(n_cells)
     if max_cells is not None and n_cells > max_cells:
         cells = np.sort(np.random.default_rng(seed).choice(n_cells, size=max_cells, replace=False))
-    arrays = {f"{i}": z for i, z in enumerate(embeddings.values())}  # names may be anything, even "unintegrated"
+    arrays = {f"{i}": z for i, z in enumerate(embeddings.values())}  # numbers, because a name may be "unintegrated"
     arrays |= {} if unintegrated is None else {before: unintegrated}
     obs = pd.DataFrame({"label": labels.astype(str), "batch": batches.astype(str)}).iloc[cells].astype("category")
     obs.index = cells.astype(str)
@@ -165,7 +165,7 @@ def _scib_scores(
         "label",
         [f"{i}" for i in range(len(embeddings))],
         batch_correction_metrics=BatchCorrection(pcr_comparison=unintegrated is not None),
-        # Left None, Benchmarker would run a PCA of slim.X, which there is not.
+        # With None, Benchmarker would run a PCA of slim.X, which does not exist.
         pre_integrated_embedding_obsm_key="0" if unintegrated is None else before,
         progress_bar=False,
     )

@@ -1,4 +1,4 @@
-"""Statistics of arrays, known without a model: numpy in, numpy or pandas out.
+"""Statistics of arrays, independent of any model: numpy in, numpy or pandas out.
 
 May import `validation` and `corruption`.
 """

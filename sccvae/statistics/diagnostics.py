@@ -1,7 +1,7 @@
-"""Diagnostics of a trained model: does it fit, did it train long enough, what does it leave unexplained.
+"""Diagnostics of a trained model: goodness of fit, convergence, batch mixing, unexplained cells.
 
-Arrays in, tables and sentences out; no model is known here. Each check is a number, what is expected of it, and a
-sentence. `predictive_checks` holds the counts against what the model would draw for the same cells.
+Arrays in, tables and sentences out; no function takes a model. Each check has a value, an expected range and a
+sentence. `predictive_checks` compares the counts with the model's posterior predictive distribution.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sccvae.validation.wording import shortened
 ACTIVE = 0.01  # variance of posterior means above which a latent unit is active (Burda et al. 2016, section 5.2)
 UNEXPLAINED = 4.0  # robust standard deviations
 
-# What is expected of each check: (lowest, highest) of the numbers that raise no concern.
+# Expected range of each check, (lowest, highest).
 EXPECTED: dict[str, tuple[float, float]] = {
     "active_units": (2, np.inf),
     "kl_per_cell": (0.5, np.inf),
@@ -28,12 +28,12 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "batches_apart": (0, 0),
     "unexplained_cells": (0, 0.01),
 }
-APART = 0.3  # mixing below which a batch is named
+APART = 0.3  # mixing below which a batch is listed as separate
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
-    """What `SCCVAE.diagnose` found; `pl.diagnostics` draws it.
+    """Result of `SCCVAE.diagnose`; `pl.diagnostics` plots it.
 
     Attributes
     ----------
@@ -42,19 +42,19 @@ class Diagnosis:
     units
         A row per latent unit: ``variance`` of the posterior means, ``kl`` (nats per cell), ``active``.
     genes
-        A row per gene, counts only: ``mean``, ``variance``, ``zeros`` (share of cells) of the data; the same of the
-        model as ``model_mean``, ``model_variance``, ``model_zeros``; ``zeros_low``, ``zeros_high``, its 95 % interval.
+        A row per gene, counts only: ``mean``, ``variance``, ``zeros`` (fraction of cells) of the data; ``model_mean``,
+        ``model_variance``, ``model_zeros`` of the model; ``zeros_low``, ``zeros_high``, the model's 95 % interval.
     ranks
-        (20,) share of counts in each twentieth of their predictive distributions, about 0.05 each where they are
+        (20,) fraction of counts in each twentieth of their predictive distributions, about 0.05 each where the model is
         calibrated; None where the likelihood is not of counts.
     batches
-        A row per batch: ``cells``, ``own`` (mean share of its own among its cells' neighbours), ``random`` (the same if
-        cells were mixed at random), ``mixing`` (1 as random, 0 none).
+        A row per batch: ``cells``, ``own`` (mean fraction of its cells' neighbours from the same batch), ``random``
+        (that fraction under random mixing), ``mixing`` (1 as under random mixing, 0 none).
     cells
-        A row per cell: ``log_size``, ``log_likelihood`` (nats), ``deviation`` (in robust standard deviations from cells
-        of its library size, positive where it is explained worse), ``unexplained``.
+        A row per cell: ``log_size``, ``log_likelihood`` (nats), ``deviation`` (robust standard deviations from cells
+        of similar library size, positive for a worse fit), ``unexplained``.
     history
-        ELBO per epoch and split, as of the model.
+        ELBO per epoch and split: the model's ``history``.
     """
 
     table: pd.DataFrame
@@ -67,17 +67,17 @@ class Diagnosis:
 
     @property
     def sentences(self) -> list[str]:
-        """What was found, a sentence per check."""
+        """Return the findings, a sentence per check."""
         return self.table["sentence"].tolist()
 
     @property
     def warnings(self) -> list[str]:
-        """The sentences of the checks that are not as expected."""
+        """Return the sentences of the checks outside their expected ranges."""
         return self.table.loc[~self.table["ok"], "sentence"].tolist()
 
     @property
     def ok(self) -> bool:
-        """Whether all checks are as expected."""
+        """Return whether all checks are within their expected ranges."""
         return bool(self.table["ok"].all())
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def _number(value: float) -> str:
 
 
 class Check(NamedTuple):
-    """One row of the table."""
+    """One check: a row of `Diagnosis.table`."""
 
     name: str
     value: float
@@ -109,13 +109,13 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the value is as expected."""
+        """Return whether the value is within its expected range."""
         low, high = EXPECTED[self.name]
         return bool(low <= self.value <= high)
 
     @property
     def expected(self) -> str:
-        """The expectation in words."""
+        """Return the expected range in words."""
         low, high = EXPECTED[self.name]
         if low == high:
             return f"{low:g}"
@@ -125,7 +125,7 @@ class Check(NamedTuple):
 
 
 def table_of(checks: list[Check]) -> pd.DataFrame:
-    """A row per check."""
+    """Return a table of the checks, a row per check."""
     rows = [(float(check.value), check.expected, check.ok, check.sentence) for check in checks]
     index = pd.Index([check.name for check in checks], name="check")
     return pd.DataFrame(rows, index=index, columns=["value", "expected", "ok", "sentence"])
@@ -135,7 +135,7 @@ def table_of(checks: list[Check]) -> pd.DataFrame:
 
 
 def latent_units(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
-    """A row per latent unit: variance of the posterior means, KL(q || N(0, 1)) in nats per cell, whether it is active.
+    """Compute variance of the posterior means, KL(q || N(0, 1)) in nats per cell, and activity of each latent unit.
 
     Parameters
     ----------
@@ -150,20 +150,20 @@ def latent_units(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
 
 
 def check_units(units: pd.DataFrame, kl: float) -> list[Check]:
-    """Whether the KL divergence from the prior, in nats per cell, has collapsed."""
+    """Check for posterior collapse; `kl` is the divergence from the prior in nats per cell."""
     active, total = int(units["active"].sum()), len(units)
     if active == 0 or kl < EXPECTED["kl_per_cell"][0]:
         text = (
-            f"The posterior has collapsed: {active} of {total} latent units are active and they hold {kl:.2g} nats per "
-            "cell, so the embedding says nothing about the cells. Train with more steps or a longer kl_warmup; where "
-            "cells differ by chance alone, this is the right answer."
+            f"The posterior has collapsed: {active} of {total} latent units are active, with {kl:.2g} nats per cell. "
+            "The embedding carries no information about the cells. Train with more steps or a longer kl_warmup; where "
+            "cells differ by chance alone, a collapsed posterior is correct."
         )
     elif active < 2:
         text = f"One of {total} latent units is active ({kl:.1f} nats per cell): the embedding is a line."
     else:
-        text = f"{active} of {total} latent units are active; together they hold {kl:.1f} nats per cell."
+        text = f"{active} of {total} latent units are active, with {kl:.1f} nats per cell in total."
         idle = total - active
-        text += f" The {'one' if idle == 1 else idle} left idle cost{'s' if idle == 1 else ''} nothing." if idle else ""
+        text += f" The {idle} inactive unit{'s do' if idle > 1 else ' does'} no harm." if idle else ""
     kl_text = f"The divergence of posterior from prior is {kl:.1f} nats per cell."
     return [Check("active_units", active, text), Check("kl_per_cell", kl, kl_text)]
 
@@ -172,14 +172,14 @@ def check_units(units: pd.DataFrame, kl: float) -> list[Check]:
 
 
 def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Check]:
-    """Whether training stopped too early, and how much better cells seen in training are explained than others.
+    """Check whether training stopped too early, and how far the ELBO of training cells exceeds that of held-out cells.
 
     Parameters
     ----------
     history
         A row per epoch and split, with columns ``epoch``, ``split`` and ``elbo`` (nats per cell).
     thinned
-        Whether the encoder saw training cells in part: their ELBO then tells nothing of what was learnt by heart.
+        Whether the encoder read thinned counts of training cells: their ELBO then does not measure overfitting.
     """
     curves = {split: rows.set_index("epoch")["elbo"] for split, rows in history.groupby("split", sort=False)}
     judged = curves.get("validation", curves["training"])
@@ -193,28 +193,26 @@ def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Chec
     moved = f"{'rose' if gain > 0 else 'fell'} by {abs(gain):.2%} to {last:.1f} nats per cell"
     text = f"Over {span} the {whose} ELBO {moved}: "
     text += (
-        "it was still rising, so train longer (train() goes on from here; the default number of epochs makes 1,200 to "
-        "5,000 steps)."
+        "it was still rising, so train longer (train() continues from here; the default number of epochs takes 1,200 "
+        "to 5,000 steps)."
         if stopped
-        else "training had come to its end."
+        else "training has converged."
     )
     checks = [Check("late_gain", gain, text)]
     if "validation" in curves and not thinned:
         best = judged.idxmax()
         gap = float(curves["training"][best] - judged[best])
-        share = gap / max(abs(float(judged[best])), 1e-9)
+        relative = gap / max(abs(float(judged[best])), 1e-9)
         text = (
             f"In the best epoch, {best}, the ELBO of training cells is {gap:.1f} nats above that of held-out cells "
-            f"({share:.1%}): "
+            f"({relative:.1%}): "
             if gap > 0
-            else f"In the best epoch, {best}, held-out cells are explained no worse than training cells: "
+            else f"In the best epoch, {best}, the ELBO of held-out cells is no lower than that of training cells: "
         )
-        too_wide = share > EXPECTED["held_out_gap"][1]
+        too_wide = relative > EXPECTED["held_out_gap"][1]
         more = "a higher weight_precision or dropout_rate"
-        advice = f"the model learns cells by heart. Take more cells, fewer genes, or {more}."
-        checks.append(
-            Check("held_out_gap", share, text + (advice if too_wide else "what was learnt holds for others."))
-        )
+        advice = f"the model is overfitted. Use more cells, fewer genes, or {more}."
+        checks.append(Check("held_out_gap", relative, text + (advice if too_wide else "the model is not overfitted.")))
     return checks
 
 
@@ -222,7 +220,7 @@ def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Chec
 
 
 def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
-    """Zero fractions, variances and calibration in words."""
+    """Check zero fractions, variances and calibration against the posterior predictive distribution."""
     above, below = genes["zeros"] > genes["zeros_high"], genes["zeros"] < genes["zeros_low"]
     inside = 1 - float((above | below).mean())
     text = f"The zero fraction of {inside:.0%} of the genes lies inside the model's 95% interval"
@@ -236,9 +234,9 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
             "with gene_likelihood='nb'."
         )
     checks = [Check("zeros_inside", inside, text.removesuffix(".") + ".")]
-    told = genes[(genes["mean"] >= min(0.05, genes["mean"].median())) & (genes["variance"] > 0)]
-    if not told.empty:  # else no gene varies
-        ratio = float((told["model_variance"] / told["variance"]).median())
+    varying = genes[(genes["mean"] >= min(0.05, genes["mean"].median())) & (genes["variance"] > 0)]
+    if not varying.empty:
+        ratio = float((varying["model_variance"] / varying["variance"]).median())
         low, high = EXPECTED["variance_ratio"]
         text = f"In the median gene the model's variance over cells is {ratio:.2f} times that of the data"
         text += ": it varies too little, as a Poisson model of overdispersed counts does" if ratio < low else ""
@@ -246,7 +244,7 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
         checks.append(Check("variance_ratio", ratio, text + "."))
     coverage = float(ranks[1:-1].sum())  # without the lowest and the highest twentieth
     low, high = EXPECTED["coverage_90"]
-    text = f"90% prediction intervals hold {coverage:.0%} of the counts"
+    text = f"90% prediction intervals contain {coverage:.0%} of the counts"
     text += ": they are too narrow" if coverage < low else ": they are too wide" if coverage > high else ""
     return [*checks, Check("coverage_90", coverage, text + ".")]
 
@@ -255,7 +253,7 @@ def check_predictive(genes: pd.DataFrame, ranks: np.ndarray) -> list[Check]:
 
 
 def batch_mixing(z: np.ndarray, batches: pd.Series, n_neighbors: int = 50) -> pd.DataFrame:
-    """A row per batch: how much of it lies among cells of others, beside random mixing; see `Diagnosis`.
+    """Compute the mixing of each batch among nearest neighbours, relative to random mixing; see `Diagnosis`.
 
     Parameters
     ----------
@@ -264,7 +262,7 @@ def batch_mixing(z: np.ndarray, batches: pd.Series, n_neighbors: int = 50) -> pd
     batches
         (cells,) batch of each cell.
     n_neighbors
-        Nearest other cells to look at.
+        Number of nearest other cells per cell.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -273,30 +271,33 @@ def batch_mixing(z: np.ndarray, batches: pd.Series, n_neighbors: int = 50) -> pd
     neighbours = NearestNeighbors(n_neighbors=min(n_neighbors, n_cells - 1)).fit(z).kneighbors(return_distance=False)
     own = (codes[neighbours] == codes[:, None]).mean(1)
     size = np.bincount(codes)
-    shares, random = np.bincount(codes, own) / size, (size - 1) / max(n_cells - 1, 1)
-    mixing = (1 - shares) / np.where(random < 1, 1 - random, 1)
+    fractions, random = np.bincount(codes, own) / size, (size - 1) / max(n_cells - 1, 1)
+    mixing = (1 - fractions) / np.where(random < 1, 1 - random, 1)
     names = pd.Index([str(c) for c in categories.categories], name="batch")
-    return pd.DataFrame({"cells": size, "own": shares, "random": random, "mixing": mixing}, index=names)
+    return pd.DataFrame({"cells": size, "own": fractions, "random": random, "mixing": mixing}, index=names)
 
 
 def check_batches(batches: pd.DataFrame, *, known: bool) -> list[Check]:
-    """Which batches stay apart; `known` says whether the model was given them."""
+    """Check for batches that are separate in the embedding.
+
+    `known` is True if the batches are the model's own, from batch_key.
+    """
     apart = batches[batches["mixing"] < APART].sort_values("mixing")
     worst = batches["mixing"].idxmin()
     if apart.empty:
         text = (
-            f"All {len(batches)} batches are mixed: the least, {shortened(worst)!r}, has "
-            f"{batches.loc[worst, 'mixing']:.0%} of the foreign neighbours that random mixing would give."
+            f"All {len(batches)} batches are mixed: the least mixed, {shortened(worst)!r}, has "
+            f"{batches.loc[worst, 'mixing']:.0%} of the neighbours from other batches expected under random mixing."
         )
     else:
         listed = ", ".join(f"{shortened(name)!r} ({row['mixing']:.0%})" for name, row in apart.iloc[:5].iterrows())
         listed += f" and {len(apart) - 5} more" if len(apart) > 5 else ""
         text = (
-            f"{len(apart)} of {len(batches)} batches lie apart, with few of the foreign neighbours that random mixing "
-            f"would give: {listed}. "
+            f"{len(apart)} of {len(batches)} batches are separate in the embedding, with few of the neighbours from "
+            f"other batches expected under random mixing: {listed}. "
         )
         text += (
-            "Look whether they hold other kinds of cells, which should lie apart; if not, train longer."
+            "Check whether they contain other cell types, which should be separate; if not, train longer."
             if known
             else "The model was not given these batches: pass their column as batch_key to remove their effect."
         )
@@ -307,35 +308,35 @@ def check_batches(batches: pd.DataFrame, *, known: bool) -> list[Check]:
 
 
 def unexplained_cells(log_likelihood: np.ndarray, log_size: np.ndarray, names: pd.Index) -> pd.DataFrame:
-    """A row per cell: how much worse its counts are explained than those of cells of its library size.
+    """Compute how far the fit of each cell deviates from that of cells of similar library size.
 
     Parameters
     ----------
     log_likelihood
         (cells,) E_q[log p(x | z, l)], nats.
     log_size
-        (cells,) log total counts; all alike where the data are not counts.
+        (cells,) log total counts; all equal where the data are not counts.
     names
         Names of the cells.
 
     Notes
     -----
-    The larger a cell, the more nats its counts cost. So the cost is followed along the library size (a parabola in
-    logs, fitted again without what lies far off), and deviations from it are measured in robust standard deviations
-    (1.4826 times the median absolute deviation) of the 101 or more cells of most similar library size.
+    The negative log-likelihood grows with the library size. A parabola in logs models this trend; it is fitted again
+    without outliers. Deviations from the trend are measured in robust standard deviations (1.4826 times the median
+    absolute deviation) of the 101 or more cells of most similar library size.
     """
-    cost, size = -np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_size, dtype=np.float64)
-    cost = np.log(cost) if (cost > 0).all() else cost
+    loss, size = -np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_size, dtype=np.float64)
+    loss = np.log(loss) if (loss > 0).all() else loss
     size = size - size.mean()
     degree = min(2, len(np.unique(size)) - 1)
-    keep = np.ones(len(cost), dtype=bool)
+    keep = np.ones(len(loss), dtype=bool)
     for _ in range(3):
-        rest = cost - np.polyval(np.polyfit(size[keep], cost[keep], degree), size)
+        rest = loss - np.polyval(np.polyfit(size[keep], loss[keep], degree), size)
         rest = rest - np.median(rest)
         keep = np.abs(rest) <= 4 * 1.4826 * np.median(np.abs(rest)) + 1e-12
     order = np.argsort(size, kind="stable")
     spread = np.empty_like(rest)
-    spread[order] = _running_median(np.abs(rest[order]), max(101, len(cost) // 20))
+    spread[order] = _running_median(np.abs(rest[order]), max(101, len(loss) // 20))
     deviation = rest / np.maximum(1.4826 * spread, 1e-9)
     return pd.DataFrame(
         {
@@ -349,27 +350,27 @@ def unexplained_cells(log_likelihood: np.ndarray, log_size: np.ndarray, names: p
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Median of the `width` values around each, of as many at the ends."""
+    """Compute the median of the `width` values around each value; windows at the ends are shifted inwards."""
     width = min(width | 1, len(values))
     middle = pd.Series(values).rolling(width).median().to_numpy()[width - 1 :]
     return middle[np.clip(np.arange(len(values)) - width // 2, 0, len(middle) - 1)]
 
 
 def check_cells(cells: pd.DataFrame) -> list[Check]:
-    """Which cells the model does not explain."""
+    """Check for cells with a much worse fit than cells of similar library size."""
     worst = cells[cells["unexplained"]].sort_values("deviation", ascending=False)
-    share = len(worst) / len(cells)
+    fraction = len(worst) / len(cells)
     if worst.empty:
-        text = "No cell is explained much worse than others of its library size."
+        text = "No cell has a much worse fit than others of similar library size."
     else:
         listed = ", ".join(repr(shortened(name)) for name in worst.index[:5]) + (
             f" and {len(worst) - 5:,} more" if len(worst) > 5 else ""
         )
         text = (
-            f"{len(worst):,} of {len(cells):,} cells ({share:.1%}) are explained much worse than others of their "
-            f"library size, worst first: {listed}. Look whether they are doublets, dying cells or a kind that is rare."
+            f"{len(worst):,} of {len(cells):,} cells ({fraction:.1%}) have a much worse fit than others of similar "
+            f"library size, worst first: {listed}. Check whether they are doublets, dying cells or a rare cell type."
         )
-    return [Check("unexplained_cells", share, text)]
+    return [Check("unexplained_cells", fraction, text)]
 
 
 # ---------------------------------------------------------------------------------------------------------- altogether
@@ -391,9 +392,10 @@ def diagnosis(
     history: pd.DataFrame,
     thinned: bool = False,
 ) -> Diagnosis:
-    """All checks that apply; parameters as of the functions above, `genes` and `ranks` of `predictive_check`.
+    """Run all checks that apply, and return a `Diagnosis`.
 
-    `kl`, (cells,), is the divergence of each cell's posterior from the prior of z.
+    Parameters are those of the functions above; `genes` and `ranks` come from `predictive_check`. `kl`, (cells,), is
+    the divergence of each cell's posterior from the prior of z.
     """
     units, cells = latent_units(mean, variance), unexplained_cells(log_likelihood, log_size, names)
     checks = [*check_units(units, float(np.mean(kl))), *check_training(history, thinned=thinned)]

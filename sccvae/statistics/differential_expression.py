@@ -1,21 +1,22 @@
 """Bayesian differential expression: from posterior samples of two groups' mean expression to a table of genes.
 
-Arrays in, tables out; no model is known here. For groups A and B and gene g (Boyeau et al. 2019,
+Arrays in, tables out; no function takes a model. For groups A and B and gene g (Boyeau et al. 2019,
 https://doi.org/10.1101/794289; Boyeau et al. 2023, https://doi.org/10.1073/pnas.2209124120):
 
     h_A     mean normalised expression of the cells of A, both groups decoded in the same batches
     LFC   = log2(h_A + eps) - log2(h_B + eps)
-    change: proba_de = P(|LFC| > delta, and LFC more than delta from where most genes lie);  vanilla: P(h_A > h_B)
+    change: proba_de = P(|LFC| > delta, and LFC more than delta from the centre of most genes);  vanilla: P(h_A > h_B)
     called: as many genes, most probable first, as keep the mean of 1 - proba_de at the false discovery rate
 
-Groups are compared by their means, not by random pairs of cells, whose differences are mostly those within a group.
-Three things then keep the probabilities honest:
+Groups are compared by their means. Differences of random pairs of cells would mostly be differences within a group.
+Three corrections calibrate the probabilities:
 
-1. A decoder's weights are estimates, which the posterior of z does not tell. So the counts of each group and batch are
-   held against those that the decoder expects there, and the means carry the counts' own noise (`count_evidence`).
-2. Where group and batch go together, what separates groups may be what is left of the batch effect. That is a random
-   effect of each batch here; only comparisons within batches are free of it.
-3. Most genes change little. How many do and by how much is fitted to all genes (`fit_prior`), as in adaptive shrinkage
+1. The decoder's parameters are estimates, and the posterior of z does not include their uncertainty. The counts of
+   each group and batch are compared with the decoder's expectation, and the means carry the noise of the counts
+   (`count_evidence`).
+2. Where group and batch are confounded, a residual batch effect may separate the groups. Each batch therefore has a
+   random effect; only comparisons within batches are free of this effect.
+3. Most genes change little. The distribution of changes is fitted to all genes (`fit_prior`), as in adaptive shrinkage
    (Stephens 2017, https://doi.org/10.1093/biostatistics/kxw041).
 """
 
@@ -32,9 +33,9 @@ from sccvae.validation.cells import numbers_of_cells
 from sccvae.validation.names import distinct_texts, known_as
 
 Mode = Literal["change", "vanilla"]
-TRUST = 10.0  # counts' worth of trust in the decoder: a gene with fewer keeps the decoder's mean
-BATCH_SD = 0.3  # log units of expression: batch effects that the decoder may have left
-SMALLEST_DELTA = 0.1  # log2 units: below it no change is worth a name
+TRUST = 10.0  # prior counts of the decoder's mean: a gene with fewer counts mostly keeps the decoder's mean
+BATCH_SD = 0.3  # log units of expression: standard deviation of residual batch effects
+SMALLEST_DELTA = 0.1  # log2 units: smaller changes are not reported
 
 
 # ------------------------------------------------------------------------------------------------------------- groups
@@ -42,7 +43,7 @@ SMALLEST_DELTA = 0.1  # log2 units: below it no change is worth a name
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a comparison; see `SCCVAE.differential_expression`."""
+    """Options of a comparison; see `SCCVAE.differential_expression`."""
 
     mode: Mode
     delta: float | None
@@ -55,13 +56,13 @@ class Options:
         for name, unit in (("delta", "a log2 fold change"), ("pseudocount", "an expression")):
             expected = f"{unit} of 0 or more, or None to take it from the data"
             unless_none(finite, name, getattr(self, name), expected, least=0)
-        finite("fdr_target", self.fdr_target, "a share in (0, 1), such as 0.05", above=0, below=1)
+        finite("fdr_target", self.fdr_target, "a fraction in (0, 1), such as 0.05", above=0, below=1)
 
 
 class Design(NamedTuple):
-    """Which cells form which group, and which groups are compared."""
+    """Cells of each group, and the pairs of groups to compare."""
 
-    names: tuple[str, ...]  # of the groups; empty where cells were given by number
+    names: tuple[str, ...]  # of the groups; empty for groups from idx1 and idx2
     cells: list[np.ndarray]  # numbers of the cells of each group, sorted
     pairs: list[tuple[int, int | None]]  # positions of the groups compared; None stands for all other groups
 
@@ -69,21 +70,24 @@ class Design(NamedTuple):
 def design_of(
     labels: Any, group1: Any, group2: Any, idx1: Any, idx2: Any, n_cells: int, names: pd.Index | None = None
 ) -> Design:
-    """The groups, given in one way: by label (`by_label`) or by cells (`by_cells`)."""
+    """Return the groups, from labels (`by_label`) or from cells (`by_cells`)."""
     if labels is not None:
         if idx1 is not None or idx2 is not None:
-            raise ValueError("groupby and idx1 or idx2 both choose the cells; pass one or the other.")
+            raise ValueError("groupby and idx1 or idx2 both select the cells; pass either groupby, or idx1 and idx2.")
         return by_label(labels, group1, group2)
     if group1 is not None or group2 is not None:
-        raise ValueError("group1 and group2 name groups of groupby, which is missing: pass a column of adata.obs.")
+        raise ValueError("group1 and group2 need groupby, which is None; pass groupby, a column of adata.obs.")
     if idx1 is None:
-        found = "neither" if idx2 is None else "idx2 alone"
-        raise ValueError(f"Which cells are compared? Pass groupby, a column of adata.obs, or idx1; found {found}.")
+        found = "all None" if idx2 is None else "None except idx2"
+        raise ValueError(
+            f"groupby, idx1 and idx2 are {found}; expected cells to compare: pass groupby, a column of adata.obs, or "
+            "idx1."
+        )
     return by_cells(idx1, idx2, n_cells, names)
 
 
 def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None) -> Design:
-    """Groups of cells with the same label.
+    """Return groups of cells with the same label.
 
     Parameters
     ----------
@@ -92,12 +96,13 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     group1
         Label or labels to compare; None takes all.
     group2
-        Label to compare them with; None, or "Rest" where that is no label, compares each with all other cells.
+        Label of the reference group. None compares each group with all other cells; so does "Rest", unless "Rest" is
+        itself a label.
     """
     categorical = pd.Categorical(labels).remove_unused_categories()
     names = distinct_texts(categorical.categories, "groupby")
     if len(names) < 2:
-        raise ValueError(f"All cells are in one group, {names[0]!r}; at least two groups are needed.")
+        raise ValueError(f"groupby has one group, {names[0]!r}; expected at least two groups of cells.")
     asked: Any = names if group1 is None else (group1,) if np.isscalar(group1) else group1
     chosen = [known_as(name, names) or str(name) for name in asked]
     second = None if group2 is None else known_as(group2, names) or str(group2)
@@ -112,9 +117,9 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
     if second is not None and group1 is None:
         chosen = [name for name in names if name != second]
     if not chosen:
-        raise ValueError("The list group1 is empty; name a group, or pass None for all.")
+        raise ValueError("group1 is an empty list; expected at least one group, or None for all groups.")
     if second in chosen:
-        raise ValueError(f"group1 and group2 are both {second!r}; compare two different groups.")
+        raise ValueError(f"group1 and group2 are both {second!r}; expected two different groups.")
     needed = names if second is None else (*dict.fromkeys(chosen), second)
     cells = [np.flatnonzero(categorical.codes == names.index(name)) for name in needed]
     other = None if second is None else needed.index(second)
@@ -122,7 +127,7 @@ def by_label(labels: Any, group1: str | Sequence[str] | None, group2: str | None
 
 
 def all_others(names: Sequence[str]) -> str:
-    """What all other cells are called beside groups of these names: as in scvi-tools, unless a group is called so."""
+    """Return the name of the group of all other cells: "Rest" as in scvi-tools, unless another group has that name."""
     known, name = {str(name).lower() for name in names}, "Rest"
     while name.lower() in known:
         name = f"{name} (all other cells)"
@@ -130,44 +135,47 @@ def all_others(names: Sequence[str]) -> str:
 
 
 def by_cells(idx1: Any, idx2: Any, n_cells: int, names: pd.Index | None = None) -> Design:
-    """Two groups given as `numbers_of_cells` takes them; None as `idx2` takes all other cells."""
+    """Return two groups of cells, given in the forms of `numbers_of_cells`; for idx2=None the second is the rest."""
     chosen = [
         None if index is None else np.unique(numbers_of_cells(index, what, n_cells, names))
         for what, index in (("idx1", idx1), ("idx2", idx2))
     ]
     for what, numbers in zip(("idx1", "idx2"), chosen, strict=True):
         if numbers is not None and len(numbers) == 0:
-            raise ValueError(f"{what} holds no cells; a group needs at least one.")
+            raise ValueError(f"{what} contains no cells; expected at least one.")
     first, second = chosen
     assert first is not None
     second = np.setdiff1d(np.arange(n_cells), first) if second is None else second
     if len(second) == 0:
-        raise ValueError("idx1 holds all cells, so none are left to compare them with.")
+        raise ValueError(f"idx1 contains all {n_cells} cells; expected fewer, so that a second group remains.")
     if np.array_equal(first, second):
-        raise ValueError(f"idx1 and idx2 hold the same {len(first)} cells; compare two different groups.")
+        raise ValueError(f"idx1 and idx2 contain the same {len(first)} cells; expected two different groups.")
     both = np.intersect1d(first, second)
     if len(both):
-        raise ValueError(f"idx1 and idx2 share {len(both)} cells, such as number {both[0]}; take them out of one.")
+        raise ValueError(
+            f"idx1 and idx2 share {len(both)} cells, such as number {both[0]}; expected disjoint groups: remove them "
+            "from one."
+        )
     return Design((), [first, second], [(0, 1)])
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is known of the expression of a group of cells.
+    """Expression of a group of cells: posterior samples of the mean, observed and expected counts.
 
     Attributes
     ----------
     n_cells
-        Cells in the group.
+        Number of cells in the group.
     samples
-        (draws, genes) posterior draws of the mean normalised expression over its cells.
+        (samples, genes) posterior samples of the mean normalised expression over the group's cells.
     observed, expected
-        (batches, genes) counts of its cells in each batch, and what the decoder expects there, both weighted by the
-        precision of a count: mean over variance.
+        (batches, genes) counts of the group's cells in each batch, and the decoder's expectation of them, both weighted
+        by the precision of a count: mean over variance.
     library
-        Sum of the library sizes of all its cells, in counts.
+        Sum of the library sizes of all cells of the group, in counts.
     raw, detected
-        (genes,) sum of its counts; number of its cells with a count.
+        (genes,) sum of the group's counts; number of cells with a nonzero count.
     """
 
     n_cells: int
@@ -180,11 +188,11 @@ class Group:
 
     @classmethod
     def union(cls, groups: Iterable["Group"]) -> "Group":
-        """The cells of all groups as one."""
+        """Return the union of groups."""
         return _combine([(group, 1) for group in groups])
 
     def without(self, part: "Group") -> "Group":
-        """A union's cells less those of one of its groups."""
+        """Return this union of groups without one of them."""
         return _combine([(self, 1), (part, -1)])
 
 
@@ -204,10 +212,10 @@ def _combine(groups: list[tuple[Group, int]]) -> Group:
 
 
 def pseudocount(group1: Group, group2: Group) -> float:
-    """Expression that cannot be told from none: eps, added to both means before their ratio is taken.
+    """Return eps, the pseudocount added to both means before their ratio: expression indistinguishable from none.
 
-    The larger of one count in the smaller of the groups, and what the model gives to 9 of 10 genes without any count
-    in a group. So a gene that is hardly expressed in both has no large fold change.
+    eps is the larger of one count in the smaller group, and the 90 % quantile of the decoded mean among genes without
+    any count in a group. A gene with almost no expression in both groups therefore has no large fold change.
     """
     levels = [1 / max(group.library, 1.0) for group in (group1, group2)]
     for group in (group1, group2):
@@ -218,17 +226,17 @@ def pseudocount(group1: Group, group2: Group) -> float:
 
 
 def count_evidence(group1: Group, group2: Group, *, trust: float = TRUST, batch_sd: float = BATCH_SD) -> np.ndarray:
-    """What the counts say of the decoder's means: corrections and their (co)variances.
+    """Estimate corrections of the decoder's means from the counts, with their (co)variances.
 
-    In batch b and group k, with O observed and E expected (weighted) counts, the log of the true over the decoded mean
-    is a_k + u_b, where u_b ~ N(0, batch_sd^2) is a batch effect that the decoder left; O - E has mean E (a_k + u_b)
-    and variance E to first order. Generalised least squares give a_1, a_2: within batches as far as the groups meet
-    there, between them at the price of `batch_sd`.
+    In batch b and group k, the log of the true over the decoded mean is a_k + u_b, where u_b ~ N(0, batch_sd^2) is a
+    residual batch effect. With O observed and E expected (weighted) counts, O - E has mean E (a_k + u_b) and variance E
+    to first order. Generalised least squares give a_1, a_2. Batches with cells of both groups compare them directly;
+    comparisons between batches carry the additional variance `batch_sd`^2.
 
     Returns
     -------
     (5, genes) in log units: a_1 and a_2, shrunken towards 0 by `trust` counts; variance of a_1, of a_2, their
-    covariance, not shrunken: the decoder's means come from the same counts, and are no surer.
+    covariance. The variances are not shrunken: the decoder's means come from the same counts, and are no more precise.
     """
     t = batch_sd**2
     precision = np.zeros((3, group1.expected.shape[1]))  # of a_1, of a_2, minus the entry between them
@@ -241,7 +249,7 @@ def count_evidence(group1: Group, group2: Group, *, trust: float = TRUST, batch_
     own1, own2, between = precision[0] + trust, precision[1] + trust, precision[2]
     shift = np.stack([own2 * score[0] + between * score[1], between * score[0] + own1 * score[1]])
     shift /= own1 * own2 - between**2
-    own1, own2 = precision[0] + 0.5, precision[1] + 0.5  # half a count: finite where there is none
+    own1, own2 = precision[0] + 0.5, precision[1] + 0.5  # half a count keeps it finite where there are no counts
     covariance = np.stack([own2, own1, between]) / (own1 * own2 - between**2)
     return np.concatenate([np.clip(shift, -3, 3), covariance])
 
@@ -249,7 +257,7 @@ def count_evidence(group1: Group, group2: Group, *, trust: float = TRUST, batch_
 def with_counts(
     group1: Group, group2: Group, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Posterior draws of both means after their counts were seen, (draws, genes) each, and both means, (genes,)."""
+    """Return posterior samples of both means given the counts, (samples, genes) each, and both means, (genes,)."""
     shift1, shift2, variance1, variance2, covariance = count_evidence(group1, group2)
     noise1, noise2 = rng.standard_normal((2, *group1.samples.shape))
     sd1 = np.sqrt(variance1)
@@ -261,7 +269,7 @@ def with_counts(
 
 
 def log_fold_changes(samples1: np.ndarray, samples2: np.ndarray, eps: float) -> np.ndarray:
-    """log2((h_1 + eps) / (h_2 + eps)) of (draws, genes) samples."""
+    """Compute log2((h_1 + eps) / (h_2 + eps)) of (samples, genes) posterior samples."""
     tiny = np.finfo(np.float64).tiny
     return np.log2(np.maximum(samples1 + eps, tiny)) - np.log2(np.maximum(samples2 + eps, tiny))
 
@@ -270,7 +278,7 @@ def log_fold_changes(samples1: np.ndarray, samples2: np.ndarray, eps: float) -> 
 
 
 class Prior(NamedTuple):
-    """Of the log fold changes of all genes: a mixture of normals about one centre."""
+    """Prior of the log fold changes of all genes: a mixture of normals about one centre."""
 
     centre: float
     weights: np.ndarray  # (components,)
@@ -278,11 +286,11 @@ class Prior(NamedTuple):
 
 
 def fit_prior(mean: np.ndarray, sd: np.ndarray, *, n_scales: int = 12, n_steps: int = 100) -> Prior:
-    """Prior of the log fold changes from their estimates, (genes,) with standard errors (genes,), by EM.
+    """Fit the prior of the log fold changes by EM to their estimates, (genes,), with standard errors (genes,).
 
-    The centre is where most genes lie: it is not 0 where some genes take up so much of the counts that the share of
-    all others falls. Ten genes' worth of prior hold it near 0, so that few genes do not choose it. Of more than 5,000
-    genes, evenly spaced ones are taken, which tell it as well.
+    The centre is the location of most genes. It differs from 0 where few genes take up so many counts that the fraction
+    of all others falls. A prior with the weight of ten genes keeps the centre near 0, so that few genes do not
+    determine it. Of more than 5,000 genes, an evenly spaced subset is used, which is as accurate.
     """
     every = -(-len(mean) // 5000)
     mean, sd = mean[::every], sd[::every]
@@ -290,69 +298,72 @@ def fit_prior(mean: np.ndarray, sd: np.ndarray, *, n_scales: int = 12, n_steps: 
     scales = np.concatenate([[0.0], np.geomspace(0.05, max(2 * np.abs(mean - centre).max(), 0.1), n_scales)])
     weights, precision = np.full(len(scales), 1 / len(scales)), 1 / (sd[:, None] ** 2 + scales**2)  # (genes, scales)
     for _ in range(n_steps):
-        share = _shares(mean, Prior(centre, weights, scales), precision)
-        before, weights = weights, share.mean(0)
-        pull = (share * precision).sum(1)
+        responsibility = _responsibilities(mean, Prior(centre, weights, scales), precision)
+        before, weights = weights, responsibility.mean(0)
+        pull = (responsibility * precision).sum(1)
         centre = float(pull @ mean / (pull.sum() + 10 * pull.mean()))
         if np.abs(weights - before).max() < 1e-3:
             break
     return Prior(centre, weights, scales)
 
 
-def _shares(mean: np.ndarray, prior: Prior, precision: np.ndarray) -> np.ndarray:
-    """(genes, scales) posterior probability that a gene comes from a component; precision of the estimates from it."""
-    share = (-0.5 * (mean - prior.centre) ** 2)[:, None] * precision
-    np.exp(share - share.max(1, keepdims=True), out=share)
-    share *= np.sqrt(precision) * prior.weights
-    return share / np.maximum(share.sum(1, keepdims=True), 1e-300)
+def _responsibilities(mean: np.ndarray, prior: Prior, precision: np.ndarray) -> np.ndarray:
+    """Compute the posterior probability of each mixture component, (genes, scales).
+
+    `precision`, (genes, scales), is that of an estimate under each component.
+    """
+    result = (-0.5 * (mean - prior.centre) ** 2)[:, None] * precision
+    np.exp(result - result.max(1, keepdims=True), out=result)
+    result *= np.sqrt(precision) * prior.weights
+    return result / np.maximum(result.sum(1, keepdims=True), 1e-300)
 
 
 def probability_of_change(
     mean: np.ndarray, sd: np.ndarray, delta: float, prior: Prior
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(genes,) probability that a gene has changed, and that it has not, under estimates with normal errors.
+    """Compute the probabilities that a gene has changed and has not, (genes,), for estimates with normal errors.
 
-    Unchanged is what lies within `delta` of 0, of the prior's centre, or between them: where few genes take up many
-    counts, the shares of all others fall, and a gene that only follows most others has not changed. The second
-    probability is not taken from the first, so that it is exact where it is small.
+    A gene is unchanged within `delta` of 0, of the prior's centre, or between 0 and the centre: where few genes take
+    up many counts, the fractions of all others fall, and a gene that follows most others has not changed. The second
+    probability is computed separately from the first, so that small values are exact.
     """
     precision = 1 / (sd[:, None] ** 2 + prior.scales**2)
-    share = _shares(mean, prior, precision)
+    responsibility = _responsibilities(mean, prior, precision)
     weight = prior.scales**2 * precision  # of the estimate, against the centre
     centre = prior.centre + weight * (mean[:, None] - prior.centre)
     spread = np.maximum(np.sqrt(weight) * sd[:, None], 1e-9)
     above = (centre - max(0.0, prior.centre) - delta) / spread
     below = (min(0.0, prior.centre) - delta - centre) / spread
-    change = (share * (ndtr(above) + ndtr(below))).sum(1)
+    change = (responsibility * (ndtr(above) + ndtr(below))).sum(1)
     inside = np.maximum(ndtr(-np.maximum(above, below)) - ndtr(np.minimum(above, below)), 0)
-    return change, (share * inside).sum(1)
+    return change, (responsibility * inside).sum(1)
 
 
 def fit_delta(mean: np.ndarray) -> float:
-    """Threshold from (genes,) estimates of the log fold change: where a gene is as likely to have changed as not.
+    """Estimate the threshold at which a gene is as likely to have changed as not, from (genes,) log fold changes.
 
-    Two normals about the median, one narrow and one wide, are fitted by EM; delta is the distance at which both are as
-    likely, at least `SMALLEST_DELTA`.
+    Two normals about the median, one narrow and one wide, are fitted by EM. delta is the distance at which both are
+    equally likely, at least `SMALLEST_DELTA`.
     """
     x = np.abs(mean - np.median(mean))
-    narrow, wide, share = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
+    narrow, wide, fraction = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
     for _ in range(500):
         ratio = np.exp(np.clip(0.5 * x**2 * (1 / narrow**2 - 1 / wide**2), 0, 700))
-        from_wide = 1 / (1 + (1 - share) * wide / (share * narrow * ratio))
-        share = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
+        from_wide = 1 / (1 + (1 - fraction) * wide / (fraction * narrow * ratio))
+        fraction = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
         narrow = max(float(np.sqrt(np.average(x**2, weights=1 - from_wide + 1e-12))), 1e-3)
         wide = max(float(np.sqrt(np.average(x**2, weights=from_wide + 1e-12))), 2 * narrow)
-    odds = (1 - share) * wide / (share * narrow)
+    odds = (1 - fraction) * wide / (fraction * narrow)
     return max(SMALLEST_DELTA, float(np.sqrt(max(2 * np.log(odds), 0) / (1 / narrow**2 - 1 / wide**2))))
 
 
 def expected_fdr(error: np.ndarray) -> np.ndarray:
-    """(genes,) expected share of false discoveries if a gene and all surer ones are called.
+    """Compute the expected fraction of false discoveries if a gene and all more probable ones are called, (genes,).
 
     Parameters
     ----------
     error
-        (genes,) posterior probability that calling the gene is wrong, 1 - proba_de. Equal genes are called together.
+        (genes,) posterior probability that calling the gene is wrong, 1 - proba_de. Ties are called together.
     """
     order = np.argsort(error, kind="stable")
     ranked = error[order]
@@ -367,7 +378,7 @@ def expected_fdr(error: np.ndarray) -> np.ndarray:
 
 
 def describe_samples(lfc: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of the table that describe (draws, genes) samples of the log fold change."""
+    """Return the columns that summarise (samples, genes) posterior samples of the log fold change."""
     return {
         "lfc_mean": lfc.mean(0),
         "lfc_median": np.median(lfc, axis=0),
@@ -378,10 +389,10 @@ def describe_samples(lfc: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def change(lfc: np.ndarray, delta: float | None) -> dict[str, np.ndarray]:
-    """Columns `proba_de`, `proba_not_de`, `bayes_factor`, `delta` from (draws, genes) samples of the log fold change.
+    """Return columns `proba_de`, `proba_not_de`, `bayes_factor`, `delta` from (samples, genes) log fold changes.
 
-    `bayes_factor` is the log odds of `proba_de`. The samples count by their mean and standard
-    deviation, and not by how many exceed delta: none would tell two sure genes apart.
+    `bayes_factor` is the log odds of `proba_de`. The probabilities use mean and standard deviation of the samples, not
+    the fraction above delta, which would be 1 for all genes with strong evidence.
     """
     mean, sd = lfc.mean(0), np.maximum(lfc.std(0), 1e-3)
     prior = fit_prior(mean, sd)
@@ -397,13 +408,13 @@ def change(lfc: np.ndarray, delta: float | None) -> dict[str, np.ndarray]:
 
 
 def vanilla(lfc: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns `proba_m1` = P(h_1 > h_2), `proba_m2` = P(h_1 <= h_2), and the log of their ratio, `bayes_factor`."""
+    """Return columns `proba_m1` = P(h_1 > h_2), `proba_m2` = P(h_1 <= h_2), and their log ratio `bayes_factor`."""
     z = lfc.mean(0) / np.maximum(lfc.std(0), 1e-3)
     return {"proba_m1": ndtr(z), "proba_m2": ndtr(-z), "bayes_factor": log_ndtr(z) - log_ndtr(-z)}
 
 
 def compare(group1: Group, group2: Group, genes: pd.Index, options: Options, rng: np.random.Generator) -> pd.DataFrame:
-    """One row per gene, sorted by evidence; columns as in `SCCVAE.differential_expression`."""
+    """Compare two groups: one row per gene, sorted by evidence; columns as in `SCCVAE.differential_expression`."""
     samples1, samples2, scale1, scale2 = with_counts(group1, group2, rng)
     eps = pseudocount(group1, group2) if options.pseudocount is None else options.pseudocount
     lfc = log_fold_changes(samples1, samples2, eps)
@@ -423,7 +434,7 @@ def compare(group1: Group, group2: Group, genes: pd.Index, options: Options, rng
 
 
 def tables(groups: list[Group], design: Design, genes: pd.Index, options: Options, *, seed: int) -> pd.DataFrame:
-    """The comparisons of a design, one below the other; with names of groups, columns that say which is which."""
+    """Return all comparisons of a design in one table; named groups add columns comparison, group1 and group2."""
     whole = Group.union(groups) if any(second is None for _, second in design.pairs) else None
     parts, others = [], all_others(design.names)
     for first, second in design.pairs:

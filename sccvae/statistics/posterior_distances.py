@@ -1,17 +1,17 @@
-r"""How far apart cells are: distances between their posteriors q(z|x), neighbours, hierarchical clusters.
+r"""Distances between posteriors q(z|x) of cells: nearest neighbours, distance matrices, hierarchical clusters.
 
 Arrays in, arrays out. A cell is the Gaussian :math:`\mathcal N(m, \mathrm{diag}\, v)`, `mean` and `variance` (cells,
 dimensions) each. Distances between two cells are
 
-- ``euclidean``: :math:`|m_1 - m_2|`, what `scanpy.pp.neighbors` takes; the variance is not used;
+- ``euclidean``: :math:`|m_1 - m_2|`, as in `scanpy.pp.neighbors`; the variance is not used;
 - ``wasserstein``: :math:`W_2 = \sqrt{|m_1 - m_2|^2 + |\sqrt{v_1} - \sqrt{v_2}|^2}`,
   the 2-Wasserstein distance (Givens & Shortt 1984; for diagonal covariances, where it is the Euclidean distance
   between the points :math:`(m, \sqrt v)`);
 - ``symmetric_kl``: :math:`\sqrt J`, :math:`J = \mathrm{KL}(q_1|q_2) + \mathrm{KL}(q_2|q_1)` in nats
-  (Jeffreys 1946). The root, because J grows like a squared distance: between posteriors of one
-  variance it is :math:`|m_1 - m_2|^2 / v`.
+  (Jeffreys 1946). The square root is taken because J grows like a squared distance: between posteriors of equal
+  variance, J is :math:`|m_1 - m_2|^2 / v`.
 
-Distances are exact, computed in float64 a block of rows at a time: memory is bounded by `BLOCK_BYTES` and the result.
+Distances are exact, computed in float64 in blocks of rows: memory is bounded by `BLOCK_BYTES` and the result.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BLOCK_BYTES = 64 * 2**20
 def neighbours(
     mean: np.ndarray, variance: np.ndarray | None, n_neighbors: int, *, metric: Metric = "wasserstein"
 ) -> sp.csr_matrix:
-    """Distances of each cell to its nearest others, nearest first.
+    """Compute the distances from each cell to its nearest neighbours, nearest first.
 
     Parameters
     ----------
     mean, variance
         Of q(z|x), (cells, dimensions) each; `variance` may be None for ``metric="euclidean"``.
     n_neighbors
-        Others for each cell.
+        Number of neighbours per cell, without the cell itself.
 
     Returns
     -------
@@ -49,14 +49,13 @@ def neighbours(
     Raises
     ------
     ValueError
-        Shapes or numbers that are no posterior; more neighbours than other cells; an unknown metric.
+        Invalid shapes or values of the posterior; more neighbours than other cells; an unknown metric.
     """
     mean, variance = _checked(mean, variance, metric)
     n_cells = len(mean)
     if not 1 <= (n_neighbors := whole("n_neighbors", n_neighbors)) < n_cells:
         raise ValueError(
-            f"n_neighbors={n_neighbors} neighbours of each cell among {n_cells} cells: expected at least 1 and fewer "
-            "than cells."
+            f"n_neighbors is {n_neighbors} for {n_cells} cells; expected at least 1 and fewer than the number of cells."
         )
     if metric == "symmetric_kl":
         nearest, distances = np.empty((n_cells, n_neighbors), dtype=np.int64), np.empty((n_cells, n_neighbors))
@@ -78,7 +77,7 @@ def neighbours(
 def blocks(
     mean: np.ndarray, variance: np.ndarray | None, *, metric: Metric = "wasserstein"
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, distances of these cells to all, (rows, cells) float64), in order."""
+    """Yield (rows, distances of these cells to all cells, (rows, cells) float64), in order."""
     mean, variance = _checked(mean, variance, metric)
     n_cells = len(mean)
     step = max(1, BLOCK_BYTES // (8 * n_cells))
@@ -94,7 +93,7 @@ def blocks(
             rows = slice(start, min(start + step, n_cells))
             twice = left[rows] @ right + own[rows, None] + own
             here = np.arange(rows.start, rows.stop)
-            twice[here - start, here] = 0  # but for rounding
+            twice[here - start, here] = 0  # exactly; rounding would leave a small value
             yield rows, np.sqrt(np.maximum(twice, 0, out=twice) / 2)
     else:
         from scipy.spatial.distance import cdist
@@ -106,7 +105,7 @@ def blocks(
 
 
 def matrix(mean: np.ndarray, variance: np.ndarray | None, *, metric: Metric = "wasserstein") -> np.ndarray:
-    """Distances between all pairs of cells, (cells, cells) float32."""
+    """Compute the distances between all pairs of cells, (cells, cells) float32."""
     result = np.empty((len(mean), len(mean)), dtype=np.float32)
     for rows, block in blocks(mean, variance, metric=metric):
         result[rows] = block
@@ -117,24 +116,25 @@ def matrix(mean: np.ndarray, variance: np.ndarray | None, *, metric: Metric = "w
 
 
 def group_distances(distances: np.ndarray, codes: np.ndarray, *, method: Linkage = "average") -> np.ndarray:
-    r"""Distances between groups of cells, (groups, groups).
+    r"""Compute the distances between groups of cells, (groups, groups).
 
-    ``average``: the mean distance between a cell of one and a cell of the other. ``ward``: between the groups' centres,
-    from distances alone: :math:`D^2_{ab} = \overline{d^2_{ab}} - (\overline{d^2_{aa}} + \overline{d^2_{bb}}) / 2`,
-    which is exact for Euclidean distances and may need rounding up to 0 for others.
+    ``average``: the mean distance over pairs of one cell from each group. ``ward``: the distance between the groups'
+    centres, from distances alone:
+    :math:`D^2_{ab} = \overline{d^2_{ab}} - (\overline{d^2_{aa}} + \overline{d^2_{bb}}) / 2`.
+    The formula is exact for Euclidean distances; for other metrics negative values are set to 0.
 
     Parameters
     ----------
     distances
         Between all cells, (cells, cells).
     codes
-        Number of each cell's group, from 0, (cells,); each group has a cell. Cells of -1 belong to none.
+        Number of each cell's group, from 0, (cells,); each group has at least one cell. Cells of -1 belong to no group.
     """
     n_groups = int(codes.max()) + 1
     member = (codes[:, None] == np.arange(n_groups)).astype(np.float64)
     size, total = member.sum(0), np.zeros((n_groups, n_groups))
     if not size.all():
-        raise ValueError(f"Group number {int(np.argmin(size))} has no cell: expected codes without gaps.")
+        raise ValueError(f"codes has no cell of group number {int(np.argmin(size))}; expected codes without gaps.")
     power = 2 if method == "ward" else 1
     step = max(1, BLOCK_BYTES // (8 * len(codes)))
     for start in range(0, len(codes), step):
@@ -150,14 +150,14 @@ def group_distances(distances: np.ndarray, codes: np.ndarray, *, method: Linkage
 
 
 def linkage(distances: np.ndarray, *, method: Linkage = "average", optimal_ordering: bool = True) -> np.ndarray:
-    """Hierarchical clusters as `scipy.cluster.hierarchy.linkage` gives them, (items - 1, 4).
+    """Compute hierarchical clusters in the format of `scipy.cluster.hierarchy.linkage`, (items - 1, 4).
 
     Parameters
     ----------
     distances
         Between all items, (items, items), symmetric.
     optimal_ordering
-        Order leaves so that neighbours are near (Bar-Joseph et al. 2001); takes long for thousands of them.
+        Order leaves so that adjacent leaves are similar (Bar-Joseph et al. 2001); slow for thousands of leaves.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def linkage(distances: np.ndarray, *, method: Linkage = "average", optimal_order
     if method not in get_args(Linkage):
         raise ValueError(f"method is {method!r}; expected one of {', '.join(map(repr, get_args(Linkage)))}.")
     if len(distances) < 2:
-        raise ValueError(f"A hierarchy of {len(distances)} items: expected at least 2.")
+        raise ValueError(f"distances has {len(distances)} items; expected at least 2 for a hierarchy.")
     return hierarchy.linkage(squareform(distances, checks=False), method, optimal_ordering=optimal_ordering)
 
 
@@ -178,7 +178,7 @@ def linkage(distances: np.ndarray, *, method: Linkage = "average", optimal_order
 
 
 def _checked(mean: np.ndarray, variance: np.ndarray | None, metric: Metric) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both as float64, if they are posteriors that the metric can compare."""
+    """Return mean and variance as float64, or raise if they are not posteriors that the metric can compare."""
     if metric not in get_args(Metric):
         raise ValueError(f"metric is {metric!r}; expected one of {', '.join(map(repr, get_args(Metric)))}.")
     mean = np.asarray(mean, dtype=np.float64)
@@ -187,7 +187,9 @@ def _checked(mean: np.ndarray, variance: np.ndarray | None, metric: Metric) -> t
     if metric == "euclidean":
         return mean, None
     if variance is None:
-        raise ValueError(f"metric={metric!r} compares whole posteriors: pass their variance, or metric='euclidean'.")
+        raise ValueError(
+            f"variance is None; expected an array for metric={metric!r}: pass variance, or metric='euclidean'."
+        )
     variance = np.asarray(variance, dtype=np.float64)
     if variance.shape != mean.shape or not (np.isfinite(variance) & (variance > 0)).all():
         raise ValueError(f"variance has shape {variance.shape}; expected numbers above 0 of shape {mean.shape}.")
@@ -195,5 +197,5 @@ def _checked(mean: np.ndarray, variance: np.ndarray | None, metric: Metric) -> t
 
 
 def _points(mean: np.ndarray, variance: np.ndarray | None, metric: Metric) -> np.ndarray:
-    """Points whose Euclidean distances are those of the metric."""
+    """Return points whose Euclidean distances equal those of the metric."""
     return mean if metric == "euclidean" or variance is None else np.hstack([mean, np.sqrt(variance)])

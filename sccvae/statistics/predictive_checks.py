@@ -1,9 +1,9 @@
-"""Posterior predictive checks: counts beside p(x'|x), what a model would draw for the same cells again.
+"""Posterior predictive checks: counts compared with p(x'|x), the predictive distribution for the same cells.
 
-Arrays in, arrays out (Gelman, Meng & Stern 1996). z and l come from their posteriors, x' from the likelihood. Given the
-decoder's weights, the cells are independent under p(x'|x). So the number of cells without a count of a gene is a sum of
-independent 0/1 variables, whose quantiles need no replicate of the data (`zero_interval`), and the place of a count in
-its predictive distribution is a mean of distribution functions (`Distribution.cdf`).
+Arrays in, arrays out (Gelman, Meng & Stern 1996). z and l are sampled from their posteriors, x' from the likelihood.
+Given the decoder's parameters, cells are independent under p(x'|x). The number of cells without a count of a gene is
+therefore a sum of independent 0/1 variables, whose quantiles need no replicate of the data (`zero_interval`). The
+rank of a count in its predictive distribution is a mean of distribution functions (`Distribution.cdf`).
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 BINS = 20  # of the rank histogram
-CALIBRATED_GENES, CALIBRATED_CELLS = 250, 400  # whose counts make it
+CALIBRATED_GENES, CALIBRATED_CELLS = 250, 400  # genes and cells of the rank histogram
 
 
 class Distribution(Protocol):
-    """p(x | z, l) of some cells at one sample of z and l, such as `CountDistribution`."""
+    """Distribution p(x | z, l) of some cells at one sample of z and l, such as `CountDistribution`."""
 
     def zero(self) -> np.ndarray:
         """Return P(x = 0), (cells, genes)."""
@@ -36,7 +36,7 @@ class Distribution(Protocol):
 def predictive_check(
     draws: Iterator[tuple[slice, Distribution]], matrix: sp.csr_matrix, genes: pd.Index, *, n_samples: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Hold counts against what the model would draw for the same cells.
+    """Compare counts with the model's predictive distribution for the same cells.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def predictive_check(
     matrix
         (cells, genes) counts.
     genes
-        Their names.
+        Names of the genes.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def predictive_check(
         A row per gene; see `Diagnosis`.
     ranks
         (20,) rank histogram: randomised probability integral transforms (Czado, Gneiting & Held 2009) of the counts of
-        250 genes, those with the most counts, in 400 cells drawn at random.
+        the 250 genes with the most counts, in 400 random cells.
     """
     n_cells, n_genes = matrix.shape
     rng = np.random.default_rng([seed, 17])
@@ -65,7 +65,7 @@ def predictive_check(
     places: list[np.ndarray] = []
     for (zero, first, second), (below, at) in _averages(draws, matrix, calibrated, columns, n_samples):
         for total_of, values in zip(sums, (1 - zero, (1 - zero) ** 2, first, second), strict=True):
-            for of_cell in values:  # one by one: the order of the sum is that of the cells
+            for of_cell in values:  # cell by cell, so that rounding does not depend on the size of chunks
                 total_of += of_cell
         places.append(below + rng.random(below.shape) * (at - below))
     some, square, first, second = sums
@@ -88,7 +88,10 @@ def predictive_check(
 
 
 def _averages(draws, matrix, calibrated, columns, n_samples) -> Iterator[tuple[Any, Any]]:
-    """For each chunk the means over draws of (P(x = 0), E x, E x^2), and of (P(x' < x), P(x' <= x)) of the sample."""
+    """Yield for each chunk the means over samples of z and l of P(x = 0), E x, E x^2, and of P(x' < x), P(x' <= x).
+
+    The last two are those of the genes and cells of the rank histogram.
+    """
     for number, (rows, parameters) in enumerate(draws):
         if number % n_samples == 0:
             inside = np.flatnonzero(calibrated[rows])
@@ -109,21 +112,21 @@ def _variance(matrix: sp.csr_matrix, total: np.ndarray) -> np.ndarray:
 
 
 def zero_interval(some: np.ndarray, square: np.ndarray, n_cells: int, share: float = 0.95) -> tuple[Any, Any]:
-    """Central interval of the number of cells without a count, where cells are independent 0/1 variables.
+    """Compute the central interval of the number of cells without a count, for independent 0/1 variables.
 
     Parameters
     ----------
     some, square
-        (genes,) sums over cells of p and of p^2, p being the probability of a count.
+        (genes,) sums over cells of p and of p^2, where p is the probability of a nonzero count.
     n_cells
         Number of cells.
     share
-        Probability inside, at least.
+        Least probability inside the interval.
 
     Returns
     -------
-    (genes,) lowest and highest number of cells. The sum of 0/1 variables is taken as the binomial of the same mean and
-    (but for rounding) variance, which has the same Poisson and normal limits; it is off by a cell at most.
+    (genes,) lowest and highest number of cells. The sum of 0/1 variables is approximated by a binomial of the same mean
+    and, up to rounding, variance, which has the same Poisson and normal limits. The error is at most one cell.
     """
     from scipy.stats import binom  # takes a third of a second to import
 

@@ -1,4 +1,4 @@
-"""Scanpy's functions with a fixed seed, whatever a version calls it, and with Python's random state as it was."""
+"""Calls of Scanpy's functions with a fixed seed, for all versions of Scanpy, that restore Python's random state."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -11,7 +11,7 @@ from sccvae.validation.arguments import SEEDS, checked_seed
 def seeded(function: Callable[..., Any], adata: Any, *, seed: int = 0, **arguments: Any) -> None:
     """Call a function of Scanpy with `seed`, which newer versions call `rng`.
 
-    Layouts by igraph seed Python's own generator: it is put back.
+    Layouts by igraph seed Python's own generator, so its state is restored afterwards.
     """
     name = "rng" if "rng" in signature(function).parameters else "random_state"
     seed, state = checked_seed(seed, most=SEEDS), getstate()

@@ -1,17 +1,17 @@
 """Expression along pseudotime: smooth means with credible bands. Arrays in, arrays out.
 
 A trend is a local linear regression (Cleveland 1979, without the robust steps): at each point of a grid, a line fitted
-by weighted least squares to the nearest cells, with tricube weights that fall to 0 at the farthest of them. It follows
-the slope at both ends, where a running mean is biased, and where cells are few it reaches further.
+by weighted least squares to the nearest cells, with tricube weights that fall to 0 at the farthest of them. The
+regression follows the slope at both ends, where a running mean is biased, and widens its window where cells are few.
 
-A draw of the trend takes z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin
-1981). That alone is far too sure: the decoder's weights count as known then, although they were fitted to the noise of
-these very counts, and bands of 90 % hold the truth one time in seven. So a draw is multiplied by r(t) ~ Gamma(1/2 + n,
-1/2 + n), n = E^2 / V, where E and V are the kernel's sums of the expected counts and (kernel squared) of their
-variances: the posterior of a mean that as many overdispersed counts tell. The curve stays the decoder's; its band is
-as wide as the counts near each point leave that mean open. Pseudotime counts as known, and what the decoder gets
-wrong, such as ends drawn to the middle where cells are few, is not in the band: in simulations bands of 90 % held 75
-to 96 % of the true trend.
+A sample of the trend samples z from every cell's posterior and weights the cells at random (Bayesian bootstrap, Rubin
+1981). These samples alone underestimate the uncertainty: they take the decoder's parameters as known, although these
+were fitted to the noise of the same counts. Bands of 90 % would contain the truth one time in seven. Each sample is
+therefore multiplied by r(t) ~ Gamma(1/2 + n, 1/2 + n), n = E^2 / V. E and V are the kernel's sums of the expected
+counts and (kernel squared) of their variances; r(t) is the posterior of a mean given as many overdispersed counts. The
+curve is the decoder's; the width of the band reflects the counts near each point. The band takes pseudotime as known
+and does not include errors of the decoder, such as ends shrunken to the middle where cells are few: in simulations
+bands of 90 % contained 75 to 96 % of the true trend.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from scipy.special import gammaincinv
 
 from sccvae.validation.arguments import MOST, checked_seed, real, whole
 
-SAMPLES_OF_Z = 10  # decodings; each is weighted at random several times
+SAMPLES_OF_Z = 10  # number of decodings; the cells of each are weighted at random several times
 
 
 Chunks = Iterable[tuple[slice, np.ndarray, np.ndarray]]
 
 
 class Trend(NamedTuple):
-    """Of one set of cells: a grid of pseudotime, (points,), and of each gene mean and band there, (points, genes)."""
+    """Trend of one lineage: a grid of pseudotime, (points,); mean and band of each gene there, (points, genes)."""
 
     grid: np.ndarray
     mean: np.ndarray
@@ -45,28 +45,28 @@ class Smoother:
     Parameters
     ----------
     x
-        Where the values lie, (cells,), finite.
+        Position of each value, such as its pseudotime, (cells,), finite.
     grid
-        Where the curve is wanted, (points,).
+        Positions at which the curve is evaluated, (points,).
     span
-        Share of the cells that a point of the curve is fitted to.
+        Fraction of the cells to which each point of the curve is fitted.
     """
 
     def __init__(self, x: np.ndarray, grid: np.ndarray, span: float) -> None:
         n_near = min(len(x), max(3, int(np.ceil(span * len(x)))))
         apart = x[None, :] - grid[:, None]  # (points, cells)
         reach = np.partition(np.abs(apart), n_near - 1, axis=1)[:, n_near - 1 : n_near]
-        reach = 1.0001 * np.maximum(reach, 1e-12)  # the farthest keeps a little weight: ties of it may be all there is
+        reach = 1.0001 * np.maximum(reach, 1e-12)  # a small weight for the farthest cell: all cells may be tied with it
         apart /= reach
         kernel = np.maximum(1 - np.abs(apart) ** 3, 0) ** 3
         self.moments = kernel, kernel * apart, kernel * apart**2
 
     def __call__(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """The curve through `values`, (cells, columns), with `weights`, (cells,): (points, columns)."""
+        """Smooth `values`, (cells, columns), with `weights`, (cells,): return the curve, (points, columns)."""
         s0, s1, s2 = ((moment @ weights)[:, None] for moment in self.moments)
         weighted = weights[:, None] * values
         a0, a1 = self.moments[0] @ weighted, self.moments[1] @ weighted
-        spread = s0 * s2 - s1**2  # 0 where all cells lie at one place: the mean is left
+        spread = s0 * s2 - s1**2  # 0 where all cells have the same x: the curve is then the mean
         line = spread > 1e-9 * s0**2
         return np.where(line, (s2 * a0 - s1 * a1) / np.where(line, spread, 1), a0 / s0)
 
@@ -83,26 +83,27 @@ def trends(
     n_samples: int = 200,
     seed: int = 0,
 ) -> list[Trend]:
-    """Trends of expression in each lineage.
+    """Compute the trends of expression along pseudotime in each lineage.
 
     Parameters
     ----------
     draw
-        Number of a draw -> expression with z drawn from the posterior, (cells, genes), 0 or more.
+        Function from the number of a sample to expression, with z sampled from the posterior, (cells, genes), 0 or
+        more.
     counts
         For chunks of cells, in order: (rows, expected counts, their variances), (cells, genes) each.
     pseudotime
-        (cells,); cells without, not finite, are left out.
+        (cells,); cells with values that are not finite are left out.
     lineages
-        Boolean mask, (cells,), of the cells of each.
+        Boolean mask of the cells of each lineage, (cells,).
     n_points
-        Points of each curve, from the 1st to the 99th percentile of the lineage's pseudotime.
+        Number of points of each curve, from the 1st to the 99th percentile of the lineage's pseudotime.
     span
-        Share of the lineage's cells that a point of its curve is fitted to.
+        Fraction of the lineage's cells to which each point of the curve is fitted.
     level
         Probability of the band.
     n_samples
-        Draws of each curve.
+        Number of samples of each curve.
 
     Returns
     -------
@@ -111,15 +112,15 @@ def trends(
     Raises
     ------
     ValueError
-        A lineage has fewer than 10 cells with a pseudotime; a number is out of range.
+        A lineage has fewer than 10 cells with a finite pseudotime; a number is out of range.
     """
     n_points, n_samples = whole("n_points", n_points, most=MOST), whole("n_samples", n_samples, most=MOST)
     span, level, seed = real("span", span), real("level", level), checked_seed(seed)
     for name, value, fits, expected in (
         ("n_points", n_points, n_points >= 2, "at least 2"),
-        ("span", span, 0 < span <= 1, "a share in (0, 1]"),
+        ("span", span, 0 < span <= 1, "a fraction in (0, 1]"),
         ("level", level, 0 < level < 1, "a probability between 0 and 1, such as 0.9"),
-        ("n_samples", n_samples, n_samples >= 20, "at least 20, as the band is made of their quantiles"),
+        ("n_samples", n_samples, n_samples >= 20, "at least 20, because the band consists of their quantiles"),
     ):
         if not fits:
             raise ValueError(f"{name} is {value}; expected {expected}.")
@@ -141,7 +142,7 @@ def trends(
     result = []
     for grid, found, n in zip(grids, curves, effective_counts(counts, cells, smoothers), strict=True):
         drawn = np.maximum(np.stack(found), 0)  # a line may cross 0 where expression vanishes
-        # One quantile for each draw and gene, at all points: the band is as smooth as the curve.
+        # One quantile for each sample and gene, at all points, so that the band is as smooth as the curve.
         quantiles = rng.permuted(np.tile(np.arange(n_samples)[:, None], drawn.shape[2]), axis=0)
         drawn *= gammaincinv(0.5 + n, (quantiles[:, None, :] + 0.5) / n_samples) / (0.5 + n)
         lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -150,7 +151,7 @@ def trends(
 
 
 def effective_counts(counts: Chunks, cells: Sequence[np.ndarray], smoothers: Sequence[Smoother]) -> list[np.ndarray]:
-    """(sum of k E[x])^2 / sum of k^2 Var[x] with the kernel k, (points, genes) for each lineage."""
+    """Compute (sum of k E[x])^2 / sum of k^2 Var[x] with the kernel k, (points, genes) for each lineage."""
     expected, variance = (np.vstack(parts).astype(np.float64) for parts in zip(*(c[1:] for c in counts), strict=True))
     result = []
     for some, smoother in zip(cells, smoothers, strict=True):

@@ -1,4 +1,4 @@
-"""Checks of what users pass: numbers, switches, names, cells; the wording of messages.
+"""Validation of user input: numbers, flags, names, cells; wording of messages.
 
 Imports nothing of the package.
 """

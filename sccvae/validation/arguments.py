@@ -1,8 +1,8 @@
-"""Numbers and switches that users hand over: taken as what they are, or refused by their name.
+"""Validation of user-supplied numbers and flags.
 
-Whole numbers may be written as floats (10.0, as R hands over 10) and be numpy's; a bool or a text is no number. What is
-refused is named with its value and with what is expected: TypeError for what is no number, ValueError for one that
-makes no sense, NaN and infinity among them.
+Whole numbers may be floats (10.0, as R passes 10) or numpy's; a bool or a text is not a number. Messages have the name
+of the argument, its value and the expectation. A value of another type raises TypeError; a number out of range, NaN or
+infinity raises ValueError.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-MOST = 2**31 - 1  # of what there is to make: more cells, genes, draws or steps than that are a slip
-ANY = 2**63 - 1  # of limits, such as `max_cells`, where a huge number means all there is, and of seeds
-SEEDS = 2**32 - 1  # the highest seed that scikit-learn, UMAP and Scanpy take
-FLOAT32 = 1e30  # of factors that float32 arrays are multiplied by: results stay finite
+MOST = 2**31 - 1  # largest number of cells, genes, samples or steps: larger numbers are mistakes
+ANY = 2**63 - 1  # largest seed, and largest limit, such as `max_cells`, where a huge number means no limit
+SEEDS = 2**32 - 1  # largest seed of scikit-learn, UMAP and Scanpy
+FLOAT32 = 1e30  # largest factor for float32 arrays: results stay finite
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as a bool. Raises TypeError for all else: Python takes any text, 'no' too, for true."""
+    """Return the value as a bool; raise TypeError for other types, because any text, 'no' too, is true in Python."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {value!r}; expected True or False.")
     return bool(value)
 
 
 def real(name: str, value: Any, expected: str = "a number") -> float:
-    """The value as a float. Raises TypeError unless it is a number."""
+    """Return the value as a float; raise TypeError unless it is a number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; expected {expected}.")
     try:
@@ -45,7 +45,7 @@ def finite(
     above: float = -np.inf,
     below: float = np.inf,
 ) -> float:
-    """The value as a float, if it is finite and inside the limits, the last two of which are left out themselves."""
+    """Return the value as a float if it is finite and within limits: `least` and `most` inclusive, others exclusive."""
     read = real(name, value, expected)
     if not (np.isfinite(read) and least <= read <= most and above < read < below):
         raise ValueError(f"{name} is {value}; expected {expected}.")
@@ -53,9 +53,9 @@ def finite(
 
 
 def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
-    """The value as an int; 10.0 is one, as R hands over 10. Raises TypeError, or ValueError for a fraction.
+    """Return the value as an int; raise TypeError unless it is a number, ValueError for a fraction.
 
-    `least` and `most` are the limits, themselves allowed.
+    10.0 is allowed, because R passes 10 as a float. `least` and `most` are inclusive limits.
     """
     if not real(name, value, "a whole number").is_integer():
         raise ValueError(f"{name} is {value}; expected a whole number.")
@@ -67,22 +67,22 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
 
 
 def positive(name: str, value: Any, *, most: int = MOST) -> int:
-    """The value as an int, if it is a whole number of at least 1."""
+    """Return the value as an int, if it is a whole number of at least 1."""
     return whole(name, value, least=1, most=most)
 
 
 def limit(name: str, value: Any, *, least: int = 1) -> int:
-    """The value as an int, if it can limit something: a huge one stands for all there is."""
+    """Return the value as an int, for an argument that limits a number; huge values mean no limit."""
     return min(whole(name, value, least=least), ANY)
 
 
 def unless_none(check: Callable[..., T], name: str, value: Any, *arguments: Any, **limits: Any) -> T | None:
-    """What the check makes of the value; None stays None, where it has a meaning."""
+    """Return the checked value, or None for None."""
     return None if value is None else check(name, value, *arguments, **limits)
 
 
 def checked_seed(seed: Any, *, most: int = ANY) -> int:
-    """The seed as a whole number, if it is one that generators take."""
+    """Return the seed as an int, if it is within the range of random generators."""
     if (read := whole("seed", seed)) < 0:
         raise ValueError(f"seed is {read}; expected 0 or more.")
     if read > most:
@@ -91,12 +91,12 @@ def checked_seed(seed: Any, *, most: int = ANY) -> int:
 
 
 def checked_library_size(library_size: Any) -> float:
-    """What expression is multiplied by, if it is a number of counts."""
+    """Return the library size, a factor of normalised expression, if it is a number of counts."""
     return finite("library_size", library_size, "counts per cell, above 0 and at most 1e30", above=0, most=FLOAT32)
 
 
 def float_dtype(name: str, value: Any) -> np.dtype:
-    """The dtype, if arrays of it hold fractions: float16, float32 or float64."""
+    """Return the dtype, if it is floating-point: float16, float32 or float64."""
     try:
         read = np.dtype(value)
     except TypeError:
@@ -107,6 +107,6 @@ def float_dtype(name: str, value: Any) -> np.dtype:
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of those known."""
+    """Raise ValueError unless `value` is one of the known values."""
     if value not in (known := tuple(known)):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")

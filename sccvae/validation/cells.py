@@ -1,4 +1,4 @@
-"""Which cells a user means: numbers, a mask, a slice -> numbers of cells."""
+"""Conversion of a user's selection of cells (numbers, a mask, a slice) to numbers of cells."""
 
 from typing import Any
 
@@ -9,35 +9,35 @@ from sccvae.validation.names import in_order
 
 _EXPECTED = "expected a mask or numbers of cells"
 _BY_NAME = "adata.obs_names.get_indexer"
-_FEW = 10  # cells, up to which zeros and ones may be meant as numbers of cells
+_FEW = 10  # cells, up to which zeros and ones are accepted as numbers of cells
 
 
 def numbers_of_cells(index: Any, what: str, n_cells: int, names: pd.Index | None = None) -> np.ndarray:
-    """Numbers of the cells chosen, (chosen,) from 0 to `n_cells` - 1, in the order given, any more than once.
+    """Return numbers of the chosen cells, (chosen,) from 0 to `n_cells` - 1, in the given order, with repeats.
 
     Parameters
     ----------
     index
         Numbers of cells (negative ones count from the end), a boolean for each cell, or a slice. A boolean Series is
-        matched by its index, which holds the names of the cells.
+        matched by its index of cell names.
     what
-        Name of the argument, for messages.
+        Name of the argument in messages.
     names
-        Names of the cells; None where they are not known.
+        Names of the cells; None if unknown.
 
     Raises
     ------
     TypeError, ValueError
-        What was found, and how to choose cells.
+        The selection is invalid; the message has the value found and a fix.
     """
     if isinstance(index, slice):
         return _of_slice(index, what, n_cells)
     if isinstance(index, tuple) and len(index) == 1 and np.ndim(index[0]) == 1:
-        index = index[0]  # as np.where(...) returns it
+        index = index[0]  # the result of np.where(...)
     if isinstance(index, str):
         raise TypeError(
-            f"{what} is the text {index!r}; pass a mask or numbers of cells, such as (adata.obs['type'] == 'T').values "
-            f"or, for names, {_BY_NAME}([...])."
+            f"{what} is the text {index!r}; {_EXPECTED}, such as (adata.obs['type'] == 'T').values or, for names, "
+            f"{_BY_NAME}([...])."
         )
     values = _array(index, what)
     if values.dtype == bool:
@@ -58,11 +58,12 @@ def numbers_of_cells(index: Any, what: str, n_cells: int, names: pd.Index | None
     outside = (values < -n_cells) | (values >= n_cells)
     if outside.any():
         raise ValueError(
-            f"{what} holds cell number {values[outside][0]}; there are {n_cells} cells, from 0 to {n_cells - 1}."
+            f"{what} has cell number {values[outside][0]}; expected numbers from 0 to {n_cells - 1}, for {n_cells} "
+            "cells."
         )
     if len(values) == n_cells > _FEW and set(np.unique(values).tolist()) == {0, 1}:
         raise ValueError(
-            f"{what} holds {n_cells} zeros and ones, one for each cell: a mask is of booleans. Pass "
+            f"{what} has {n_cells} zeros and ones, one for each cell; expected booleans for a mask. Pass "
             f"np.asarray({what}).astype(bool)."
         )
     return values.astype(np.intp) % n_cells
@@ -73,20 +74,21 @@ def _of_slice(index: slice, what: str, n_cells: int) -> np.ndarray:
         return np.arange(n_cells)[index]
     except (TypeError, ValueError):
         raise TypeError(
-            f"{what} is {index}; a slice takes numbers of cells, such as slice(0, 100). For names: {_BY_NAME}([...])."
+            f"{what} is {index}; expected a slice of numbers of cells, such as slice(0, 100). For names: "
+            f"{_BY_NAME}([...])."
         ) from None
 
 
 def _array(index: Any, what: str) -> np.ndarray:
-    """What was given as an array; what pandas can leave out or Python mixes is told apart from numbers and booleans."""
+    """Convert a selection to an array; raise for missing values, and restore the dtype of objects of one type."""
     if isinstance(index, set | frozenset | dict) or hasattr(index, "__next__"):
         raise TypeError(
             f"{what} is a {type(index).__name__}, which has no order; {_EXPECTED}: pass a list or an array."
         )
     try:
         values = np.asarray(index)
-    except (TypeError, ValueError):  # rows of different lengths, or an object of another kind
-        raise TypeError(f"{what} is a {type(index).__name__} that makes no array; {_EXPECTED}.") from None
+    except (TypeError, ValueError):  # rows of different lengths, or an object of another type
+        raise TypeError(f"{what} is a {type(index).__name__}, which is not an array; {_EXPECTED}.") from None
     if values.dtype != object:
         return values
     missing = np.asarray(pd.isna(values))
@@ -103,12 +105,12 @@ def _array(index: Any, what: str) -> np.ndarray:
         try:
             return values.astype(kinds.pop())
         except OverflowError:
-            raise ValueError(f"{what} holds a number that no cell has; {_EXPECTED}.") from None
+            raise ValueError(f"{what} has a number beyond int64; {_EXPECTED}.") from None
     return values
 
 
 def _mask(index: Any, mask: np.ndarray, what: str, n_cells: int, names: pd.Index | None) -> np.ndarray:
-    """(cells,) booleans in the order of the cells."""
+    """Return the mask in the order of the cells, (cells,) booleans."""
     if mask.shape != (n_cells,):
         raise ValueError(f"{what} is a mask of shape {mask.shape}; expected a boolean for each of {n_cells} cells.")
     if not isinstance(index, pd.Series) or names is None:
@@ -117,9 +119,9 @@ def _mask(index: Any, mask: np.ndarray, what: str, n_cells: int, names: pd.Index
 
 
 def _hint(values: np.ndarray, what: str) -> str:
-    """How to come from what was given to numbers of cells."""
+    """Return advice for a conversion of the given values to numbers of cells."""
     if values.dtype.kind in "SUT" or any(isinstance(value, str) for value in values.flat):
         return f" For names of cells: {_BY_NAME}({what})."
     if values.ndim == 2:
-        return f" Of a matrix take one column: np.where({what}[:, 0])[0]."
+        return f" For a matrix, pass one column: np.where({what}[:, 0])[0]."
     return ""

@@ -1,6 +1,6 @@
-"""What all functions of `tl` and `pl` do alike, as Scanpy's do: copies, seeds, figures, and how a model is handed over.
+"""Conventions of all functions of `tl` and `pl`, as in Scanpy: copies, seeds, figures, and the argument `model`.
 
-A function says in its signature what it takes; `scanpy_like` keeps the promises that are the same everywhere.
+The decorator `scanpy_like` implements these conventions, according to the signature of the function.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ANY_MODEL = ("SCCVAE", "Autoencoder", "DenoisingAutoencoder")
-SEEDS = ("random_state", "rng")  # Scanpy's words for `seed`, older and newer
-# Arguments of Scanpy's functions that there are none of here, and what there is instead.
+SEEDS = ("random_state", "rng")  # Scanpy's names for `seed`, older and newer
+# Arguments of Scanpy's functions without a counterpart here, and their replacements.
 INSTEAD = {
     "save": "the figure is returned: figure.savefig('figure.pdf')",
     "return_fig": "the figure is always returned",
     "inplace": "results are written to adata; copy=True returns a copy with them",
-    "ax": "it draws several panels and returns their figure, whose parts are in figure.axes",
+    "ax": "the function draws several panels and returns their figure, with the panels in figure.axes",
     "figsize": "the figure is returned: figure.set_size_inches(width, height)",
     "dpi": "the figure is returned: figure.savefig('figure.png', dpi=300)",
 }
@@ -36,11 +36,11 @@ def scanpy_like(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function of `tl` or `pl`.
 
-    - ``random_state=`` and ``rng=`` are taken for ``seed=``.
-    - ``copy=True`` has the function write to a copy, which is returned.
-    - ``model`` is a trained model of the classes `kinds`, or there is a sentence that says what was found.
-    - ``show`` is a bool, ``ax`` one pair of axes.
-    - Scanpy's arguments that have no counterpart, `INSTEAD` and `instead`, are answered in a sentence.
+    - ``random_state=`` and ``rng=`` are synonyms of ``seed=``.
+    - ``copy=True`` makes the function write to a copy, which is returned.
+    - ``model`` must be a trained model of the classes `kinds`; otherwise a TypeError states the value found.
+    - ``show`` must be a bool, ``ax`` one matplotlib Axes.
+    - Scanpy's arguments without a counterpart, `INSTEAD` and `instead`, raise a TypeError with their replacement.
     - Paragraphs that docstrings share are filled in: see `sccvae.validation.docstrings`.
     """
 
@@ -49,7 +49,7 @@ def scanpy_like(
         known = signature(function).parameters
         open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
         refused = {**INSTEAD, **(instead or {})}
-        if open_ended:  # what it hands on to Scanpy is for Scanpy to judge
+        if open_ended:  # Scanpy checks the arguments that are passed on
             refused = {word: refused[word] for word in ("save", "return_fig")}
         refused = {word: why for word, why in refused.items() if word not in known}
         name = function.__name__
@@ -70,10 +70,10 @@ def scanpy_like(
                 return function(*args, **kwargs)
             adata: Any = args[0] if args else kwargs.get("adata")
             if not hasattr(adata, "isbacked"):
-                return function(*args, **kwargs)  # which says what it expected
+                return function(*args, **kwargs)  # raises an error with its expectation
             if adata.isbacked or not all(map(_can_be_copied, (adata.X, *(adata.layers[key] for key in adata.layers)))):
                 raise ValueError(
-                    f"copy=True, but adata is backed by a file: pass adata.to_memory() to {name} in place of a copy."
+                    f"copy is True, but adata is backed by a file: pass adata.to_memory() to {name} in place of a copy."
                 )
             adata = adata.copy()
             if args:
@@ -88,19 +88,19 @@ def scanpy_like(
 
 
 def _can_be_copied(matrix: Any) -> bool:
-    """Whether it is in memory; `AnnData.copy` fails for datasets of files."""
+    """Return whether a matrix is in memory; `AnnData.copy` fails for datasets of files."""
     return matrix is None or hasattr(matrix, "copy")
 
 
 def _with_seed(name: str, kwargs: dict[str, Any], seeded: bool) -> dict[str, Any]:
-    """The arguments with the seed under its name here."""
+    """Return the arguments with Scanpy's name of the seed replaced by `seed`."""
     given = [word for word in ("seed", *SEEDS) if word in kwargs]
     if not set(given) & set(SEEDS):
         return kwargs
     if not seeded:
-        raise TypeError(f"{name}() has no argument {given[0]!r}: it draws no random numbers.")
+        raise TypeError(f"{name}() has no argument {given[0]!r}: the function uses no random numbers.")
     if len(given) > 1:
-        raise TypeError(f"{name}() got {given[0]} and {given[1]}, which are the same here: pass seed alone.")
+        raise TypeError(f"{name}() got {given[0]} and {given[1]}, which are synonyms: pass seed alone.")
     rest = {word: value for word, value in kwargs.items() if word != given[0]}
     value = kwargs[given[0]]
     if hasattr(value, "random") or hasattr(value, "bit_generator"):
@@ -111,8 +111,8 @@ def _with_seed(name: str, kwargs: dict[str, Any], seeded: bool) -> dict[str, Any
 def _check_model(
     name: str, known: Mapping[str, Parameter], kinds: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Raise unless the model is one that the function can ask."""
-    place = list(known).index("model")
+    """Raise unless the model is a trained model of the classes `kinds`."""
+    position = list(known).index("model")
     required = [p for p in known.values() if p.default is Parameter.empty and p.kind is not Parameter.VAR_KEYWORD]
     named = {p.name for p in required} | {"model"}
     call = ", ".join(
@@ -120,7 +120,7 @@ def _check_model(
     )
     usage = f"{name}({call})"
     default = known["model"].default
-    model = args[place] if len(args) > place else kwargs.get("model", default)
+    model = args[position] if len(args) > position else kwargs.get("model", default)
     if model is Parameter.empty:
         raise TypeError(f"{name}() was given no model: {usage}.")
     if model is None and default is None:
@@ -130,9 +130,9 @@ def _check_model(
         if isinstance(model, os.PathLike) or os.sep in model or Path(model).is_dir():
             load = f"model = sccvae.{kinds[0]}.load({os.fspath(model)!r})"
             raise TypeError(f"model is the path {os.fspath(model)!r}; {expected}. Load it first: {load}.")
-        raise TypeError(f"The {('first', 'second')[place]} argument is the model: {usage}. Found {model!r}.")
+        raise TypeError(f"model, the {('first', 'second')[position]} argument, is {model!r}; {expected}: {usage}.")
     if isinstance(model, type):
-        raise TypeError(f"model is the class {model.__name__}; {expected}, which is made of it.")
+        raise TypeError(f"model is the class {model.__name__}; {expected}, an instance of the class.")
     if getattr(model, "kind", None) not in kinds:
         raise TypeError(f"model is of type {type(model).__name__}; {expected}: {usage}.")
     model._check_trained()

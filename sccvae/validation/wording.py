@@ -1,4 +1,4 @@
-"""Wording that error messages share: names in quotes, not too many of them, and the nearest known one."""
+"""Shared wording of error messages: quoted and shortened lists of names, and suggestions of similar names."""
 
 import sys
 import warnings
@@ -7,33 +7,33 @@ from difflib import get_close_matches
 
 
 class Text(str):
-    """A message that KeyError shows as it is, without quotes."""
+    """Message that KeyError shows unchanged, without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def listed_names(names: Iterable[str], most: int = 3) -> str:
-    """The first names in quotes, and how many more there are."""
+    """Return the first names in quotes, and the number of further names."""
     names = [str(n) for n in names]
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:
-    """The names as a list shows them, the first ones where there are many, and how many more there are."""
+    """Return the names in list notation, with at most `most` names, and the number of further names."""
     texts = [str(n) for n in names]
     shown = ", ".join(repr(shortened(text)) for text in texts[:most])
     return f"[{shown}]" + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
 
 
 def shortened(name: object, most: int = 60) -> str:
-    """A name, cut where it is very long."""
+    """Return a name, shortened to `most` characters."""
     text = str(name)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def did_you_mean(name: str, known: Iterable[str], *, listed: bool = False) -> str:
-    """The known name nearest to an unknown one; else, unless they were `listed` already, the known names."""
+    """Return a suggestion of the known name most similar to an unknown one; else the known names, unless `listed`."""
     known = [str(k) for k in known]
     close = get_close_matches(str(name), known, n=1)
     if close:
@@ -42,7 +42,7 @@ def did_you_mean(name: str, known: Iterable[str], *, listed: bool = False) -> st
 
 
 def warn(message: str) -> None:
-    """Warn of the line outside the package that led here, however deep."""
+    """Issue a warning that refers to the calling line outside the package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sccvae":
         frame, level = frame.f_back, level + 1

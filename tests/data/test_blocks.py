@@ -105,9 +105,7 @@ def test_chunks_that_are_not_of_the_size_they_claim(adata, n):
         def __getitem__(self, where):
             return Chunked(self.matrix[:n], (10**9, 10**9))
 
-    with pytest.raises(
-        ValueError, match=re.escape("adata.X, a Longer, should have shape (120, 60), but gives rows of shape")
-    ):
+    with pytest.raises(ValueError, match=re.escape("adata.X, a Longer, gives rows of shape")):
         read(with_matrix(adata, Longer(adata.X, (110, 60))))
 
 
@@ -140,13 +138,13 @@ def test_integrate_makes_no_copy_of_a_file(adata, tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------------------- what is no number
 
 NO_NUMBERS = {
-    "complex": (lambda x: x + 1j, "adata.X holds complex numbers (dtype complex64); counts are real numbers"),
-    "objects": (lambda x: x.astype(object), "adata.X has dtype object, as a table with columns of several types gives"),
-    "text": (lambda x: x.astype("U4"), "adata.X holds text (dtype <U4); expected numbers"),
-    "bytes": (lambda x: x.astype("S4"), "adata.X holds text (dtype |S4); expected numbers"),
+    "complex": (lambda x: x + 1j, "adata.X has complex numbers (dtype complex64); expected real numbers"),
+    "objects": (lambda x: x.astype(object), "adata.X has dtype object, like a table with columns of several types;"),
+    "text": (lambda x: x.astype("U4"), "adata.X has text (dtype <U4); expected numbers"),
+    "bytes": (lambda x: x.astype("S4"), "adata.X has text (dtype |S4); expected numbers"),
     "times": (lambda x: x.astype("M8[s]"), "adata.X has dtype datetime64[s]; expected one number"),
     "structured": (lambda x: x.astype([("a", "f4")]), "adata.X has dtype [('a', '<f4')]; expected one number"),
-    "sparse complex": (lambda x: sp.csr_matrix(x + 1j), "adata.X holds complex numbers (dtype complex64)"),
+    "sparse complex": (lambda x: sp.csr_matrix(x + 1j), "adata.X has complex numbers (dtype complex64)"),
 }
 
 
@@ -172,7 +170,7 @@ def test_the_cure_for_objects_is_named_and_what_stands_in_the_way(adata):
     with pytest.raises(TypeError, match=re.escape("adata.layers['a'] = adata.layers['a'].astype('float32').")):
         sccvae.SCCVAE(adata, layer="a")
     wrong[3, 4] = "many"
-    with pytest.raises(TypeError, match="It holds 'many', which is no number"):
+    with pytest.raises(TypeError, match=r"\(such as 'many', which is not a number\)"):
         sccvae.SCCVAE(with_matrix(adata, wrong))
 
 
@@ -269,16 +267,16 @@ class Raw:
     [
         (
             MuData(),
-            "found MuData. Pass the modality with the counts of genes, such as mdata['rna']; there is 'prot', 'rn",
+            "MuData; expected an AnnData. Pass the modality with gene counts, such as mdata['rna']; modalities: 'prot'",
         ),
-        ("counts.h5ad", "found str. Read the file first: sccvae takes sc.read_h5ad('counts.h5ad')."),
-        (Raw(), "found Raw. Pass adata.raw.to_adata()"),
-        ([1, 2], "found list. Join several first: anndata.concat("),
-        (np.ones((2, 2)), "found ndarray. Wrap a matrix as anndata.AnnData(matrix)."),
+        ("counts.h5ad", "str; expected an AnnData. Read the file first: sc.read_h5ad('counts.h5ad')."),
+        (Raw(), "Raw; expected an AnnData. Pass adata.raw.to_adata()"),
+        ([1, 2], "list; expected an AnnData. Join several first: anndata.concat("),
+        (np.ones((2, 2)), "ndarray; expected an AnnData. Wrap a matrix as anndata.AnnData(matrix)."),
     ],
     ids=["mudata", "path", "raw", "list", "matrix"],
 )
 def test_what_to_pass_instead(model, thing, text):
     for call in (sccvae.SCCVAE, sccvae.tl.integrate, model.get_latent_representation):
-        with pytest.raises(TypeError, match="^" + re.escape("Expected an AnnData; " + text)):
+        with pytest.raises(TypeError, match="^" + re.escape("adata is a " + text)):
             call(thing)

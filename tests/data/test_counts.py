@@ -189,7 +189,9 @@ def test_split_is_random_with_its_seed():
 
 @pytest.mark.parametrize("train_size", [0, -0.1, 1.1, float("nan")])
 def test_split_refuses_a_share_that_is_none(train_size):
-    with pytest.raises(ValueError, match=r"train_size is .*; expected a share of the cells in \(0, 1\], such as 0.9"):
+    with pytest.raises(
+        ValueError, match=r"train_size is .*; expected a fraction of the cells in \(0, 1\], such as 0.9"
+    ):
         split(np.zeros(4, dtype=int), train_size, np.random.default_rng(0))
 
 

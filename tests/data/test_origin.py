@@ -107,7 +107,7 @@ def test_normalised_cells_of_other_batches_are_refused(adata, trained):
 
 
 def test_other_genes_give_the_usual_error(adata, trained):
-    with pytest.raises(ValueError, match="The model needs genes that adata lacks: 1 unknown gene"):
+    with pytest.raises(ValueError, match="adata lacks genes of the model: 1 unknown gene"):
         tl.similarity(adata[:, 1:].copy(), trained)
 
 
@@ -121,7 +121,7 @@ def test_empty_cells_give_the_usual_error(adata, trained):
 def test_a_lost_column_is_taken_from_training_with_a_warning(adata, trained, others):
     expected = trained.get_latent_representation()
     del adata.obs["batch"], others.obs["batch"]
-    with pytest.warns(UserWarning, match="adata.obs has no 'batch' any more.*put the column back"):
+    with pytest.warns(UserWarning, match="adata.obs has no 'batch' any more.*restore the column"):
         tl.similarity(adata, trained)
     np.testing.assert_array_equal(adata.obsm["X_sccvae"], expected)
     with pytest.raises(KeyError, match=r"adata\.obs has no column 'batch'"):

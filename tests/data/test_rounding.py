@@ -13,7 +13,7 @@ import sccvae
 from sccvae.data import matrix
 from sccvae.data.schema import Schema
 
-RAW = "go back to the raw matrix, before sc.pp.normalize_total and log1p."
+RAW = "use the raw matrix from before sc.pp.normalize_total and log1p."
 ROUND = "pass round_counts=True when the model is built (command line: --round-counts)"
 
 
@@ -125,7 +125,7 @@ def test_cross_validation_rounds(fractional):
 
 @pytest.mark.parametrize("likelihood", ["normal", "bernoulli"])
 def test_only_counts_are_rounded(adata, likelihood):
-    with pytest.raises(ValueError, match="round_counts=True is for counts"):
+    with pytest.raises(ValueError, match=r"round_counts is True for .* data; expected False, or counts"):
         sccvae.SCCVAE(adata, gene_likelihood=likelihood, round_counts=True)
 
 

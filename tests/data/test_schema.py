@@ -343,7 +343,7 @@ def test_a_layer_that_holds_counts_is_proposed(adata):
     adata.layers["wrong"], adata.layers["counts"] = adata.X * 0.3, adata.X.copy()
     adata.X = adata.X.log1p()
     text = message_of(ValueError, sccvae.SCCVAE, adata)
-    assert text.endswith("sccvae models raw counts. adata.layers['counts'] holds counts: pass layer='counts'.")
+    assert text.endswith("expected raw counts. adata.layers['counts'] holds counts: pass layer='counts'.")
     assert "adata.layers['counts'] holds counts" in message_of(ValueError, sccvae.SCCVAE, adata, layer="wrong")
 
 
@@ -365,7 +365,7 @@ def test_where_nothing_holds_counts_the_way_back_is_named(adata):
     adata.X = adata.X.log1p()
     adata.raw = adata
     text = message_of(ValueError, sccvae.SCCVAE, adata)
-    assert "No other layer of adata holds counts: go back to the raw matrix, before sc.pp.normalize_total" in text
+    assert "No other layer of adata holds counts: use the raw matrix from before sc.pp.normalize_total" in text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -395,8 +395,8 @@ def test_cells_without_counts_are_counted_and_named(adata):
     text = message_of(ValueError, sccvae.SCCVAE, adata)
     first = ", ".join(repr(adata.obs_names[i]) for i in (3, 50, 60))
     assert text == (
-        f"4 of 120 cells have no counts in the genes modelled, such as {first} and 1 more. "
-        "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
+        f"4 of 120 cells have no counts in the genes modelled, such as {first} and 1 more; expected at least one count "
+        "per cell. Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
     )
 
 
@@ -449,7 +449,7 @@ def test_missing_values_in_a_column_are_counted_and_named(adata, option, missing
     key = "column" if option == "batch_key" else ["column"]
     text = message_of(ValueError, sccvae.SCCVAE, adata, **{option: key})
     assert text.startswith(
-        f"adata.obs['column'] has no value for 2 of 120 cells, such as {adata.obs_names[2]!r}, {adata.obs_names[5]!r}."
+        f"adata.obs['column'] has no value for 2 of 120 cells, such as {adata.obs_names[2]!r}, {adata.obs_names[5]!r};"
     )
     assert "adata[adata.obs['column'].notna()].copy()" in text
 
@@ -457,7 +457,7 @@ def test_missing_values_in_a_column_are_counted_and_named(adata, option, missing
 @pytest.mark.parametrize("option", ["categorical_covariate_keys", "continuous_covariate_keys"])
 def test_a_text_is_not_a_list_of_keys(adata, option):
     text = message_of(TypeError, sccvae.SCCVAE, adata, **{option: "donor"})
-    assert "found the text 'donor'" in text
+    assert "are the text 'donor'; expected a list of columns" in text
     assert "['donor']" in text
 
 
@@ -470,14 +470,14 @@ def test_a_continuous_covariate_holds_numbers(adata):
 def test_a_continuous_covariate_is_finite(adata):
     adata.obs.iloc[4, adata.obs.columns.get_loc("age")] = np.inf
     text = message_of(ValueError, sccvae.SCCVAE, adata, continuous_covariate_keys=["age"])
-    assert text == f"adata.obs['age'] is infinite for 1 cells, such as {adata.obs_names[4]!r}."
+    assert text == f"adata.obs['age'] is infinite for 1 cells, such as {adata.obs_names[4]!r}; expected finite numbers."
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5])
 def test_size_factors_are_positive(adata, value):
     adata.obs.iloc[9, adata.obs.columns.get_loc("size_factor")] = value
     text = message_of(ValueError, sccvae.SCCVAE, adata, size_factor_key="size_factor")
-    assert f"size factors that are not positive: {value:g} at cell {adata.obs_names[9]!r} (1 in all)" in text
+    assert f"the size factor {value:g} at cell {adata.obs_names[9]!r} (1 such cells); expected positive" in text
 
 
 def test_gene_names_are_unique(adata):
@@ -499,8 +499,8 @@ def test_cell_names_need_not_be_unique(adata, fit):
         (np.ones((60, 1), dtype=bool), "mask_var has dtype bool and shape (60, 1); expected 60"),
         (np.ones(60, dtype=int), "mask_var has dtype int64 and shape (60,); expected 60"),
         (["gene1", "gene2"], "mask_var has dtype <U5 and shape (2,); expected 60"),
-        (np.zeros(60, dtype=bool), "mask_var selects none of 60 genes; at least one is needed."),
-        ("none", "adata.var['none'] selects none of 60 genes; at least one is needed."),
+        (np.zeros(60, dtype=bool), "mask_var selects none of 60 genes; expected at least one."),
+        ("none", "adata.var['none'] selects none of 60 genes; expected at least one."),
         ("text", "adata.var['text'] has dtype object and shape (60,); expected 60"),
     ],
     ids=["short", "two_dimensional", "integers", "names", "empty", "empty_column", "column_of_text"],
@@ -520,7 +520,7 @@ def test_a_mask_chooses_the_genes_of_the_model(adata, as_array):
 @pytest.mark.parametrize("shape", [(0, 60), (120, 0), (0, 0)])
 def test_there_are_cells_and_genes(adata, shape):
     text = message_of(ValueError, sccvae.SCCVAE, adata[: shape[0], : shape[1]].copy())
-    assert text == f"adata holds {shape[0]} cells and {shape[1]} genes; both must be at least 1."
+    assert text == f"adata has {shape[0]} cells and {shape[1]} genes; expected at least 1 of each."
 
 
 @pytest.mark.parametrize("layers", [{}, {"counts": 1}])
@@ -542,7 +542,7 @@ def test_x_may_be_none_only_with_a_layer(adata, layers):
 @pytest.mark.parametrize("options", [{}, {"mask_var": "highly_variable"}], ids=["plain", "mask"])
 def test_only_an_anndata_will_do(thing, options):
     text = message_of(TypeError, sccvae.SCCVAE, thing, **options)
-    assert text.startswith(f"Expected an AnnData; found {type(thing).__name__}.")
+    assert text.startswith(f"adata is a {type(thing).__name__}; expected an AnnData.")
 
 
 # ---------------------------------------------------------------------------------------------- new data, trained model
@@ -567,9 +567,7 @@ def test_genes_of_new_data_are_matched_by_name(adata, model, container):
 def test_missing_genes_are_counted_and_named(adata, model):
     adata.var_names = [name if i > 3 else f"{name}_old" for i, name in enumerate(adata.var_names)]
     text = message_of(ValueError, model.get_latent_representation, adata)
-    assert text.startswith(
-        "The model needs genes that adata lacks: 4 unknown genes: 'gene0', 'gene1', 'gene2' and 1 more."
-    )
+    assert text.startswith("adata lacks genes of the model: 4 unknown genes: 'gene0', 'gene1', 'gene2' and 1 more.")
     assert text.endswith("Genes are matched by name.")
 
 
@@ -577,7 +575,7 @@ def test_unknown_batches_are_named_with_the_known_ones(adata, model):
     adata.obs["batch"] = adata.obs["batch"].cat.rename_categories({"b": "B7"})
     text = message_of(ValueError, model.get_latent_representation, adata)
     assert text.startswith(
-        "Unknown category 'B7' of 'batch'; the model knows 'a', 'b', 'c'. Train on data that hold it"
+        "Unknown category 'B7' of 'batch'; expected one of the training data: 'a', 'b', 'c'. Train on data with"
     )
 
 
@@ -765,7 +763,7 @@ def test_x_is_no_layer(adata, monkeypatch):
 def test_two_columns_of_one_name_are_named_wherever_they_are_read(adata, model):
     for key in ("batch", "age"):
         adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
-    text = "adata.obs has 2 columns called '{}'. Keep or rename one of them"
+    text = "adata.obs has 2 columns called '{}'; expected one. Keep one or rename"
     adata.obsm["X_sccvae"] = model.get_latent_representation()
     calls = {
         "batch": [
@@ -794,21 +792,21 @@ def test_two_columns_of_one_name_are_named_wherever_they_are_read(adata, model):
 def test_two_columns_of_var(adata):
     adata.var = pd.concat([adata.var, adata.var], axis=1)
     text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var="highly_variable")
-    assert text.startswith("adata.var has 2 columns called 'highly_variable'.")
+    assert text.startswith("adata.var has 2 columns called 'highly_variable';")
 
 
 @pytest.mark.parametrize("key", [["batch"], {"batch"}, np.array(["batch"])], ids=["list", "set", "array"])
 def test_a_key_is_one_name(adata, key):
-    assert "is no name of a column of adata.obs" in message_of(TypeError, sccvae.SCCVAE, adata, batch_key=key)
+    assert "is not a name of a column of adata.obs" in message_of(TypeError, sccvae.SCCVAE, adata, batch_key=key)
 
 
 @pytest.mark.parametrize(
     ("column", "text"),
     [
-        (pd.to_datetime(np.arange(120), unit="D"), "holds times"),
-        (pd.to_datetime(np.arange(120), unit="D", utc=True), "holds times"),
-        (pd.to_timedelta(np.arange(120), unit="h"), "holds times"),
-        (pd.Categorical(pd.to_datetime(np.arange(120) % 3, unit="D")), "holds times"),
+        (pd.to_datetime(np.arange(120), unit="D"), "has times"),
+        (pd.to_datetime(np.arange(120), unit="D", utc=True), "has times"),
+        (pd.to_timedelta(np.arange(120), unit="h"), "has times"),
+        (pd.Categorical(pd.to_datetime(np.arange(120) % 3, unit="D")), "has times"),
         (np.arange(120) + 1j, "is not numeric"),
         (pd.Categorical(np.arange(120) + 1j), "is not numeric"),
         ((np.arange(120) + 1j).astype(object), "is not numeric"),
@@ -857,7 +855,7 @@ def test_a_mask_with_gaps_is_told_how_to_fill_them(adata, missing):
 
 def test_zeros_and_ones_in_an_array_may_be_numbers_of_genes(adata):
     text = message_of(ValueError, sccvae.SCCVAE, adata, mask_var=HALF.astype(int))
-    assert text.endswith("Of zeros and ones: mask_var.astype(bool).")
+    assert text.endswith("Convert zeros and ones: mask_var.astype(bool).")
 
 
 def test_a_mask_that_carries_names_goes_by_them(adata):
@@ -935,6 +933,6 @@ def test_size_factors_of_any_unit_give_the_same(adata, unit):
 def test_a_size_factor_beyond_all_others_is_named(adata, value):
     schema, _ = Schema.learn(adata, size_factor_key="size_factor")
     adata.obs.iloc[7, adata.obs.columns.get_loc("size_factor")] = value
-    message = rf"holds the size factor {re.escape(f'{value:g}')} at cell '{adata.obs_names[7]}'.*expected size factors"
+    message = rf"has the size factor {re.escape(f'{value:g}')} at cell '{adata.obs_names[7]}'.*expected size factors"
     with pytest.raises(ValueError, match=message):
         schema.read(adata)

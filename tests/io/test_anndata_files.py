@@ -130,7 +130,7 @@ def test_a_key_that_hdf5_takes_for_a_path_does_not_destroy_the_file(adata, tmp_p
 
 
 def test_a_file_that_might_not_fit_is_written_by_a_child(full, tmp_path, monkeypatch):
-    monkeypatch.setattr(anndata_files, "_room", lambda _: 1000)
+    monkeypatch.setattr(anndata_files, "_free_bytes", lambda _: 1000)
     writers, write = [], ad.AnnData.write_h5ad
     monkeypatch.setattr(ad.AnnData, "write_h5ad", lambda *a, **k: [writers.append(os.getpid()), write(*a, **k)])
     anndata_files.write(full, tmp_path / "o.h5ad")
@@ -152,7 +152,7 @@ def test_what_a_child_raises_is_raised(adata, tmp_path, monkeypatch, error, kind
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(anndata_files, "_room", lambda _: 1000)
+    monkeypatch.setattr(anndata_files, "_free_bytes", lambda _: 1000)
     monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
     with pytest.raises(kind, match=text):
         anndata_files.write(adata, tmp_path / "o.h5ad")
@@ -160,9 +160,9 @@ def test_what_a_child_raises_is_raised(adata, tmp_path, monkeypatch, error, kind
 
 
 def test_a_child_that_dies_is_told(adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(anndata_files, "_room", lambda _: 1000)
+    monkeypatch.setattr(anndata_files, "_free_bytes", lambda _: 1000)
     monkeypatch.setattr(ad.AnnData, "write_h5ad", lambda *_, **__: os.kill(os.getpid(), 9))
-    with pytest.raises(OSError, match="The process that wrote ended with status 9"):
+    with pytest.raises(OSError, match="The writing process ended with status 9"):
         anndata_files.write(adata, tmp_path / "o.h5ad")
 
 

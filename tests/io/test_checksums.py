@@ -23,7 +23,7 @@ def test_a_list_is_written_file_by_file_and_compared(tmp_path):
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}" for name, path in expected.items()]
     assert sums.read_text().splitlines() == lines
     b.write_text("other")
-    with pytest.raises(ValueError, match=rf"{b} has changed: its SHA-256 is \w+, recorded is \w+\. Delete it"):
+    with pytest.raises(ValueError, match=rf"{b} has changed: its SHA-256 is \w+; expected \w+\. Delete the file"):
         checksums.agrees(b, sums)
     assert checksums.agrees(a, sums)
     checksums.record(b, sums)

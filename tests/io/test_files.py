@@ -146,7 +146,7 @@ def test_what_may_not_be_written_to_is_refused_before_the_work(tmp_path):
         files.checked(tmp_path / "locked" / "file")
     (tmp_path / "kept").write_text("old")
     (tmp_path / "kept").chmod(0o444)
-    with pytest.raises(PermissionError, match="is there and may not be written to"):
+    with pytest.raises(PermissionError, match="exists and is not writable"):
         files.checked(tmp_path / "kept")
 
 
@@ -329,7 +329,7 @@ def test_a_folder_with_other_things_and_a_file_are_no_place_for_zarr(tmp_path):
     assert files.checked(tmp_path / "o.zarr", folder=True) == tmp_path / "o.zarr"  # an empty one will do
     (tmp_path / "o.zarr" / "thesis.txt").touch()
     (tmp_path / "f.zarr").touch()
-    with pytest.raises(FileExistsError, match=r"is a folder with other things than zarr: .*o\.zarr"):
+    with pytest.raises(FileExistsError, match=r"is a folder with other files than zarr's: .*o\.zarr"):
         files.checked(tmp_path / "o.zarr", folder=True)
     with pytest.raises(FileExistsError, match=r"The output is a file: .*f.zarr; expected the name of a folder\."):
         files.checked(tmp_path / "f.zarr", folder=True)

@@ -87,7 +87,7 @@ def test_mmd_of_the_same_cells():
     x = normal(0, 50, 3)
     assert mmd(x, x).value < 0
     assert mmd(x, x).p_value > 0.9
-    with pytest.raises(ValueError, match="More than half of the pairs of cells have distance 0: pass bandwidth"):
+    with pytest.raises(ValueError, match=r"more than half of the pairs of cells have distance 0; .* pass bandwidth"):
         mmd(np.ones((5, 2)), np.ones((4, 2)))
     assert mmd(np.ones((5, 2)), np.ones((4, 2)), bandwidth=1.0) == (pytest.approx(0), 1)
 
@@ -292,9 +292,9 @@ def test_random_state_and_arguments_are_left_alone():
 @pytest.mark.parametrize("score", TWO_SAMPLES)
 def test_errors_of_two_samples(score):
     x = normal(0, 20, 3)
-    with pytest.raises(ValueError, match=r"has 3 columns but .* has 2: expected the same genes .* adata\[:, shared\]"):
+    with pytest.raises(ValueError, match=r"has 3 columns but .* has 2; expected the same genes .* adata\[:, shared\]"):
         score(x, x[:, :2])
-    with pytest.raises(ValueError, match=r"has shape \(20,\) and dtype float64: expected numbers of shape"):
+    with pytest.raises(ValueError, match=r"has shape \(20,\) and dtype float64; expected numbers of shape"):
         score(x[:, 0], x)
     with pytest.raises(ValueError, match=r"has shape \(1, 2\) and dtype <U1"):
         score(x, [["a", "b"]])
@@ -303,15 +303,15 @@ def test_errors_of_two_samples(score):
     y = x.copy()
     y[[4, 7], 1] = np.nan, np.inf
     for bad in (y, sp.csr_matrix(y)):
-        with pytest.raises(ValueError, match="holds 2 NaN or infinite values, first in cell 4: expected finite"):
+        with pytest.raises(ValueError, match="has 2 NaN or infinite values, first in cell 4; expected finite"):
             score(x, bad)
-    with pytest.raises(ValueError, match=r"(generated|y) holds 0 cells"):
+    with pytest.raises(ValueError, match=r"(generated|y) has 0 cells"):
         score(x, x[:0])
 
 
 def test_errors_of_arguments():
     x = normal(0, 20, 3)
-    with pytest.raises(ValueError, match="x holds 1 cells: expected at least 2"):
+    with pytest.raises(ValueError, match="x has 1 cells; expected at least 2"):
         mmd(x[:1], x)
     for bandwidth in (0.0, -1.0, np.inf):
         with pytest.raises(ValueError, match="expected a distance > 0, or None for the median distance"):
@@ -319,39 +319,37 @@ def test_errors_of_arguments():
     with pytest.raises(ValueError, match="n_permutations is 0; expected at least 1"):
         mmd(x, x, n_permutations=0)
     for k in (0, 20):
-        with pytest.raises(
-            ValueError, match=f"n_neighbors={k}, nearest neighbours among 20 real cells: expected 1 to 19"
-        ):
+        with pytest.raises(ValueError, match=f"n_neighbors is {k} for 20 real cells; expected 1 to 19"):
             precision_coverage(x, x, n_neighbors=k)
     for quantile in (0, 1, 99):
-        with pytest.raises(ValueError, match=f"quantile is {quantile}; expected a share between 0 and 1"):
+        with pytest.raises(ValueError, match=f"quantile is {quantile}; expected a fraction between 0 and 1"):
             spurious(x, x, quantile=quantile)
-    with pytest.raises(ValueError, match="n_neighbors=1, nearest neighbours among 1 real cells"):
+    with pytest.raises(ValueError, match="n_neighbors is 1 for 1 real cells"):
         spurious(x[:1], x)
 
 
 @pytest.mark.parametrize("score", CODES)
 def test_errors_of_codes(score):
     z = normal(0, 20, 3)
-    with pytest.raises(ValueError, match="z holds 2 cells: expected at least 3"):
+    with pytest.raises(ValueError, match="z has 2 cells; expected at least 3"):
         score(z[:2])
-    with pytest.raises(ValueError, match="z is sparse: expected a dense array of codes"):
+    with pytest.raises(ValueError, match="z is sparse; expected a dense latent representation"):
         score(sp.csr_array(z))
     with pytest.raises(ValueError, match="max_cells is 2; expected at least 3"):
         score(z, max_cells=2)
     z[3, 0] = np.nan
-    with pytest.raises(ValueError, match="z holds 1 NaN or infinite values, first in cell 3"):
+    with pytest.raises(ValueError, match="z has 1 NaN or infinite values, first in cell 3"):
         score(z)
 
 
 def test_errors_of_paths():
     z = normal(0, 20, 3)
-    with pytest.raises(ValueError, match="n_neighbors=19 of 20 cells: expected 1 to 18"):
+    with pytest.raises(ValueError, match="n_neighbors is 19 for 20 cells; expected 1 to 18"):
         path_log_density(z, n_neighbors=19)
     with pytest.raises(ValueError, match="n_pairs is 0; expected at least 1"):
         path_log_density(z, n_pairs=0)
     z[:4] = z[0]
-    with pytest.raises(ValueError, match="4 codes equal n_neighbors others, so that their density is infinite"):
+    with pytest.raises(ValueError, match="z has 4 points with n_neighbors duplicates, whose density is infinite"):
         path_log_density(z, n_neighbors=3)
     assert np.isfinite(path_log_density(z, n_neighbors=4).value)
 

@@ -209,15 +209,15 @@ def test_embedding_scores_that_apply(apart):
 
 def test_errors(apart):
     z, labels, batches = apart
-    with pytest.raises(ValueError, match="labels holds 599 values but z holds 600 cells"):
+    with pytest.raises(ValueError, match="labels has 599 values but z has 600 cells"):
         metrics.knn_accuracy(z, labels[1:])
-    with pytest.raises(ValueError, match="batches holds 10 values but z holds 600 cells"):
+    with pytest.raises(ValueError, match="batches has 10 values but z has 600 cells"):
         metrics.silhouette_batch(z, labels, batches[:10])
-    with pytest.raises(ValueError, match="k=600 nearest neighbours of 600 cells: expected 1 to 599"):
+    with pytest.raises(ValueError, match="k is 600 for 600 cells; expected 1 to 599"):
         metrics.batch_entropy(z, batches, k=600)
-    with pytest.raises(ValueError, match="batches holds one value only"):
+    with pytest.raises(ValueError, match="batches has one value only"):
         metrics.batch_entropy(z, ["one"] * 600)
-    with pytest.raises(ValueError, match="labels holds 1 different values for 600 cells"):
+    with pytest.raises(ValueError, match="labels has 1 different values for 600 cells"):
         metrics.silhouette_label(z, ["one"] * 600)
     with pytest.raises(ValueError, match="pass labels"):
         metrics.embedding_scores(z)

@@ -82,12 +82,12 @@ def test_errors(cells, monkeypatch):
         tl.score_integration(cells, "batch", "cell_type")
     one = cells.copy()
     one.obs["batch"] = "one"
-    with pytest.raises(ValueError, match="batches holds 1 different values: expected at least two"):
+    with pytest.raises(ValueError, match="batches has 1 different values; expected at least two"):
         tl.score_integration(one, "batch", "cell_type", use_rep="truth")
     one.obs["cell_type"] = one.obs["cell_type"].cat.remove_categories("type_0")
     with pytest.raises(ValueError, match=r"has no value for \d+ of 400 cells.*leave those cells out"):
         tl.score_integration(one, "batch", "cell_type", use_rep="truth")
-    with pytest.raises(ValueError, match="There is no embedding to score"):
+    with pytest.raises(ValueError, match="embeddings is empty; expected at least one"):
         tl.score_integration(cells, "batch", "cell_type", use_rep=[])
     monkeypatch.setattr(integration, "_installed", lambda: False)
     with pytest.raises(ImportError, match="scib=True needs scib-metrics: pip install scib-metrics"):
@@ -154,5 +154,5 @@ def test_series_are_matched_by_name_with_every_embedding():
     expected = integration.compare_embeddings({"z": z.to_numpy()}, labels.to_numpy(), batches.to_numpy(), scib=False)
     found = integration.compare_embeddings({"z": z}, labels.iloc[::-1], batches, scib=False)
     pd.testing.assert_frame_equal(found, expected)
-    with pytest.raises(ValueError, match="The embeddings are DataFrames with different indices"):
+    with pytest.raises(ValueError, match="embeddings has DataFrames with different indices"):
         integration.compare_embeddings({"z": z, "other": z.iloc[::-1]}, labels, batches, scib=False)

@@ -155,7 +155,7 @@ def test_defaults_fit_the_data_and_survive_being_written_down():
         (lambda: GaussianNoise(0.0), ValueError, "GaussianNoise: sd is 0.0; expected a standard deviation above 0"),
         (lambda: GaussianNoise(np.inf), ValueError, "GaussianNoise: sd is inf"),
         (lambda: processes_for("counts", SaltAndPepper()), ValueError, "for binary data; expected Thinning() or Gene"),
-        (lambda: processes_for("real", "noise"), TypeError, "corruption holds 'noise'; expected GaussianNoise()"),
+        (lambda: processes_for("real", "noise"), TypeError, "corruption has 'noise'; expected GaussianNoise()"),
         (lambda: processes_for("binary", []), ValueError, "corruption is empty; expected SaltAndPepper()"),
     ],
 )
@@ -585,12 +585,12 @@ def test_loading_the_wrong_class_says_so(fitted, kind, tmp_path):
     for other in {"SCCVAE", *CLASSES} - {kind}:
         with pytest.raises(ModelFileError) as caught:
             getattr(sccvae, other).load(tmp_path / "model")
-        assert f"holds a model of {kind}, not of {other}: read it with {kind}.load()." in str(caught.value)
+        assert f"contains a model of {kind}; expected {other}: read it with {kind}.load()." in str(caught.value)
 
 
 def test_an_sccvae_is_not_read_as_an_autoencoder(cells, tmp_path):
     sccvae.SCCVAE(cells, **NARROW).save(tmp_path / "model")
-    with pytest.raises(ModelFileError, match="holds a model of SCCVAE, not of Autoencoder"):
+    with pytest.raises(ModelFileError, match="contains a model of SCCVAE; expected Autoencoder"):
         Autoencoder.load(tmp_path / "model")
 
 

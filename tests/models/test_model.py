@@ -300,7 +300,7 @@ def test_gene_list_keeps_its_order_and_repetitions(model, as_index):
     ("genes", "error", "text"),
     [
         (["gene1", "gen2", "xyz"], ValueError, "gene_list names 2 unknown genes: 'gen2', 'xyz'. Did you mean 'gene"),
-        ("gene1", TypeError, "gene_list is a list of gene names; found the text 'gene1': pass ['gene1']."),
+        ("gene1", TypeError, "gene_list is the text 'gene1'; expected a list of gene names: pass ['gene1']."),
     ],
 )
 def test_unknown_genes_are_an_error(model, genes, error, text):
@@ -323,7 +323,9 @@ def test_transform_batch(adata, model):
 
 
 def test_transform_batch_of_an_unknown_batch(model):
-    with pytest.raises(ValueError, match=r"^Unknown batch 'd' of 'batch'; the model knows 'a', 'b', 'c'\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Unknown batch 'd' of 'batch'; expected one of the training data: 'a', 'b', 'c'\.$"
+    ):
         model.get_normalized_expression(transform_batch="d")
 
 
@@ -546,7 +548,9 @@ def test_generate_in_the_batches_asked(model, batch, found):
 
 
 def test_generate_in_an_unknown_batch(model):
-    with pytest.raises(ValueError, match=r"Unknown batch 'd' of 'batch'; the model knows 'a', 'b', 'c'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown batch 'd' of 'batch'; expected one of the training data: 'a', 'b', 'c'"
+    ):
         model.generate(3, batch="d")
 
 

@@ -360,7 +360,7 @@ def test_a_batch_that_the_model_does_not_know(adata, fit):
     model = fit(adata, batch_key="batch", encode_covariates=False)
     new = adata[:5].copy()
     new.obs["batch"] = "new"
-    advice = "Train on data that hold it, or give those cells a known one in adata.obs['batch']."
+    advice = "Train on data with this category, or assign a known one in adata.obs['batch']."
     with pytest.raises(ValueError, match=r"^Unknown category 'new' of 'batch'; .* " + re.escape(advice)):
         model.get_latent_representation(new)
     new.obs["batch"] = "a"

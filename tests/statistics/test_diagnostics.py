@@ -47,7 +47,7 @@ def test_a_good_model_passes(found):
     assert list(found.table.index) == list(diagnostics.EXPECTED)
     assert list(found.table.columns) == ["value", "expected", "ok", "sentence"]
     assert found.table.loc["zeros_inside", "value"] >= 0.9
-    assert "training had come to its end" in found.table.loc["late_gain", "sentence"]
+    assert "training has converged" in found.table.loc["late_gain", "sentence"]
     assert "All 3 batches are mixed" in found.table.loc["batches_apart", "sentence"]
 
 
@@ -194,7 +194,7 @@ def test_mixing_is_one_at_random_and_none_when_apart():
     assert apart.loc["b", "mixing"] == 0
     assert apart.loc["b", "own"] == 1
     sentence = diagnostics.check_batches(apart, known=True)[0].sentence
-    assert sentence.startswith("1 of 3 batches lie apart")
+    assert sentence.startswith("1 of 3 batches are separate in the embedding")
     assert "'b' (0%)" in sentence
 
 
@@ -237,7 +237,7 @@ def test_training_judged_by_its_history():
     by_heart = {c.name: c for c in diagnostics.check_training(curve(flat, flat + 30))}
     assert not by_heart["held_out_gap"].ok
     assert by_heart["held_out_gap"].value == pytest.approx(0.3, rel=1e-3)
-    assert "learns cells by heart" in by_heart["held_out_gap"].sentence
+    assert "is overfitted" in by_heart["held_out_gap"].sentence
     thinned = diagnostics.check_training(curve(flat, flat - 30), thinned=True)
     assert [check.name for check in thinned] == ["late_gain"]
 

@@ -80,7 +80,7 @@ def test_the_band_is_that_of_a_gamma_mean_where_nothing_else_is_uncertain():
     ("change", "text"),
     [
         ({"n_points": 1}, "n_points is 1; expected at least 2"),
-        ({"span": 0}, "span is 0.0; expected a share in (0, 1]"),
+        ({"span": 0}, "span is 0.0; expected a fraction in (0, 1]"),
         ({"level": 1}, "level is 1.0; expected a probability between 0 and 1"),
         ({"n_samples": 5}, "n_samples is 5; expected at least 20"),
         ({"lineages": [np.arange(40) < 5]}, "Lineage number 0 has 5 cells with a pseudotime; expected at least 10"),

@@ -94,9 +94,9 @@ def test_duplicates_are_neighbours_at_distance_zero_and_never_the_cell_itself(me
     ("change", "text"),
     [
         ({"metric": "cosine"}, "metric is 'cosine'; expected one of 'euclidean', 'wasserstein', 'symmetric_kl'"),
-        ({"n_neighbors": 60}, "60 neighbours of each cell among 60 cells"),
-        ({"n_neighbors": 0}, "0 neighbours of each cell among 60 cells: expected at least 1"),
-        ({"variance": None}, "metric='wasserstein' compares whole posteriors: pass their variance"),
+        ({"n_neighbors": 60}, "n_neighbors is 60 for 60 cells; expected"),
+        ({"n_neighbors": 0}, "n_neighbors is 0 for 60 cells; expected at least 1"),
+        ({"variance": None}, "variance is None; expected an array for metric='wasserstein'"),
         ({"variance": np.zeros((60, 5))}, "variance has shape (60, 5); expected numbers above 0 of shape (60, 5)"),
         ({"variance": np.ones((60, 4))}, "variance has shape (60, 4); expected numbers above 0 of shape (60, 5)"),
         ({"mean": np.full((60, 5), np.nan)}, "mean has shape (60, 5); expected finite numbers"),
@@ -129,7 +129,7 @@ def test_distances_between_groups(monkeypatch):
 
 
 def test_a_group_without_cells_is_named():
-    with pytest.raises(ValueError, match=r"Group number 1 has no cell: expected codes without gaps"):
+    with pytest.raises(ValueError, match=r"codes has no cell of group number 1; expected codes without gaps"):
         posterior_distances.group_distances(np.zeros((3, 3)), np.array([0, 2, 2]))
 
 
@@ -143,7 +143,7 @@ def test_linkage_is_that_of_scipy(method):
 
 @pytest.mark.parametrize(
     ("n", "method", "text"),
-    [(1, "average", "A hierarchy of 1 items: expected at least 2"), (3, "median", "method is 'median'; expected one")],
+    [(1, "average", "distances has 1 items; expected at least 2"), (3, "median", "method is 'median'; expected one")],
 )
 def test_a_hierarchy_that_cannot_be_made(n, method, text):
     with pytest.raises(ValueError, match=text):

@@ -377,7 +377,7 @@ def test_a_failed_run_writes_nothing(adata, fingerprint, options, error, text):
 
 @pytest.mark.parametrize("thing", [np.ones((3, 4)), None, "counts.h5ad"], ids=["array", "None", "path"])
 def test_only_an_anndata_will_do(thing):
-    with pytest.raises(TypeError, match=f"^Expected an AnnData; found {type(thing).__name__}"):
+    with pytest.raises(TypeError, match=f"^adata is a {type(thing).__name__}; expected an AnnData"):
         tl.integrate(thing)
 
 

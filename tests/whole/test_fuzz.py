@@ -399,6 +399,6 @@ def test_what_comes_from_elsewhere_is_told_from_what_is_ours():
     with pytest.raises(ValueError, match="inhomogeneous") as theirs:
         np.array([[1], [1, 2]], dtype=float)
     assert not is_ours(theirs.value)
-    with pytest.raises(TypeError, match="Expected an AnnData") as ours:
+    with pytest.raises(TypeError, match="expected an AnnData") as ours:
         sccvae.SCCVAE(None)
     assert is_ours(ours.value)
