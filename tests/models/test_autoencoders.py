@@ -700,7 +700,9 @@ def test_without_data_a_chain_says_how_to_start(fitted, tmp_path):
     bare = DenoisingAutoencoder.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"DenoisingAutoencoder\.load\(path, adata\), or pass start='noise'"):
         bare.generate(3)
-    with pytest.raises(RuntimeError, match=r"load it as DenoisingAutoencoder\.load\(path, adata\) to train"):
+    with pytest.raises(
+        RuntimeError, match=r"to continue training, load it as DenoisingAutoencoder\.load\(path, adata\)"
+    ):
         bare.train(1)
 
 

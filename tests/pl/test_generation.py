@@ -91,7 +91,7 @@ def test_images_are_where_and_as_bright_as_they_should_be():
             r"images of 'b' have shape \(2, 9\); expected \(images, 12",
         ),
         ({"a": np.zeros(12)}, {}, r"images of 'a' have shape \(12,\)"),
-        ({"a": np.zeros((2, 12))}, {"columns": ["x"]}, "There are 1 names of columns; expected 2"),
+        ({"a": np.zeros((2, 12))}, {"columns": ["x"]}, "columns has 1 names; expected 2"),
     ],
 )
 def test_images_errors(rows, options, message):
