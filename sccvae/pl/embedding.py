@@ -180,7 +180,7 @@ def pca_of_counts(
     wrong = counts.data[(counts.data < 0) | (counts.data != np.rint(counts.data))]
     if len(wrong):
         raise ValueError(
-            f"{where} holds values that are not counts: {wrong[0]:.4g}. The picture before integration is made from "
+            f"{where} holds values that are not counts: {wrong[0]:.4g}. The plot before integration is made from "
             "raw counts: pass layer=... with the layer that holds them."
         )
     slim = AnnData(counts)

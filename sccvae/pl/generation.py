@@ -95,7 +95,7 @@ def generation(
     axes[0].set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")
     axes[0].set_title(f"{n:,} cells of each kind", fontsize=MEDIUM)
     _draw_genes(axes[1], x, y, "variance")
-    _draw_genes(axes[2], x, y, "share of zeros")
+    _draw_genes(axes[2], x, y, "zero fraction")
     for ax in axes:
         style(ax)
     handles = [axes[1].lines[i] for i in range(2)]

@@ -105,14 +105,14 @@ def interpolation(
     begin, end = _numbers("first", first), _numbers("second", second)
     z, spread = codes_of(model, adata, seed)
     if begin.shape != end.shape or begin.ndim != 1:
-        raise ValueError(f"first has {begin.size} cells and second {end.size}; expected as many, a pair for each line.")
+        raise ValueError(f"first has {begin.size} cells and second {end.size}; expected the same number of both.")
     if begin.size > MOST_LINES:
         raise ValueError(f"There are {begin.size} lines; expected at most {MOST_LINES} in a figure.")
     wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
     if wrong:
         what = "first" if wrong[0] in begin else "second"
         raise ValueError(
-            f"{what}: There is no cell number {wrong[0]} among {len(z)} cells; expected 0 to {len(z) - 1}."
+            f"{what} has the cell number {wrong[0]}, but there are {len(z)} cells; expected 0 to {len(z) - 1}."
         )
     if shape is not None:
         shape = checked_shape(shape, len(model.gene_names))

@@ -287,8 +287,8 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
     if isinstance(root, str):
         if root not in adata.obs_names:
             raise ValueError(
-                f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, "
-                "a number, or (column of adata.obs, category)."
+                f"root={root!r} is not the name of a cell. Pass a name of adata.obs_names, such as "
+                f"{adata.obs_names[0]!r}, a number, or (column of adata.obs, category)."
             )
         cells = np.flatnonzero(adata.obs_names == root)
         if len(cells) > 1:
@@ -298,7 +298,7 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         return cells
     if isinstance(root, Real) and not isinstance(root, bool) and float(root).is_integer():
         if not 0 <= (cell := whole("root", root)) < adata.n_obs:
-            raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
+            raise ValueError(f"root={root} is not the number of a cell; expected 0 to {adata.n_obs - 1}.")
         return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
 

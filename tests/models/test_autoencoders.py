@@ -661,7 +661,7 @@ def test_corrupt_draws_from_the_process(cells, fitted):
             ValueError,
             "gene_likelihood is 'squared'; expected",
         ),
-        (lambda a, d, x: Autoencoder(x, scale=1.0), ValueError, "scale is for gene_likelihood='normal'; 'nb' has no"),
+        (lambda a, d, x: Autoencoder(x, scale=1.0), ValueError, "scale is for gene_likelihood='normal'; found 'nb'"),
         (
             lambda a, d, x: Autoencoder(x, layer="lognorm", gene_likelihood="normal", scale=0.0),
             ValueError,

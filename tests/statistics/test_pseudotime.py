@@ -164,8 +164,8 @@ def test_cells_that_no_path_reaches_have_no_pseudotime():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"root": "nobody"}, ValueError, "root='nobody' is no name of a cell. Pass a name of adata.obs_names"),
-        ({"root": 150}, ValueError, "root=150 is no number of a cell; expected 0 to 39"),
+        ({"root": "nobody"}, ValueError, "root='nobody' is not the name of a cell. Pass a name of adata.obs_names"),
+        ({"root": 150}, ValueError, "root=150 is not the number of a cell; expected 0 to 39"),
         ({"root": 1.5}, ValueError, "root=1.5; expected the name of a cell, its number, or (column"),
         (
             {"root": ("part", "middle")},
