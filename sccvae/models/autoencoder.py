@@ -281,8 +281,6 @@ def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:
     if scale is None:
         return None
     if gene_likelihood != "normal":
-        raise ValueError(
-            f"scale is for gene_likelihood='normal'; {gene_likelihood!r} has no standard deviation to hold."
-        )
+        raise ValueError(f"scale is for gene_likelihood='normal'; found {gene_likelihood!r}: leave scale out.")
     what = "a standard deviation above 0, in the units of the data"
     return finite("scale", scale, what, least=1 / FLOAT32, most=FLOAT32)

@@ -169,7 +169,5 @@ def _checked(
     if not settings:
         raise ValueError("settings is empty: expected at least one, name -> options, such as {'default': {}}.")
     if BASELINE in settings:
-        raise ValueError(
-            f"A setting is called {BASELINE!r}, the name of the row that all are compared with: rename it."
-        )
+        raise ValueError(f"A setting is called {BASELINE!r}, the name of the baseline: rename it.")
     return n_splits, kept, checked_seed(seed)

@@ -141,7 +141,7 @@ def _made(kind: type, fields: dict[str, Any], what: str) -> Any:
             raise ValueError(f"{what}.{name} is missing")
     for name in fields:
         if name not in known:
-            raise ValueError(f"{what} has the field {name!r}, which this version of sccvae does not know")
+            raise ValueError(f"{what} has the field {name!r}, which is unknown in this version of sccvae")
     return kind(**fields)
 
 

@@ -1,4 +1,19 @@
-"""`SCCVAE`, the variational autoencoder, and molecular cross-validation of its settings."""
+"""`SCCVAE`, the variational autoencoder, and molecular cross-validation of its settings.
+
+Its public methods, by the file that defines them:
+
+======== ========= ================================================================================================
+class    file      methods and properties
+======== ========= ================================================================================================
+SCCVAE   sccvae    train, cross_validate
+Analysis analysis  differential_expression, diagnose, report
+Outputs  outputs   get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
+                   get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of, generate,
+                   posterior_predictive_sample, describe
+Base     base      get_reconstruction, decode, save, load, source_of, history, gene_names, n_latent, batches,
+                   likelihood, device, adata, is_trained
+======== ========= ================================================================================================
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -68,11 +83,11 @@ class SCCVAE(AnalysisModel):
         Number of Gaussians in the prior of z, a learnt mixture (as Dilokthanakul et al. 2016,
         https://arxiv.org/abs/1611.02648, marginalised). 0 takes N(0, I), which separates cell types less clearly.
     batch_mixing
-        Weight of the batch penalty, which is added in training from the end of the KL warm-up on: the information in
-        nats that the neighbours of a cell in the embedding give on its batch (`sccvae.modules.batch_penalty`). Values
-        up to about 3 improve mixing if the batches contain the same cell types; 0 removes the penalty. Set 0 if the
-        batches contain different cell types by design, or if differences between batches are of interest: the penalty
-        removes part of them as a batch effect.
+        Weight of the batch penalty, from the end of the KL warm-up on. The penalty is the information in nats that the
+        neighbours of a cell in the embedding give on its batch (`sccvae.modules.batch_penalty`). Values up to about 3
+        improve mixing if the batches contain the same cell types; 0 removes the penalty. Set 0 if the batches contain
+        different cell types by design, or if differences between batches are of interest, because the penalty removes
+        part of them.
     weight_precision
         Precision of the prior of the weights from hidden units to genes, Normal(0, 1 / weight_precision); for counts.
         It reduces overfitting of genes that are detected in few cells, and matters most for small data. 0 removes the

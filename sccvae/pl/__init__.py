@@ -1,6 +1,6 @@
-"""Plots. Every function returns a `matplotlib.figure.Figure` and draws it nowhere else unless `show=True`.
+"""Plots. Every function returns a `matplotlib.figure.Figure`, and shows it only if `show=True`.
 
-The AnnData and matplotlib's settings stay as they were.
+The AnnData and matplotlib's settings are not changed.
 """
 
 from sccvae.pl.diagnostics import diagnostics

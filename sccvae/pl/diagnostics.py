@@ -1,4 +1,4 @@
-"""What `SCCVAE.diagnose` found, drawn."""
+"""Figure of a model's diagnosis."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ SHARES = {"late_gain", "held_out_gap", "zeros_inside", "coverage_90", "unexplain
 
 @plot()
 def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
-    """What a model's diagnosis found: a panel for each thing looked at, and the checks as a list.
+    """Plot a model's diagnosis: the list of checks, and a panel for each quantity.
 
-    Panels that do not apply are left out: predictive checks of data that are not counts, batches where there is one.
+    Panels that do not apply are left out: predictive checks if the data are not counts, batches if there is only one.
 
     Parameters
     ----------
     diagnosis
-        What ``SCCVAE.diagnose`` returned.
+        Result of ``SCCVAE.diagnose``.
     {show}
 
     {figure}
-        Blue is as expected, vermilion is not.
+        Values as expected are blue, others vermilion.
 
     Raises
     ------
     TypeError
-        `diagnosis` is something else, such as a model.
+        `diagnosis` is of another type, such as a model.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     """
     if not hasattr(diagnosis, "units"):
         raise TypeError(
-            f"diagnosis is of type {type(diagnosis).__name__}; expected what SCCVAE.diagnose returns: "
+            f"diagnosis is of type {type(diagnosis).__name__}; expected the result of SCCVAE.diagnose: "
             "pl.diagnostics(model.diagnose())."
         )
     panels: list[Callable[[Axes, Diagnosis], None]] = [_checks, _elbo, _units]
@@ -86,7 +86,7 @@ def _titled(ax: Axes, title: str, x: str, y: str) -> None:
 
 
 def _checks(ax: Axes, diagnosis: Diagnosis) -> None:
-    """The table in a few words."""
+    """List of the checks."""
     ax.set_title("What was checked", fontsize=MEDIUM)
     ax.axis("off")
     step = 1 / max(len(diagnosis.table), 9)
@@ -106,7 +106,7 @@ def _elbo(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _units(ax: Axes, diagnosis: Diagnosis) -> None:
-    """Bars of the KL divergence, highest first."""
+    """KL divergence of each latent unit as bars, highest first."""
     units = diagnosis.units.sort_values("kl", ascending=False)
     ax.bar(np.arange(len(units)), units["kl"], width=0.8, color=np.where(units["active"], GOOD, IDLE))
     _titled(ax, "Latent units", "unit, by rank", "KL divergence, nats per cell")
@@ -120,7 +120,7 @@ def _units(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _zeros(ax: Axes, diagnosis: Diagnosis) -> None:
-    """Zero fractions of the data against those of the model; genes outside of the interval stand out."""
+    """Zero fractions of the data against those of the model; genes outside the interval are coloured."""
     genes = diagnosis.genes
     assert genes is not None
     inside = genes["zeros"].between(genes["zeros_low"] - 1e-9, genes["zeros_high"] + 1e-9).to_numpy()
@@ -136,7 +136,7 @@ def _zeros(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _variance(ax: Axes, diagnosis: Diagnosis) -> None:
-    """Variance over cells against the mean, of the data and of the model."""
+    """Variance over cells against the mean, for the data and for the model."""
     genes = diagnosis.genes
     assert genes is not None
     genes = genes[(genes["mean"] > 0) & (genes["variance"] > 0)]
@@ -156,7 +156,7 @@ def _variance(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _ranks(ax: Axes, diagnosis: Diagnosis) -> None:
-    """The rank histogram: flat where predictive distributions are calibrated."""
+    """Rank histogram, which is flat if the predictive distributions are calibrated."""
     ranks = diagnosis.ranks
     assert ranks is not None
     n = len(ranks)
@@ -168,12 +168,12 @@ def _ranks(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _batches(ax: Axes, diagnosis: Diagnosis) -> None:
-    """Mixing of each batch; the twenty that are mixed least where there are more."""
+    """Mixing of each batch; of more than twenty batches, the twenty least mixed."""
     batches = diagnosis.batches
     assert batches is not None
     shown = batches.sort_values("mixing")[:20][::-1]
     names = [as_text(name, 16) for name in shown.index]
-    # The list of batches apart holds the least mixed ones.
+    # batches_apart counts the least mixed ones.
     apart = np.arange(len(shown))[::-1] < diagnosis.table.loc["batches_apart", "value"]
     ax.barh(np.arange(len(shown)), shown["mixing"], height=0.7, color=np.where(apart, BAD, GOOD))
     ax.axvline(1, color=BLACK, linewidth=0.8, linestyle="--")
@@ -184,7 +184,7 @@ def _batches(ax: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _cells(ax: Axes, diagnosis: Diagnosis) -> None:
-    """Log-likelihood of cells against their library size; those not explained stand out."""
+    """Log-likelihood of cells against their library size; cells with an unexpectedly low one are coloured."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     cells = diagnosis.cells

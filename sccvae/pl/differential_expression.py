@@ -1,4 +1,4 @@
-"""Genes that differ between groups of cells: volcano and dots."""
+"""Differentially expressed genes: volcano plot and dot plot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def volcano(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Fold change of each gene against how sure it is; genes called at the false discovery rate in colour.
+    """Volcano plot: fold change of each gene against its posterior probability; called genes are coloured.
 
     Parameters
     ----------
@@ -39,19 +39,19 @@ def volcano(
         As `SCCVAE.differential_expression` returns it (``mode="change"``): genes in the index, columns ``lfc_median``,
         ``bayes_factor`` and ``is_de_fdr_...``.
     group
-        Group to draw (column ``group1``), where the table has several.
+        Group to draw (column ``group1``), if the table has several.
     n_names
-        Genes to name on each side, the surest ones called.
+        Genes to name on each side: the called ones with the highest probability.
     {ax}
     {show}
 
     {figure}
-        Upwards, -log10 of the posterior probability that the gene has not changed.
+        The y-axis is -log10 of the posterior probability that the gene has not changed.
 
     Raises
     ------
     KeyError, ValueError
-        A column is missing; the table has several groups and none is named.
+        A column is missing; the table has several groups and `group` is None.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def volcano(
     called = rows[called_by].to_numpy(dtype=bool)
     sides = {side: _surest(called & (np.sign(change) == side), surprise, n_names) for side in (-1, 1)}
     names = {gene: as_text(rows.index[gene], 28 if ax is None else 14) for side in sides.values() for gene in side}
-    # Long names have room in a wider figure, so that they do not cover the scale.
+    # The figure is wider for long names, so that they do not cover the scale.
     more = max(0.0, 0.06 * max(map(len, names.values()), default=0) - 0.6) if ax is None else 0.0
     figure, ax = axes_for(ax, 4.6 + 2 * more, 3.4)
     for mask, colour, name in (
@@ -110,7 +110,7 @@ def volcano(
 
 
 def _surest(some: np.ndarray, surprise: np.ndarray, n: int) -> np.ndarray:
-    """Numbers of the n surest of some genes."""
+    """Numbers of the n genes with the highest surprise."""
     genes = np.flatnonzero(some)
     return genes[np.argsort(-surprise[genes], kind="stable")][:n]
 
@@ -128,40 +128,41 @@ def dotplot(
     show: bool = False,
     **kwargs: Any,
 ) -> Figure:
-    """`scanpy.pl.dotplot` with denoised expression as colour, and the share of cells with a count as size.
+    """Dot plot of `scanpy.pl.dotplot`: colour is denoised expression, size is the fraction of cells with a count.
 
-    Scanpy takes both from one matrix. Denoised expression is above 0 in every cell: all dots would have
-    one size.
+    Scanpy takes both from one matrix. Denoised expression is above 0 in every cell, so that all dots would have the
+    same size.
 
     Parameters
     ----------
     adata
         After `sccvae.tl.integrate`.
     var_names
-        Genes, or genes by name of the group that they mark.
+        Genes, or a mapping from the name of a group to its marker genes.
     groupby
         Column of `obs`.
     layer
-        Denoised expression: key of ``adata.layers``, or of ``adata.obsm`` where only some genes were modelled.
+        Denoised expression: key of ``adata.layers``, or of ``adata.obsm`` if only some genes were modelled.
     counts_layer
-        Layer with the counts; None takes ``adata.X``. Normalised ones will do, as only what is above 0 counts.
+        Layer with the counts; None takes ``adata.X``. Normalised counts are possible: only whether they are above 0 is
+        used.
     standard_scale
         ``"var"`` scales the colours of each gene from 0 to 1, ``"group"`` those of each group, None neither.
     ax
-        Draw into the place of these axes.
+        Draw in the place of these axes.
     {show}
     kwargs
         Further arguments of `scanpy.pl.dotplot`, such as ``dendrogram=True``.
 
     {figure}
-        Of at most 150 groups: the largest, where there are more, as the title then says.
+        It has at most 150 groups: of more, the largest, which the title states.
 
     Raises
     ------
     KeyError
         There is no such layer, column or gene.
     ValueError
-        A dendrogram is asked for, and there are more than 150 groups.
+        There are more than 150 groups, and `kwargs` ask for a dendrogram.
 
     Examples
     --------
@@ -200,7 +201,7 @@ def dotplot(
 
 
 def _largest(groups: pd.Categorical, dendrogram: bool) -> tuple[pd.Categorical, int]:
-    """The groups that a dot plot has room for, and how many are left out; their cells have no group then."""
+    """At most 150 groups, the largest, and the number of groups left out, whose cells get no group."""
     sizes = pd.Series(groups).value_counts(sort=False)
     left_out = int((sizes > 0).sum()) - MOST_GROUPS
     if left_out <= 0:
@@ -215,15 +216,15 @@ def _largest(groups: pd.Categorical, dendrogram: bool) -> tuple[pd.Categorical, 
 
 
 def _fit(drawn: Any) -> None:
-    """Draw Scanpy's figure, within 30 inches, with names as they are, and so large that no name is cut off."""
+    """Draw Scanpy's figure within 30 inches, with plain names, and large enough that no name is cut off."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    # Names of the sides are Scanpy's: those of groups and of genes, which `swap_axes` has exchanged already.
+    # Scanpy's attributes: inches per group (HEIGHT) and per gene (WIDTH), which `swap_axes` has exchanged already.
     for side, n in (("HEIGHT", len(drawn.categories)), ("WIDTH", len(drawn.var_names))):
         name = f"DEFAULT_CATEGORY_{side}"
         room = min(getattr(drawn, name), (MOST_INCHES - 6) / max(n, 1))
         setattr(drawn, name, room)
-        drawn.largest_dot = min(drawn.largest_dot, (72 * 0.73 * room) ** 2)  # margins take a part of the room
+        drawn.largest_dot = min(drawn.largest_dot, (72 * 0.73 * room) ** 2)  # 0.73: the rest is margins
     drawn.make_figure()
     figure, ax = drawn.fig, drawn.get_axes()["mainplot_ax"]
     size = figure.get_size_inches()
@@ -237,8 +238,8 @@ def _fit(drawn: Any) -> None:
     if drawn.ax is not None:
         return
     box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
-    low, high = np.maximum(0, -box.min), np.maximum(0, box.max - size)  # what runs off: left and below, right and above
-    if max(*low, *high) > 0.5:  # short names are left to bbox_inches="tight", as Scanpy leaves them
+    low, high = np.maximum(0, -box.min), np.maximum(0, box.max - size)  # inches outside: left, below; right, above
+    if max(*low, *high) > 0.5:  # for less, bbox_inches="tight" does, as in Scanpy
         low, high = (np.where(side > 0, side + 0.05, 0) for side in (low, high))
         places = [axes.get_position().bounds for axes in figure.axes]
         figure.set_size_inches(larger := size + low + high)
@@ -248,13 +249,13 @@ def _fit(drawn: Any) -> None:
 
 
 def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, str, str]:
-    """The rows of one comparison, its name, and the column that says which genes are called."""
+    """Rows of one comparison, its name, and the name of the column with the called genes."""
     called = [column for column in table.columns if str(column).startswith("is_de_fdr_")]
     missing = [column for column in ("lfc_median", "bayes_factor") if column not in table.columns]
     if missing or not called:
         raise ValueError(
             f"The table lacks the columns {missing or ['is_de_fdr_...']} (it has {listed(table.columns)}): expected "
-            "what model.differential_expression(mode='change') returns."
+            "the result of model.differential_expression(mode='change')."
         )
     if "group1" not in table.columns:
         return table, "", called[0]
@@ -269,7 +270,7 @@ def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, s
 
 def _expression(adata: AnnData, layer: str, genes: list[str]) -> np.ndarray:
     """Denoised expression of the genes, (cells, genes)."""
-    if layer is not None and layer in adata.layers:  # anndata 0.13 counts `X` among the layers, as None
+    if layer is not None and layer in adata.layers:  # in anndata 0.13 `X` is among the layers, under None
         frame, where = adata.to_df(layer=layer), f"adata.layers[{layer!r}]"
     elif layer in adata.obsm and isinstance(adata.obsm[layer], pd.DataFrame):
         frame, where = adata.obsm[layer], f"adata.obsm[{layer!r}]"

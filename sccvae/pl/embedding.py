@@ -1,4 +1,4 @@
-"""An embedding before and after integration, and what drawings of cells have in common."""
+"""Embedding before and after integration, and functions for scatter plots of cells."""
 
 from __future__ import annotations
 
@@ -49,40 +49,40 @@ def integration(
     seed: int = 0,
     show: bool = False,
 ) -> Figure:
-    """UMAP of the cells before and after integration, coloured by batch and by cell type.
+    """Plot UMAPs of the cells before and after integration, coloured by batch and by cell type.
 
-    Before: the first 50 principal components of normalised log counts (of the 2,000 most variable genes, where there
-    are more). After: `use_rep`. Both layouts are made by `scanpy.tl.umap` from 15 neighbours.
+    Before: the first 50 principal components of normalised log counts (of the 2,000 most variable genes, if there are
+    more). After: `use_rep`. Both layouts are made by `scanpy.tl.umap` from 15 neighbours.
 
     Parameters
     ----------
     adata
-        Data with raw counts and the embedding. Not written to: colours and layouts are not kept.
+        Data with raw counts and the embedding. Nothing is written to it, neither colours nor layouts.
     use_rep
         Key of the embedding in ``adata.obsm``.
     batch_key, label_key
-        Columns of ``adata.obs`` with batches and with cell types; at least one. Without `batch_key`, the one that
-        the embedding was made with, where ``adata.uns`` tells (``uns["sccvae"]`` of ``obsm["X_sccvae"]``). Missing
-        values are drawn in grey.
+        Columns of ``adata.obs`` with batches and with cell types; at least one. The default of `batch_key` is that of
+        the embedding, if ``adata.uns`` has it (``uns["sccvae"]`` for ``obsm["X_sccvae"]``). Missing values are drawn in
+        grey.
     layer
-        Layer with the raw counts; by default the one the embedding was made with, else ``adata.X``.
+        Layer with the raw counts; by default that of the embedding, else ``adata.X``.
     history
-        Adds the curves of the ELBO and of the KL divergence, as `pl.history` takes them. By default
-        that of the embedding, ``adata.uns["sccvae"]["history"]``, where there is one.
+        Training history, as for `pl.history`: adds the curves of the ELBO and of the KL divergence. The default is that
+        of the embedding, ``adata.uns["sccvae"]["history"]``, if there is one.
     {max_cells}
     seed
-        Of the sample and of the layouts: the same figure at every call.
+        Seed of the sample and of the layouts.
     {show}
 
     {figure}
-        One row per key; columns before, after and, where there is a history, loss curves.
+        One row per key; the columns are before, after and, if there is a history, loss curves.
 
     Raises
     ------
     KeyError
         A key is in none of ``adata.obsm``, ``adata.obs``, ``adata.layers``.
     ValueError
-        Neither key is given, a key holds numbers or names of cells in place of groups, or the counts are no counts.
+        Neither key is given; a column holds numbers or cell names in place of groups; the counts are not counts.
 
     Examples
     --------
@@ -126,12 +126,12 @@ def integration(
 
 
 def sample(n_cells: int, max_cells: int, seed: int = 0) -> NDArray:
-    """Numbers of the cells to draw, in random order: no batch then hides another that is drawn before it."""
+    """Numbers of the cells to draw, in random order, so that no batch covers another."""
     return np.random.default_rng(checked_seed(seed, most=SEEDS)).permutation(n_cells)[: limit("max_cells", max_cells)]
 
 
 def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
-    """A column of `obs` for the cells drawn: groups, however many."""
+    """Groups of the drawn cells, a column of `obs`."""
     if key not in adata.obs.columns:
         raise KeyError(f"{key!r} is not a column of adata.obs, which has {listed(adata.obs.columns)}.")
     values = pd.Categorical(one_column(adata.obs, key).iloc[cells]).remove_unused_categories()
@@ -146,7 +146,7 @@ def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
 
 
 def embedding(adata: AnnData, use_rep: str) -> NDArray:
-    """(cells, dimensions) of `obsm`."""
+    """Embedding in `obsm`, (cells, dimensions)."""
     if use_rep not in adata.obsm:
         raise KeyError(
             f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata, "
@@ -156,7 +156,7 @@ def embedding(adata: AnnData, use_rep: str) -> NDArray:
 
 
 def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[Any, str]:
-    """`X` or a layer, and how a user writes it, where the AnnData is called `name`."""
+    """Matrix `X` or a layer, and its name in messages, for an AnnData called `name`."""
     if layer is None:
         return adata.X, f"{name}.X"
     if layer not in (known := layer_names(adata)):
@@ -167,12 +167,12 @@ def matrix_of(adata: AnnData, layer: str | None, name: str = "adata") -> tuple[A
 def pca_of_counts(
     adata: AnnData, layer: str | None, cells: NDArray, *, rounded: bool = False, seed: int = 0
 ) -> NDArray:
-    """Principal components of normalised log counts, `rounded` as the model took them: (cells, at most 50)."""
+    """Principal components of normalised log counts, (cells, at most 50); `rounded` as for the model."""
     import scanpy as sc
     from anndata import AnnData
 
     source, where = matrix_of(adata, layer)
-    # Rows are fetched in ascending order: files on disk ask for that.
+    # Rows are read in ascending order, which files on disk require.
     ascending = np.sort(cells)
     counts = rows_of(source, where, ascending).astype(np.float32)[np.searchsorted(ascending, cells)]
     if rounded:
@@ -180,7 +180,7 @@ def pca_of_counts(
     wrong = counts.data[(counts.data < 0) | (counts.data != np.rint(counts.data))]
     if len(wrong):
         raise ValueError(
-            f"{where} holds values that are not counts: {wrong[0]:.4g}. The picture before integration is made from "
+            f"{where} holds values that are not counts: {wrong[0]:.4g}. The plot before integration is made from "
             "raw counts: pass layer=... with the layer that holds them."
         )
     slim = AnnData(counts)
@@ -190,7 +190,7 @@ def pca_of_counts(
         sc.pp.highly_variable_genes(slim, n_top_genes=2000)
         slim = slim[:, slim.var["highly_variable"]].copy()
     n_comps, spread = min(50, slim.n_obs - 1, slim.n_vars - 1), slim.X.max(axis=0) - slim.X.min(axis=0)
-    if n_comps < 1 or spread.max() <= 1e-6 * slim.X.max():  # one gene or cell, or cells that are all alike
+    if n_comps < 1 or spread.max() <= 1e-6 * slim.X.max():  # one gene, one cell, or equal cells
         return slim.X.toarray()
     seeded(sc.pp.pca, slim, seed=seed, n_comps=n_comps)
     return slim.obsm["X_pca"]
@@ -209,10 +209,10 @@ def umap(representation: NDArray, *, seed: int = 0) -> NDArray:
 
 
 def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:
-    """Cells at `layout`, (cells, 2), coloured by category; missing ones in grey."""
-    colours = np.array([*colours_of(values), MISSING])  # the code of a missing value is -1: the last
+    """Draw cells at `layout`, (cells, 2), coloured by category; missing values are grey."""
+    colours = np.array([*colours_of(values), MISSING])  # code -1, a missing value, takes the last
     size = float(np.clip(9000 / len(layout), 0.6, 14))
-    # Rasterised, so that a PDF of 20,000 cells stays small.
+    # Rasterised, so that a PDF of 20,000 cells is small.
     ax.scatter(layout[:, 0], layout[:, 1], c=colours[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)
     ax.set(xticks=[], yticks=[], box_aspect=1)
     ax.set_xlabel("UMAP 1", fontsize=SMALL, loc="left")

@@ -1,4 +1,4 @@
-"""Real and generated cells side by side."""
+"""Comparison of real and generated cells."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ def generation(
     seed: int = 0,
     show: bool = False,
 ) -> Figure:
-    """Real and generated cells: on one UMAP, and the variance and the share of zeros of each gene against its mean.
+    """Compare real and generated cells: joint UMAP, and variance and zero fraction of each gene against its mean.
 
-    The layout is that of `pl.integration`, of both kinds of cells together: where one colour lies alone, cells are
-    missing, or are of no kind. The curves are medians over genes of like mean.
+    The layout is that of `pl.integration`, of real and generated cells together. A region with real cells only has no
+    generated cells; a region with generated cells only has no real ones. The curves are medians over genes with similar
+    means.
 
     Parameters
     ----------
     real
-        AnnData with raw counts, best of cells that the generator was not trained on.
+        AnnData with raw counts, preferably of cells that the generator was not trained on.
     generated
         AnnData of generated counts, its genes in any order.
     layer
         Layer of `real` with the raw counts; None takes `X`.
     max_cells
-        At most so many cells of each kind are drawn and counted; as many of each.
+        Number of real and of generated cells at most; the same number of both is drawn and counted.
     seed
-        Of the sample and of the layout.
+        Seed of the sample and of the layout.
     {show}
 
     {figure}
@@ -55,9 +56,9 @@ def generation(
     Raises
     ------
     KeyError
-        `generated` lacks genes of `real`, or `layer` is not there.
+        `generated` lacks genes of `real`, or `layer` does not exist.
     ValueError
-        The values are no counts.
+        The values are not counts.
 
     Examples
     --------
@@ -94,7 +95,7 @@ def generation(
     axes[0].set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")
     axes[0].set_title(f"{n:,} cells of each kind", fontsize=MEDIUM)
     _draw_genes(axes[1], x, y, "variance")
-    _draw_genes(axes[2], x, y, "share of zeros")
+    _draw_genes(axes[2], x, y, "zero fraction")
     for ax in axes:
         style(ax)
     handles = [axes[1].lines[i] for i in range(2)]
@@ -105,7 +106,7 @@ def generation(
 
 
 def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) -> None:
-    """A quantity of each gene against its mean, and its median over genes of like mean."""
+    """Draw a quantity of each gene against its mean, and its median over genes with similar means."""
     n_drawn = 0
     for x, (name, colour) in zip((real, generated), _KINDS, strict=True):
         x = x.astype(np.float64)
@@ -128,7 +129,7 @@ def _draw_genes(ax: Axes, real: csr_matrix, generated: csr_matrix, what: str) ->
 
 
 def running_median(x: NDArray, y: NDArray, n_bins: int = 25) -> tuple[NDArray, NDArray]:
-    """Medians of x and of y in bins of x that hold about as many points each."""
+    """Medians of x and of y in bins of x with about the same number of points each."""
     if len(x) == 0:
         return x, y
     bins = np.array_split(np.argsort(x, kind="stable"), min(n_bins, len(x)))

@@ -1,4 +1,4 @@
-"""Samples that are images: rows of them, and mosaics."""
+"""Images of samples, in rows and in mosaics."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def images(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Rows of images, such as originals above their reconstructions, or the steps of a chain.
+    """Draw rows of images, such as originals above their reconstructions, or the steps of a chain.
 
     Parameters
     ----------
     rows
-        Title of each row and its images, (images, pixels), dense or SciPy sparse. All are drawn on one scale, from the
-        smallest value (white) to the largest (black).
+        Title of each row -> its images, (images, pixels), dense or SciPy sparse. All have one scale, from the smallest
+        value (white) to the largest (black).
     shape
         Height and width of the images in pixels.
     columns
-        Names of the columns, as many as the longest row has images.
+        Names of the columns, one for each image of the longest row.
     {ax}
     {show}
 
@@ -45,7 +45,7 @@ def images(
     Raises
     ------
     ValueError
-        `rows` is empty, or `shape` has not as many pixels as an image; there are more images than `columns`.
+        `rows` is empty; `shape` does not match the number of pixels; the number of `columns` is not that of images.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def images(
     longest = max(len(x) for x in dense)
     if columns is not None and len(columns) != longest:
         raise ValueError(
-            f"There are {len(columns)} names of columns; expected {longest}, as many as the longest row has."
+            f"columns has {len(columns)} names; expected {longest}, the number of images in the longest row."
         )
     blank = np.full((len(dense), longest, dense[0].shape[-1]), np.nan)
     for i, (title, x) in enumerate(zip(rows, dense, strict=True)):
@@ -82,14 +82,14 @@ def images(
     if columns is not None:
         ax.xaxis.tick_top()
         ax.set(xticks=np.arange(longest) + 0.5, xticklabels=[as_text(name, 60) for name in columns])
-    # Where the figure is at its bounds, an image is smaller than 0.42 inches.
+    # If the figure has its largest size, images are smaller than 0.42 inches.
     side = min(0.42, (figure.get_figwidth() - width) / longest, figure.get_figheight() / height * 0.42) if own else 0.42
     ax.tick_params(labelsize=font_for(side * shape[0] / shape[1]), length=0)
     return figure
 
 
 def checked_shape(shape: tuple[int, int], n_pixels: int) -> tuple[int, int]:
-    """Height and width of images of so many pixels; before there is a figure, which would stay open."""
+    """Check height and width of images; call it before a figure is made, which would stay open."""
     if np.shape(shape) != (2,) or isinstance(shape, str):
         raise TypeError(f"shape is {shape!r}; expected two whole numbers, (height, width).")
     height, width = (positive("shape", side) for side in shape)
@@ -103,7 +103,7 @@ def checked_shape(shape: tuple[int, int], n_pixels: int) -> tuple[int, int]:
 def draw_images(
     ax: Axes, values: NDArray, shape: tuple[int, int], *, extent: tuple[float, float, float, float], gap: int = 1
 ) -> None:
-    """A mosaic of images, (rows, columns, pixels), from the top left; NaN stays white."""
+    """Draw a mosaic of images, (rows, columns, pixels), from the top left; NaN is white."""
     n_rows, n_columns, _ = values.shape
     height, width = shape
     mosaic = np.full((n_rows * (height + gap), n_columns * (width + gap)), np.nan)

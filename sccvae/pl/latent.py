@@ -1,4 +1,4 @@
-"""Latent spaces: codes of cells, and what is decoded from a grid of codes."""
+"""Latent spaces in two dimensions: cells, and the decoded mean on a grid."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sccvae.models.base import BaseModel
 
-PER_10_000 = 1e4  # expression is drawn as log(1 + counts in 10,000)
+PER_10_000 = 1e4  # expression is drawn as log(1 + counts per 10,000)
 
 
 @plot()
@@ -53,18 +53,18 @@ def latent_scatter(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Two-dimensional codes side by side, such as those of several epochs or of several models.
+    """Draw two-dimensional latent representations (codes), such as those of several epochs or models.
 
     Parameters
     ----------
     codes
-        Title of each panel and its codes, (cells, 2).
+        Title of each panel -> its codes, (cells, 2).
     labels
-        A category for each cell, (cells,), such as a column of ``adata.obs``; colours the cells of all panels.
+        A category for each cell, (cells,), such as a column of ``adata.obs``; it colours the cells of all panels.
     label_name
         Title of the legend.
     prior
-        Draw circles of radius 1, 2 and 3: of N(0, I), 39, 86 and 99 % lie within.
+        Draw circles of radius 1, 2 and 3, which contain 39, 86 and 99 % of N(0, I).
     {max_cells}
     {seed_of_drawing}
     ax
@@ -72,13 +72,13 @@ def latent_scatter(
     {show}
 
     {figure}
-        A panel for each entry of `codes`, four in a row, or more where there are more than fifty.
+        A panel for each entry of `codes`, four in a row, or more if there are more than fifty.
 
     Raises
     ------
     ValueError
-        `codes` is empty, has other than two columns, or another number of cells than `labels`; `ax` is given and there
-        are several entries.
+        `codes` is empty, does not have two columns, or has another number of cells than `labels`; `ax` is given and
+        there are several entries.
 
     Examples
     --------
@@ -129,7 +129,9 @@ def latent_grid(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """What a model with two latent dimensions decodes, over a grid of codes (Kingma & Welling 2014, figure 4).
+    """Draw the decoded mean on a grid of the latent space, for models with two latent dimensions.
+
+    As figure 4 of Kingma & Welling 2014.
 
     Parameters
     ----------
@@ -137,27 +139,27 @@ def latent_grid(
         A trained `SCCVAE` or autoencoder with ``n_latent=2``.
     {image_shape}
     gene_list
-        Instead: genes whose mean decoded expression is drawn as a heat map, in counts per 10,000 (of `normal` and
-        `bernoulli`, the decoded mean). Several sets as ``{title: genes}`` have a panel each.
+        Instead of `shape`: genes whose mean decoded expression is drawn as a heat map, in counts per 10,000 (for
+        `normal` and `bernoulli`, the decoded mean). Several sets as ``{title: genes}`` have a panel each.
     n_points
-        Codes along each side of the grid; None takes 15 for images and 60 for a heat map.
+        Number of grid points per dimension; None takes 15 for images and 60 for a heat map.
     limits
-        The grid reaches from minus this to this in both dimensions, or two pairs: from where to where in each.
+        Range of the grid: a number, for minus to plus this number in both dimensions, or two pairs of ends.
     codes
-        Codes to draw upon a heat map as dots, (cells, 2), such as ``model.get_latent_representation()``.
+        Latent representations to draw on a heat map as dots, (cells, 2), such as ``model.get_latent_representation()``.
     {decoded_batch}
     ax
         Draw the images, or the only set of genes, into these axes.
     {show}
 
     {figure}
-        The second latent dimension grows upwards.
+        The second latent dimension increases upwards.
 
     Raises
     ------
     ValueError
-        The model has not two latent dimensions; neither or both of `shape` and `gene_list` are given, or `shape` does
-        not have as many pixels as there are columns; `ax` is given and there are several sets.
+        The model does not have two latent dimensions; neither or both of `shape` and `gene_list` are given; `shape`
+        does not match the number of columns; `ax` is given and there are several sets.
     KeyError
         A gene is not in the model.
 
@@ -212,7 +214,7 @@ def latent_grid(
 
 
 def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    """From where to where a grid reaches in each dimension."""
+    """Ends of a grid in each dimension."""
     expected = "a number above 0, or two pairs of finite numbers: from where to where in each dimension"
     if not np.iterable(limits) or isinstance(limits, str):
         reach = finite("limits", limits, expected, above=0, most=FLOAT32)
@@ -229,7 +231,7 @@ def _limits(limits: Any) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def genes_of(model: BaseModel, genes: Sequence[str]) -> NDArray:
-    """Columns of genes by name."""
+    """Column numbers of the named genes."""
     columns = model.gene_names.get_indexer(pd.Index(genes))
     if len(columns) == 0:
         raise ValueError("A set of genes is empty; expected names of model.gene_names.")
@@ -240,7 +242,7 @@ def genes_of(model: BaseModel, genes: Sequence[str]) -> NDArray:
 
 
 def codes_of(model: Any, adata: AnnData | None, seed: int) -> tuple[NDArray, NDArray]:
-    """Means of codes, and codes spread as the aggregate posterior is; (cells, n_latent) each."""
+    """Means of q(z|x), and samples from it; of autoencoders the codes twice; (cells, n_latent) each."""
     seed = checked_seed(seed)
     if model.kind != "SCCVAE":
         z = model.get_latent_representation(adata)
@@ -270,6 +272,6 @@ def _name_dimensions(ax: Axes) -> None:
 
 
 def edges_of(first: float, last: float, n: int) -> tuple[float, float]:
-    """Where the outermost of n fields begins and ends whose centres are evenly spaced."""
+    """Outer edges of n evenly spaced fields, given the centres of the first and the last."""
     half = (last - first) / max(2 * (n - 1), 1)
     return first - half, last + half

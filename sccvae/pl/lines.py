@@ -1,4 +1,4 @@
-"""What is decoded along lines between cells."""
+"""Interpolation: the decoded mean along lines between cells."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sccvae.models.base import BaseModel
 
-MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; so few have matplotlib's own legend
+MOST_LINES, FEW_LINES = 60, 10  # of an interpolation; up to FEW_LINES have matplotlib's own legend
 
 
 @plot(kinds=ANY_MODEL)
@@ -55,31 +55,31 @@ def interpolation(
     seed: int = 0,
     show: bool = False,
 ) -> Figure:
-    """What is decoded on straight lines between the codes of cells, and how many cells have codes like it.
+    """Draw the decoded mean on straight lines between latent representations, and the density of cells there.
 
-    The lower panel is the log density of the aggregate posterior along each line minus its mean at the codes of the
-    cells, in nats, as `sccvae.metrics.distances.line_log_density` estimates it: far below 0 a line crosses a hole. The
-    codes are the encoder's means; of an `SCCVAE`, all but the ends of the lines are draws from q(z|x). Codes that are
-    the same, as those of equal images, count once.
+    The lower panel is the log density of the aggregate posterior along each line minus its mean at the cells, in nats,
+    as `sccvae.metrics.distances.line_log_density` estimates it. Values far below 0 mean that the line crosses a region
+    without cells. Latent representations (codes) are the encoder's means; for an `SCCVAE`, the density is that of
+    samples from q(z|x), except at the ends of lines. Identical codes, as those of equal images, count once.
 
     Parameters
     ----------
     model
         A trained `SCCVAE` or autoencoder.
     first, second
-        Numbers of the cells where lines begin and end; lists of them draw several lines.
+        Numbers of the cells at both ends of a line; lists for several lines.
     adata
         Data that the numbers refer to; None takes the training data.
     {image_shape}
     gene_list
-        Genes to draw as a heat map of log(1 + counts per 10,000); without it, the 20 that change most on each line.
+        Genes to draw as a heat map of log(1 + counts per 10,000); None takes the 20 that change most on each line.
     n_points
-        Codes decoded on each line, the ends included.
+        Decoded points on each line, the ends included.
     n_neighbors
-        Smooths the density.
+        Number of neighbours in the density estimate; more smooth it.
     {decoded_batch}
     seed
-        Of the draws from q(z|x).
+        Seed of the samples from q(z|x).
     {show}
 
     {figure}
@@ -87,8 +87,8 @@ def interpolation(
     Raises
     ------
     ValueError
-        `first` and `second` do not match, a cell is not there, or `shape` has not as many pixels as there are columns;
-        there are more than 60 lines.
+        `first` and `second` have different lengths; a cell number is out of range; `shape` does not match the number
+        of columns; there are more than 60 lines.
     KeyError
         A gene is not in the model.
 
@@ -105,14 +105,14 @@ def interpolation(
     begin, end = _numbers("first", first), _numbers("second", second)
     z, spread = codes_of(model, adata, seed)
     if begin.shape != end.shape or begin.ndim != 1:
-        raise ValueError(f"first has {begin.size} cells and second {end.size}; expected as many, a pair for each line.")
+        raise ValueError(f"first has {begin.size} cells and second {end.size}; expected the same number of both.")
     if begin.size > MOST_LINES:
         raise ValueError(f"There are {begin.size} lines; expected at most {MOST_LINES} in a figure.")
     wrong = [int(i) for i in (*begin, *end) if not 0 <= i < len(z)]
     if wrong:
         what = "first" if wrong[0] in begin else "second"
         raise ValueError(
-            f"{what}: There is no cell number {wrong[0]} among {len(z)} cells; expected 0 to {len(z) - 1}."
+            f"{what} has the cell number {wrong[0]}, but there are {len(z)} cells; expected 0 to {len(z) - 1}."
         )
     if shape is not None:
         shape = checked_shape(shape, len(model.gene_names))
@@ -136,7 +136,7 @@ def interpolation(
 
 
 def _image_lines(decoded: NDArray, shape: tuple[int, int], fine: NDArray, density: NDArray, names: list[str]) -> Figure:
-    """Images (lines, points, pixels), a row for each line, above the density on all lines."""
+    """Draw images (lines, points, pixels), a row for each line, above the density on all lines."""
     n_lines, n_points, _ = decoded.shape
     lines = _lines(names)
     beside, below = (legend_width(lines), legend_height(lines) + 0.4) if n_lines > FEW_LINES else (0.0, 1.5)
@@ -159,14 +159,14 @@ def _gene_lines(
     density: NDArray,
     names: list[str],
 ) -> Figure:
-    """Levels of genes (lines, points, genes), a heat map for each line, above the density on it."""
+    """Draw expression of genes (lines, points, genes), a heat map for each line, above the density on it."""
     n_rows, n_columns = rows_and_columns(len(names), 10, 2.7, 4.4)
     figure = new_figure(2.7 * n_columns + 0.5, 4.4 * n_rows)
     grid = figure.add_gridspec(2 * n_rows, n_columns, height_ratios=[2.4, 1] * n_rows)
     along, images = np.linspace(0, 1, levels.shape[1]), []
     for i, name in enumerate(names):
         genes = given
-        if genes is None:  # the 20 that change most, from those that fall to those that rise
+        if genes is None:  # the 20 that change most, from decreasing to increasing
             genes = np.argsort(-np.ptp(levels[i], axis=0), kind="stable")[:20]
             genes = genes[np.argsort(levels[i, -1, genes] - levels[i, 0, genes], kind="stable")]
         row, column = divmod(i, n_columns)
@@ -186,7 +186,7 @@ def _gene_lines(
 
 
 def _numbers(name: str, cells: Any) -> NDArray:
-    """Numbers of cells, (lines,), of one number or of several."""
+    """Numbers of cells, (lines,), from one number or several."""
     return np.array([whole(name, cell, least=0) for cell in np.atleast_1d(np.asarray(cells, dtype=object)).ravel()])
 
 
@@ -206,7 +206,7 @@ def _draw_density(ax: Axes, along: NDArray, density: NDArray, names: list[str], 
 
 
 def _lines(names: list[str]) -> pd.Categorical:
-    """The lines as categories in their own order; one that is drawn twice has one colour."""
+    """Lines as categories in their order; lines with the same name have one colour."""
     return pd.Categorical(names, categories=list(dict.fromkeys(names)))
 
 

@@ -1,4 +1,4 @@
-"""Loss curves of a training."""
+"""Loss curves of training."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _CURVES = {
 
 @plot()
 def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bool = False) -> Figure:
-    """Loss curves of training and validation cells.
+    """Draw loss curves of training and validation cells.
 
-    A panel each for the ELBO, its parts (the log-likelihood, and the divergences of posterior from prior), the
-    learning rate and the KL weight. A dotted line marks the epoch with the highest ELBO of validation cells. First
-    epochs that lie far off may leave the frame, so that the rest can be read.
+    There are panels for the ELBO, its parts (the log-likelihood, and the divergences of posterior from prior), the
+    learning rate and the KL weight. A dotted line marks the epoch with the highest ELBO of validation cells. The first
+    epochs may be outside the frame if they would compress the rest of the curves.
 
     Parameters
     ----------
     history
         One row per epoch and split, as in ``SCCVAE.history``: columns ``epoch``, ``split`` (``"training"`` or
         ``"validation"``), ``elbo``, ``reconstruction``, ``kl_z``, ``kl_l`` (nats per cell), ``learning_rate``,
-        ``kl_weight``. Panels whose columns are missing are left out; only the first three are needed. A mapping of
-        column names to values does as well.
+        ``kl_weight``. Panels with missing columns are left out; only the first three columns are required. A mapping
+        of column names to values is possible, too.
     ax
-        Draw the ELBO alone into these axes instead.
+        Draw only the ELBO, into these axes.
     {show}
 
     {figure}
@@ -64,7 +64,7 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
     frame = history_frame(history)
     if ax is not None:
         draw_curves(ax, frame, "elbo", legend=True)
-        return ax.figure.figure  # axes may be in a subfigure: its figure
+        return ax.figure.figure  # the figure, also for axes in a subfigure
     panels = [column for column in _CURVES if is_used(frame, column)]
     n_columns = min(len(panels), 3)
     n_rows = -(-len(panels) // n_columns)
@@ -75,7 +75,7 @@ def history(history: pd.DataFrame | Mapping, *, ax: Axes | None = None, show: bo
 
 
 def history_frame(history: pd.DataFrame | Mapping) -> pd.DataFrame:
-    """The history as a DataFrame, with the columns that the curves need."""
+    """Check the columns of the history, and return it as a DataFrame."""
     frame = pd.DataFrame(history)
     missing = [column for column in ("epoch", "split", "elbo") if column not in frame.columns]
     if missing:
@@ -89,12 +89,12 @@ def history_frame(history: pd.DataFrame | Mapping) -> pd.DataFrame:
 
 
 def is_used(frame: pd.DataFrame, column: str) -> bool:
-    """Whether a column has something to show: the divergence of an observed library is 0 throughout."""
+    """Whether a column has values other than 0: the divergence of an observed library size has none."""
     return column in frame.columns and bool(np.any(frame[column].fillna(0) != 0))
 
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, column: str, *, legend: bool) -> None:
-    """One quantity of the history against the epoch, a curve per split."""
+    """Draw one quantity of the history against the epoch, a curve per split."""
     from matplotlib.ticker import MaxNLocator
 
     scheduled = column in ("learning_rate", "kl_weight")  # the same in both splits
@@ -123,7 +123,7 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, column: str, *, legend: bool) -> 
 
 
 def _focus(ax: Axes, values: NDArray) -> None:
-    """Cut off the few values of the first epochs where they would flatten all others."""
+    """Limit the y-axis if a few values of the first epochs would compress all others."""
     values = values[np.isfinite(values)]
     if len(values) < 10:
         return

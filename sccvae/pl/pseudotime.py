@@ -1,4 +1,4 @@
-"""Developmental gradients: a layout coloured by pseudotime, trends of genes along it."""
+"""Developmental gradients: a layout coloured by pseudotime, gene trends along pseudotime."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def gradient(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Layout of the cells coloured by pseudotime, and beside it by group. A cross marks the root.
+    """Draw a layout of the cells, coloured by pseudotime and, in a second panel, by group. A cross marks the root.
 
     Parameters
     ----------
     adata
         After ``sccvae.tl.gradient(adata, root=...)``.
     label_key
-        Column of `obs` with groups such as cell types; None leaves the second panel out.
+        Column of `obs` with groups, such as cell types; None leaves the second panel out.
     key
         The `key_added` of `sccvae.tl.gradient`.
     basis
-        Key of ``adata.obsm`` of another layout to draw into, such as ``"X_umap"``.
+        Key of ``adata.obsm`` with another layout, such as ``"X_umap"``.
     {max_cells}
     {seed_of_drawing}
     ax
-        Draw pseudotime alone into these axes instead.
+        Draw only pseudotime, into these axes.
     {show}
 
     {figure}
@@ -69,7 +69,7 @@ def gradient(
     Raises
     ------
     KeyError
-        There is no pseudotime, no layout, or no such column.
+        Pseudotime, the layout or the column does not exist.
 
     Examples
     --------
@@ -114,18 +114,18 @@ def trends(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Denoised expression of genes along pseudotime, a panel for each gene, a line with its band for each lineage.
+    """Draw expression along pseudotime: a panel for each gene, a line with its credible band for each lineage.
 
     Parameters
     ----------
     adata
-        After ``sccvae.tl.trends(adata, model, genes)``; or the table itself.
+        Data after ``sccvae.tl.trends(adata, model, genes)``, or the table itself.
     genes
         Genes to draw, in this order; None draws all of the table.
     key
         Key of ``adata.uns``.
     n_columns
-        Panels in a row; more where a figure of so many genes would be higher than 30 inches.
+        Panels in a row; more if the figure would be higher than 30 inches.
     ax
         Draw the trends of a single gene into these axes.
     {show}
@@ -135,7 +135,7 @@ def trends(
     Raises
     ------
     KeyError, ValueError
-        There are no trends, or not of such a gene; the table lacks a column; `ax` is given and there are several genes.
+        There are no trends, or none of a gene; the table lacks a column; `ax` is given and there are several genes.
 
     Examples
     --------
@@ -183,7 +183,7 @@ def trends(
 
 
 def _draw_trends(ax: Axes, curves: dict, gene: str, lineages: pd.Categorical) -> None:
-    """Trends of one gene, a line with its band for each lineage; `curves` by gene and lineage."""
+    """Draw the trends of one gene, a line with its band for each lineage; `curves` by gene and lineage."""
     for lineage, colour in zip(lineages, colours_of(lineages), strict=True):
         if (rows := curves.get((gene, lineage))) is None:
             continue
@@ -196,7 +196,7 @@ def _draw_trends(ax: Axes, curves: dict, gene: str, lineages: pd.Categorical) ->
 
 
 def _draw_pseudotime(ax: Axes, layout: np.ndarray, pseudotime: np.ndarray, root: np.ndarray, name: str) -> None:
-    """Cells in the colours of their pseudotime; those without in grey, beneath."""
+    """Draw cells coloured by pseudotime, above cells without pseudotime in grey."""
     size = float(np.clip(9000 / len(layout), 0.6, 14))
     known = np.isfinite(pseudotime)
     x, y = layout.T
@@ -218,7 +218,7 @@ def _name_axes(ax: Axes, name: str) -> None:
 
 
 def _table(adata: AnnData | pd.DataFrame, key: str) -> pd.DataFrame:
-    """The table of trends, with the columns that are drawn."""
+    """Table of trends, after a check of its columns."""
     if isinstance(adata, pd.DataFrame):
         table, where = adata, "The table"
     else:
@@ -227,5 +227,5 @@ def _table(adata: AnnData | pd.DataFrame, key: str) -> pd.DataFrame:
         table, where = pd.DataFrame(adata.uns[key]), f"adata.uns[{key!r}]"
     missing = [c for c in ("lineage", "gene", "pseudotime", "mean", "lower", "upper") if c not in table.columns]
     if missing:
-        raise ValueError(f"{where} lacks the columns {missing}: expected what sccvae.tl.trends writes.")
+        raise ValueError(f"{where} lacks the columns {missing}: expected the table that sccvae.tl.trends writes.")
     return table

@@ -64,23 +64,22 @@ def score_table(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Table of scores, a row for each embedding; the best of each column is bold and underlined.
+    """Draw a table of scores, a row for each embedding; the best value of each column is bold and underlined.
 
-    Darker is better: each column is coloured from its worst to its best, where they differ by more than 0.005, so that
-    rounding is not mistaken for a difference.
+    Darker is better. Each column is coloured from its worst to its best value, if they differ by more than 0.005:
+    smaller differences are rounding.
 
     Parameters
     ----------
     scores
-        As from `sccvae.tl.score_integration`, higher being better; or any table of numbers with a row per method.
+        Result of `sccvae.tl.score_integration`, or any table of numbers with a row per method; higher is better.
     columns
-        Columns to show; None shows the scIB scores, where there are any, else the package's own, with the aggregates.
-        Of another table, all.
+        Columns to show. None shows the scIB scores if there are any, else those of sccvae, both with their aggregates;
+        of another table, all columns.
     sort_by
-        Column whose highest value comes first; None takes ``scib_total`` or ``total``, where there is one, else keeps
-        the order.
-    ax
-        Draw into these axes instead of a figure of its own.
+        Column to sort by, highest value first; None takes ``scib_total`` or ``total`` if there is one, else keeps the
+        order.
+    {ax}
     {show}
 
     {figure}
@@ -88,7 +87,7 @@ def score_table(
     Raises
     ------
     ValueError, KeyError
-        There is nothing to show; a column is unknown, or holds no numbers.
+        The table is empty; a column is unknown, or does not hold numbers.
 
     Examples
     --------
@@ -116,7 +115,7 @@ def score_table(
         groups = {"": named}
     scores = scores.iloc[:_MOST_ROWS]
     methods = [as_text(name, 48) for name in scores.index]
-    width = max(20, int(_WIDTH * len(named) / 0.052))  # of the table, in letters
+    width = max(20, int(_WIDTH * len(named) / 0.052))  # of the table, in characters
     note = fill("; ".join(filter(None, [_note(scores, named), *left_out])), width, break_on_hyphens=False)
     label_width = 0.25 + 0.062 * max(map(len, methods))
     height = _HEIGHT * (len(methods) + (2.9 if any(groups) else 2.2)) + 0.12 * bool(note) + 0.1 * len(note.splitlines())
@@ -128,7 +127,7 @@ def score_table(
 
 
 def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """The columns to show by group: heading -> column -> heading."""
+    """Columns to show, by group: heading of the group -> column -> its heading."""
     if scores.empty:
         raise ValueError("scores is empty: expected a row for each embedding, as from sccvae.tl.score_integration.")
     known = _SCIB if "scib_total" in scores else _OWN
@@ -149,12 +148,12 @@ def _groups(scores: pd.DataFrame, columns: Sequence[str] | None) -> dict[str, di
 
 
 def _heading(name: str) -> str:
-    """A column's name as the head of a narrow column."""
+    """Name of a column, wrapped for a narrow column."""
     return "\n".join(map(as_text, name.split("_") if len(name) <= 36 else wrap(shortened(name, 36), 12)))
 
 
 def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:
-    """Which packages computed the columns that are shown."""
+    """Note on the packages that computed the shown columns."""
     said: dict[str, str] = scores.attrs.get("implementation", {})
     by = dict.fromkeys(said[column] for column in shown if column in said)
     if len(by) < 2:
@@ -165,7 +164,7 @@ def _note(scores: pd.DataFrame, shown: dict[str, str]) -> str:
 
 
 def _draw(ax: Axes, values: np.ndarray, methods: list[str], groups: dict[str, dict[str, str]]) -> None:
-    """Cells of the table, row 0 at the top; x and y count columns and rows, groups stand a little apart."""
+    """Draw the fields of the table, row 0 at the top; x and y are in columns and rows, with gaps between groups."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -205,7 +204,7 @@ def _draw(ax: Axes, values: np.ndarray, methods: list[str], groups: dict[str, di
 
 
 def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each value between the worst and the best, in [0, 1]; which are the best as they are printed."""
+    """Position of each value between worst and best, in [0, 1], and whether it is the best as printed."""
     known = values[~np.isnan(values)]
     if not len(known) or np.ptp(known) <= 0.005:
         return np.full(len(values), 0.4), np.zeros(len(values), dtype=bool)

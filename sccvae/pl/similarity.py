@@ -1,4 +1,4 @@
-"""Distances between cells as blocks, ordered by the hierarchy of their groups."""
+"""Heat map of distances between cells, ordered by a dendrogram of their groups."""
 
 from __future__ import annotations
 
@@ -31,37 +31,38 @@ def similarity(
     ax: Axes | None = None,
     show: bool = False,
 ) -> Figure:
-    """Distances between cells, ordered by the dendrogram of their groups, with a bar of the groups.
+    """Draw a heat map of distances between cells, ordered by the dendrogram of their groups.
 
-    Dark blocks on the diagonal are groups whose cells are near each other; dark blocks beside it are groups that
-    resemble one another. Within a group, cells are in the order of their own hierarchical clusters.
+    A dark block on the diagonal is a group with small distances between its cells; a dark block beside it is a pair of
+    similar groups. Within a group, cells are ordered by hierarchical clustering.
 
     Parameters
     ----------
     adata
-        After ``sccvae.tl.hierarchy(adata, groupby)``.
+        Data after ``sccvae.tl.hierarchy(adata, groupby)``.
     groupby
         Column of `obs` with the groups.
     key
         Key of the distances between all pairs, ``obsp[f"{key}_matrix"]``, see `sccvae.tl.similarity`.
     use_rep
-        Instead: key of ``adata.obsm``, compared by Euclidean distance.
+        Instead of `key`: key of ``adata.obsm`` with an embedding, compared by Euclidean distance.
     dendrogram_key
         Key of ``uns``; by default ``dendrogram_{groupby}``.
     {max_cells}
     seed
-        Of the sample.
+        Seed of the sample.
     ax
-        Draw into these axes: the distances, dendrogram and colour bar stand beside them.
+        Draw the distances into these axes, with dendrogram and colour bar beside them.
     {show}
 
     {figure}
-        The names of the groups stand below; where not all have room, those of the largest, as the title then says.
+        The names of the groups are below the heat map; if there is not room for all, those of the largest groups, as
+        the title states.
 
     Raises
     ------
     KeyError, ValueError
-        There are no distances, no dendrogram, or it is of other groups.
+        There are no distances or no dendrogram, or the dendrogram has other groups.
 
     Examples
     --------
@@ -118,7 +119,7 @@ def similarity(
 
 
 def _tree(adata: AnnData, key: str, groupby: str) -> dict:
-    """Names of the groups in the order of the leaves, their numbers, the linkage."""
+    """Names of the groups in the order of the leaves, their numbers, and the linkage."""
     if key not in adata.uns:
         raise KeyError(f"{key!r} is not in adata.uns: run sccvae.tl.hierarchy(adata, {groupby!r}) first.")
     names = [str(name) for name in adata.uns[key]["categories_ordered"]]
@@ -133,7 +134,7 @@ def _tree(adata: AnnData, key: str, groupby: str) -> dict:
 
 
 def _distances(adata: AnnData, key: str, use_rep: str | None, cells: np.ndarray) -> tuple[np.ndarray, str]:
-    """Distances between the cells drawn, and what a colour bar says of them."""
+    """Distances between the drawn cells, and the label of the colour bar."""
     if use_rep is not None:
         return matrix(
             embedding(adata, use_rep)[cells], None, metric="euclidean"
@@ -153,7 +154,7 @@ def _distances(adata: AnnData, key: str, use_rep: str | None, cells: np.ndarray)
 
 
 def _by_likeness(cells: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """The cells of a group in the order of their hierarchical clusters."""
+    """Cells of a group in the order of their hierarchical clustering."""
     from scipy.cluster.hierarchy import leaves_list
 
     if len(cells) < 3:
@@ -162,15 +163,15 @@ def _by_likeness(cells: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def _with_room(sizes: list[int], inches: float) -> np.ndarray:
-    """Numbers of the groups whose names have room below axes so wide: all, or the largest."""
+    """Numbers of the groups whose names fit below axes of this width in inches: all, or the largest."""
     room = int(inches / (SMALL * 1.25 / 72))
-    scattered = 0.618034 * np.arange(len(sizes)) % 1  # of groups of one size not just the first ones
+    scattered = 0.618034 * np.arange(len(sizes)) % 1  # so that groups of equal size are chosen evenly
     return np.sort(np.lexsort((scattered, -np.array(sizes)))[:room])
 
 
 def _draw_tree(ax: Axes, tree: np.ndarray, position: np.ndarray, n_cells: int) -> None:
-    """The dendrogram from the left, each leaf at the middle of its block; `position` by number of the group."""
-    at = [(float(where), 0.0) for where in position]  # of each cluster: place along the blocks, height
+    """Draw the dendrogram, root at the left, each leaf at the middle of its block; `position` is by group number."""
+    at = [(float(where), 0.0) for where in position]  # of each cluster: position along the blocks, height
     for first, second, height, _ in tree:
         (y1, h1), (y2, h2) = at[int(first)], at[int(second)]
         ax.plot([h1, height, height, h2], [y1, y1, y2, y2], color="0.25", linewidth=0.9, solid_joinstyle="miter")
@@ -180,10 +181,10 @@ def _draw_tree(ax: Axes, tree: np.ndarray, position: np.ndarray, n_cells: int) -
 
 
 def _name_blocks(ax: Axes, names: list[str], centres: np.ndarray, n_cells: int) -> None:
-    """Names under the blocks, slantwise or upright where there are many, moved apart where blocks are small."""
+    """Write names below the blocks, slanted, or vertical if there are many; names of small blocks are moved apart."""
     from matplotlib.transforms import Affine2D, blended_transform_factory
 
-    # x in data, y as a share of the axes' height, 1 at the lower edge
+    # x in data coordinates, y as a fraction of the axes' height, 1 at the lower edge
     below = blended_transform_factory(ax.transData, Affine2D().translate(0, -1) + ax.transAxes)
     crowded = len(names) > 20
     places = spread(centres, n_cells * (0.023 if crowded else 0.045), 0.01 * n_cells, 0.99 * n_cells)

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, legends, and how a figure begins and ends."""
+"""Sizes, colours and legends of all figures, and the decorator of the functions that draw them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-# Okabe & Ito (2008), Color universal design: distinct for readers of all kinds of colour vision.
+# Okabe & Ito (2008), Color universal design: distinct for all types of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 BLACK, MISSING = "#000000", "#D0D0D0"
-SMALL, MEDIUM = 7, 8  # font sizes in points, for a figure printed at its own size
+SMALL, MEDIUM = 7, 8  # font sizes in points, for a figure printed at its nominal size
 LEGEND_ROWS = 14
-MOST_INCHES = 30.0  # of either side: 20 million pixels at 150 dots per inch
-MOST_NAMED = 36  # colours of a legend that can be told apart
+MOST_INCHES = 30.0  # of width and height: 20 million pixels at 150 dots per inch
+MOST_NAMED = 36  # colours of a legend that can be distinguished
 
 
 def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
@@ -49,7 +49,7 @@ def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Call
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, at most 30 on either side."""
+    """Make an empty figure of a size in inches, at most 30 in width and height."""
     import matplotlib.pyplot as plt
 
     size = min(width, MOST_INCHES), min(height, MOST_INCHES)
@@ -57,15 +57,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def axes_for(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """The user's axes and their figure; without, axes in a figure of our own of so many inches."""
+    """Figure and axes: the user's, or those of a new figure of a size in inches."""
     if ax is not None:
-        return ax.figure.figure, ax  # axes may be in a subfigure: its figure
+        return ax.figure.figure, ax  # the figure, also for axes in a subfigure
     figure = new_figure(width, height)
     return figure, figure.add_subplot()
 
 
 def rows_and_columns(n: int, n_columns: int, width: float, height: float) -> tuple[int, int]:
-    """Rows and columns for n panels of so many inches; more columns where the rows would be higher than a figure."""
+    """Rows and columns for n panels of a size in inches; more columns if the rows would exceed 30 inches."""
     n_columns = min(n_columns, n)
     if -(-n // n_columns) * height > MOST_INCHES:
         most_rows = max(1, int(MOST_INCHES / height))
@@ -74,19 +74,19 @@ def rows_and_columns(n: int, n_columns: int, width: float, height: float) -> tup
 
 
 def as_text(name: object, most: int = 28) -> str:
-    """A name as a figure shows it: on one line, cut where it is long, its dollar signs no mathematics."""
+    """Name for a figure: on one line, shortened if it is long, with dollar signs escaped."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(name)[: most + 1])
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
 
 
 def font_for(inches: float, size: float = SMALL) -> float:
-    """Font size in points of names so many inches apart: `size`, or smaller so that they do not touch."""
+    """Font size in points for names at a distance in inches: `size`, or smaller so that they do not overlap."""
     return max(1.0, min(size, 72 * inches / 1.2))
 
 
 def style(ax: Axes) -> None:
-    """Small ticks, no frame at the top and right."""
+    """Set small ticks, and remove the frame at the top and right."""
     ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_linewidth(0.8)
@@ -94,13 +94,13 @@ def style(ax: Axes) -> None:
 
 
 def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
-    """Show a figure if asked; else take our own from pyplot, lest a notebook draws it twice and memory fills up."""
+    """Show a figure if `show`; else close our own in pyplot, so that notebooks draw it once and memory is freed."""
     import matplotlib.pyplot as plt
 
     legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
     crowded = any(len(legend.get_texts()) >= MOST_NAMED for legend in legends)
     if own and crowded and (engine := figure.get_layout_engine()) is not None:
-        for _ in range(2):  # more often than matplotlib does: panels keep their shape, so a wide legend moves
+        for _ in range(2):  # twice: panels keep their shape, so that a wide legend moves
             engine.execute(figure)
     if show:
         plt.show()
@@ -110,7 +110,7 @@ def finished(figure: Figure, show: bool, *, own: bool = True) -> Figure:
 
 
 def palette(n: int) -> list[str]:
-    """Okabe-Ito, then darker and lighter shades of it; from the 37th on pale colours of all hues, no two the same."""
+    """First n colours of: Okabe-Ito, darker and lighter shades of it, from the 37th on pale ones; all are distinct."""
     from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 
     colours = [*COLOURS, BLACK]
@@ -118,14 +118,14 @@ def palette(n: int) -> list[str]:
         for colour in COLOURS:
             red, green, blue = ((1 - share) * channel + share * target for channel in to_rgb(colour))
             colours.append(to_hex((red, green, blue)))
-    for i in range(n - len(colours)):  # hues by the golden ratio: those that follow one another are far apart
+    for i in range(n - len(colours)):  # hues by the golden ratio, so that successive ones differ much
         red, green, blue = hsv_to_rgb((0.618034 * i % 1, (0.35, 0.5, 0.65)[i % 3], (0.92, 0.82)[i % 2]))
         colours.append(to_hex((red, green, blue)))
     return colours[:n]
 
 
 def colours_of(values: pd.Categorical) -> list[str]:
-    """A colour for each category; where there are more than 36, the largest have those that can be told apart."""
+    """Colour of each category; of more than 36, the largest have the colours that can be distinguished."""
     colours = palette(len(values.categories))
     if len(colours) <= MOST_NAMED:
         return colours
@@ -133,13 +133,13 @@ def colours_of(values: pd.Categorical) -> list[str]:
 
 
 def _by_size(values: pd.Categorical) -> np.ndarray:
-    """Codes of the categories, those with most cells first."""
+    """Codes of the categories by decreasing number of cells."""
     sizes = np.bincount(values.codes[values.codes >= 0], minlength=len(values.categories))
     return np.argsort(-sizes, kind="stable")
 
 
 def _legend(values: pd.Categorical) -> list[tuple[str, str]]:
-    """Names and colours of a legend: of all categories, or of the largest 35 and how many more there are."""
+    """Names and colours of a legend: of all categories, or of the largest 35 and the number of others."""
     colours, n = colours_of(values), len(values.categories)
     named = range(n) if n <= MOST_NAMED else _by_size(values)[: MOST_NAMED - 1]
     entries = [(as_text(values.categories[i]), colours[i]) for i in named]
@@ -149,19 +149,19 @@ def _legend(values: pd.Categorical) -> list[tuple[str, str]]:
 
 
 def legend_width(values: pd.Categorical) -> float:
-    """About the width of the legend in inches."""
+    """Approximate width of the legend in inches."""
     names = [name for name, _ in _legend(values)]
     columns = [names[i : i + LEGEND_ROWS] for i in range(0, len(names), LEGEND_ROWS)]
     return sum(0.3 + 0.055 * max(map(len, column)) for column in columns) + 0.13 * (len(columns) - 1)
 
 
 def legend_height(values: pd.Categorical) -> float:
-    """About the height of the legend with its title in inches."""
+    """Approximate height of the legend with its title in inches."""
     return 0.135 * (min(len(_legend(values)), LEGEND_ROWS) + 1.5)
 
 
 def draw_legend(ax: Axes, key: str, values: pd.Categorical) -> None:
-    """Categories beside the axes, in columns."""
+    """Draw the legend of categories beside the axes, in columns."""
     from matplotlib.lines import Line2D
 
     names, colours = zip(*_legend(values), strict=True)
@@ -185,20 +185,20 @@ def draw_legend(ax: Axes, key: str, values: pd.Categorical) -> None:
         alignment="left",
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # here, because matplotlib leaves out names that begin with an underscore
+        text.set_text(name)  # set afterwards, because matplotlib omits names that begin with an underscore
 
 
 def spread(positions: np.ndarray, least: float, low: float, high: float) -> np.ndarray:
     """Positions at least `least` apart and within [low, high], in the same order, near the given ones.
 
-    Blocks of names that touch share one centre, the mean of where their names belong (pool adjacent violators).
-    Where not all have room, they are spaced evenly.
+    Names that would overlap form a block around the mean of their positions (pool adjacent violators). If there is not
+    room for all, they are spaced evenly.
     """
     positions = np.asarray(positions, dtype=float)
     if len(positions) < 2 or least * (len(positions) - 1) >= high - low:
         return np.linspace(low, high, len(positions))[np.argsort(np.argsort(positions, kind="stable"))]
     order = np.argsort(positions, kind="stable")
-    # With least * i taken off, "at least apart" is "not falling": a monotone regression.
+    # After subtracting least * i, the condition is "not decreasing": a monotone regression.
     room = least * np.arange(len(order))
     blocks: list[list[float]] = []  # mean, size
     for value in positions[order] - room:

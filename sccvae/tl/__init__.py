@@ -1,4 +1,4 @@
-"""Scanpy-style functions: they run a model on an AnnData and write the results back into it."""
+"""Functions in Scanpy's manner: they apply a model to an AnnData and write the results into it."""
 
 from sccvae.tl.denoising import denoise
 from sccvae.tl.differential_expression import rank_genes_groups

@@ -1,4 +1,4 @@
-"""Differential expression where Scanpy looks for it."""
+"""Differential expression, in the format of Scanpy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key, why_no_key
 from sccvae.validation.wording import listed_names, warn
 
-COUNTS = "the model was trained on counts, and tells from them; say where they are when it is built"
+COUNTS = "genes are ranked by the counts that the model was trained on; choose their layer when it is built"
 INSTEAD = {
     "layer": COUNTS,
     "use_raw": COUNTS,
     "method": "genes are ranked by the model's posterior; de_options has the choices of SCCVAE.differential_expression",
     "corr_method": "pvals_adj is the expected false discovery rate",
-    "rankby_abs": "genes come by falling score; sort sc.get.rank_genes_groups_df(adata, group) by its absolute value",
+    "rankby_abs": "genes have decreasing scores; sort sc.get.rank_genes_groups_df(adata, group) by its absolute value",
     "tie_correct": "there is no test by ranks, so there are no ties",
     "mask_var": "all genes of the model are ranked; choose them when it is built",
 }
@@ -43,7 +43,7 @@ def rank_genes_groups(
     de_options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> AnnData | None:
-    """Rank the genes of groups of cells by `SCCVAE.differential_expression`, where Scanpy looks for it.
+    """Rank genes for groups of cells by `SCCVAE.differential_expression`, in the format of Scanpy.
 
     `sc.pl.rank_genes_groups*`, `sc.get.rank_genes_groups_df` and `sc.tl.filter_rank_genes_groups` read the result.
 
@@ -55,39 +55,39 @@ def rank_genes_groups(
     groupby
         Column of `obs`.
     groups, reference
-        Groups to compare, None or "all" for all; with which: "rest", all other cells, or the name of a group. A group
-        that is itself called rest is `["rest"]`.
+        Groups to compare, None or "all" for all. The reference: "rest", all other cells, or the name of a group; for a
+        group called rest, `["rest"]`.
     n_genes
-        Genes to keep of each group, None for all.
+        Number of genes to keep for each group; None keeps all.
     pts
-        Whether to store the shares of cells with a count.
+        Whether to store the fractions of cells with a count.
     key_added
         Key of `uns`.
     {copy}
     de_options
         Further arguments of `SCCVAE.differential_expression`, such as `delta`.
     seed
-        Of the draws.
+        Seed of the samples.
 
     Returns
     -------
     None, or the copy. Written to `uns[key_added]`, one field or column for each group (``write_zarr`` takes ":" in its
     name with ``anndata.settings.zarr_write_format = 3``):
 
-    - `names`, by falling score: genes surely up first, surely down last;
+    - `names`, by decreasing score: genes with the clearest increase first, with the clearest decrease last;
     - `scores`: -log(1 - proba_de), with the sign of the fold change;
     - `logfoldchanges`: posterior median, log2;
-    - `pvals`: 1 - proba_de, the posterior probability that the gene does not change by more than `delta`. It stands
-      where Scanpy has p-values, and is none: it is no tail probability under a null hypothesis;
-    - `pvals_adj`: expected false discovery rate if this gene and all surer ones are called;
-    - `pts`, `pts_rest`: share of the cells with a count of the gene, in the group and in the rest; left out, with a
-      warning, where files cannot hold the name of a group as that of a column, for instance if it holds "/";
+    - `pvals`: 1 - proba_de, the posterior probability that the gene does not change by more than `delta`. It takes the
+      place of Scanpy's p-values, but is not a tail probability under a null hypothesis;
+    - `pvals_adj`: expected false discovery rate if this gene and all with a lower `pvals` are called;
+    - `pts`, `pts_rest`: fraction of cells with a count of the gene, in the group and in the rest; left out, with a
+      warning, if files cannot store the name of a group as a column name, for instance because it contains "/";
     - `params`.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        A group is unknown or has no name; or as in `SCCVAE.differential_expression`.
+        A group is unknown or has no name; others as in `SCCVAE.differential_expression`.
 
     Examples
     --------
@@ -147,7 +147,7 @@ def rank_genes_groups(
     no_column = [group for group in tables if why_no_key(group) is not None]
     if pts and no_column:
         warn(
-            f"The shares of cells, pts, were left out, since files cannot hold columns called "
+            f"The fractions of cells, pts, were left out, since files cannot hold columns called "
             f"{listed_names(no_column)}; rename the groups to have them."
         )
     for key, column in shares.items() if pts and not no_column else ():
@@ -158,7 +158,7 @@ def rank_genes_groups(
 
 
 def _check_groups(labels: pd.Series, groupby: str, reference: Any) -> None:
-    """Raise unless every group can have a field of a record array; say what the reference means if it may mean two."""
+    """Raise unless every group name can be a field of a record array; warn if the reference is ambiguous."""
     groups = [str(label) for label in pd.unique(labels)]
     for group in groups:
         if group == "" or "\0" in group:

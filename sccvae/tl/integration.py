@@ -1,4 +1,4 @@
-"""A model's outputs written into an AnnData."""
+"""Integration of batches: outputs of a model, written into an AnnData."""
 
 from types import EllipsisType
 from typing import Any
@@ -30,30 +30,30 @@ def integrate(
     train_options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> AnnData | None:
-    """Integrate the batches of `adata`: train an `SCCVAE` and store what it says of the cells.
+    """Integrate the batches of `adata`: train an `SCCVAE` and store its outputs.
 
     Parameters
     ----------
     adata
         (cells, genes) raw counts in `X` or in `layer`.
     batch_key
-        Column of `obs` with the experiment of each cell; None models one batch.
+        Column of `obs` with the batch of each cell; None models one batch.
     layer
         Layer with the counts.
     mask_var
         Genes to model: a column of `var`, a (genes,) boolean array, or None for all. As in `scanpy.pp.pca`, the
-        default takes `var["highly_variable"]` when it is there.
+        default takes `var["highly_variable"]` if it exists.
     round_counts
-        Round expected counts, as of RSEM or Salmon, to whole numbers; see `SCCVAE`.
+        Round expected counts, such as those of RSEM or Salmon, to whole numbers; see `SCCVAE`.
     key_added
         Prefix of everything written.
     {copy}
     expression
-        Whether to store the two expression matrices in `layers`; None stores them when they stay under 2 GiB together.
+        Whether to store the two expression matrices in `layers`; None stores them if they take less than 2 GiB in all.
     model_options, train_options
         Further arguments of `SCCVAE` and of `SCCVAE.train`.
     seed
-        Of the model.
+        Seed of the model.
 
     Returns
     -------
@@ -61,18 +61,18 @@ def integrate(
 
     - `obsm["X_sccvae"]`: embedding, (cells, n_latent);
     - `layers["sccvae"]`: normalised expression in each cell's own batch, scaled to the median library size;
-    - `layers["sccvae_corrected"]`: the same averaged over all batches, which removes their effect;
+    - `layers["sccvae_corrected"]`: its mean over all batches, which removes batch effects;
     - `obs["sccvae_library"]`: inferred library size;
     - `uns["sccvae"]`: parameters, history, versions.
 
-    With a mask also `var["sccvae_modelled"]`, the genes that the model knows; all others are NaN in the two layers.
-    Where the layers would take more than 2 GiB, the two matrices go to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`,
-    (cells, genes modelled), with a warning. What an earlier run left under the same keys is replaced or removed.
+    With a mask also `var["sccvae_modelled"]`, the modelled genes; all others are NaN in the two layers. If the layers
+    would take more than 2 GiB, the two matrices are written to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, (cells,
+    modelled genes), with a warning. Results of an earlier run under the same keys are replaced or removed.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        What is wrong with the data, where, and how to mend it; or files cannot hold `key_added` as a key.
+        The data are invalid, and the message says how to fix them; or files cannot store `key_added` as a key.
 
     Examples
     --------
@@ -103,12 +103,12 @@ def store(
     copy: bool = False,
     expression: bool | None = None,
 ) -> AnnData | None:
-    """Write to `adata` what a trained model says of its cells; keys as in `integrate`.
+    """Write the outputs of a trained model to `adata`, under the keys of `integrate`.
 
     Parameters
     ----------
     adata
-        The data the model was trained on, or new data of the same kind.
+        Data that the model was trained on, or new data.
     model
         A trained model.
     key_added
@@ -119,7 +119,7 @@ def store(
 
     Returns
     -------
-    None, or the copy. Written are the keys of `integrate`.
+    None, or the copy. The keys of `integrate` are written.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def store(
 
 
 def check_spared(key_added: str, model: SCCVAE) -> None:
-    """Raise unless what the model reads is spared by what is written."""
+    """Raise if writing the results would overwrite data that the model reads."""
     said = model.describe()["parameters"]  # keys that are None or empty are left out
     covariates = (*said.get("categorical_covariate_keys", ()), *said.get("continuous_covariate_keys", ()))
     columns, layer = (said.get("batch_key"), *covariates, said.get("size_factor_key")), said.get("layer")
@@ -154,11 +154,13 @@ def check_spared(key_added: str, model: SCCVAE) -> None:
     }
     for what, replaced in read.items():
         if replaced:
-            raise ValueError(f"key_added is {key_added!r}, so {what}, which the model reads, would go. Choose another.")
+            raise ValueError(
+                f"key_added is {key_added!r}, so {what}, read by the model, would be lost. Choose another."
+            )
 
 
 def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
-    """Write to `adata` the outputs for the cells of `source`; None stands for the training data."""
+    """Write the outputs for the cells of `source` to `adata`; None means the training data."""
     embedding = model.get_latent_representation(source)
     _remove_earlier(adata, key_added)
     modelled = adata.var_names.isin(model.gene_names)
@@ -188,12 +190,12 @@ def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str
 
 
 def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:
-    """Where two matrices of float32 have room: `layers`, `obsm` for the genes modelled, or nowhere."""
+    """Place for two float32 matrices within 2 GiB: `layers`, `obsm` for the modelled genes, or None."""
     if 2 * 4 * n_cells * n_genes <= MAX_LAYER_BYTES:
         return "layers"
     if n_modelled < n_genes and 2 * 4 * n_cells * n_modelled <= MAX_LAYER_BYTES:
         warn(
-            f"Expression went to adata.obsm[{key!r}] and [{key + '_corrected'!r}], for the genes modelled alone, since "
+            f"Expression went to adata.obsm[{key!r}] and [{key + '_corrected'!r}], for the modelled genes only, since "
             f"layers would take more than 2 GiB. To draw it, take adata[:, adata.var['{key}_modelled']].copy() and "
             "make it a layer of that."
         )
@@ -206,7 +208,7 @@ def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:
 
 
 def _remove_earlier(adata: AnnData, key_added: str) -> None:
-    """Remove what an earlier run wrote, so that no matrix of another model stays under the same key."""
+    """Remove results of an earlier run, so that no matrix of another model remains under the same keys."""
     earlier = adata.uns.get(key_added)
     if not hasattr(earlier, "keys") or not {"parameters", "versions", "expression_library_size"} <= set(earlier.keys()):
         return

@@ -1,4 +1,4 @@
-"""Developmental gradients: pseudotime and a layout of the latent graph, trends of genes along it."""
+"""Developmental gradients: pseudotime, a graph layout, and gene trends along pseudotime."""
 
 from __future__ import annotations
 
@@ -38,42 +38,42 @@ def gradient(
     copy: bool = False,
     seed: int = 0,
 ) -> AnnData | None:
-    """Order the cells by diffusion pseudotime from a root, and lay them out as a graph; both through Scanpy.
+    """Compute diffusion pseudotime from a root, and a graph layout, both by Scanpy.
 
-    Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is how far a random walk on the
-    graph of neighbours has to go from the root. It orders cells; it is no time, and it knows no direction but away from
-    the root, so the choice of the root is a statement of biology.
+    Diffusion pseudotime (Haghverdi et al. 2016, https://doi.org/10.1038/nmeth.3971) is a distance from the root by
+    random walks on the neighbour graph. It orders cells, but does not measure time. Its only direction is away from the
+    root, so the root must be chosen by biological knowledge.
 
     Parameters
     ----------
     adata
-        Data with an embedding, or with a graph of neighbours.
+        Data with an embedding, or with a neighbour graph.
     root
-        Where development begins: the name of a cell, its number, or (column of `obs`, category). A category stands for
-        the cell of it that lies nearest to the category's mean in the diffusion map.
+        Start of development: the name of a cell, its number, or (column of `obs`, category). A category means its cell
+        that is nearest to the mean of the category in the diffusion map.
     use_rep
-        Key of ``adata.obsm`` to make the graph from.
+        Key of ``adata.obsm`` with the embedding to make the graph from.
     neighbors_key
-        Instead: key of ``uns`` of a graph that is there, such as ``"sccvae_similarity"``.
+        Instead of `use_rep`: key of ``uns`` of an existing graph, such as ``"sccvae_similarity"``.
     n_neighbors
-        Of the graph made from `use_rep`.
+        Number of neighbours in the graph made from `use_rep`.
     n_dcs
-        Diffusion components to use.
+        Number of diffusion components to use.
     layout
-        Force-directed layout of `scanpy.tl.draw_graph`; ``"auto"`` takes ``"fa"`` where the package fa2-modified is
-        installed, and ``"fr"`` elsewhere; None makes none. It starts from two principal components of the embedding.
+        Force-directed layout of `scanpy.tl.draw_graph`; ``"auto"`` takes ``"fa"`` if the package fa2-modified is
+        installed, and else ``"fr"``; None makes none. It starts from two principal components of the embedding.
     key_added
         Prefix of everything written.
     {copy}
     seed
-        Of graph, diffusion map and layout.
+        Seed of graph, diffusion map and layout.
 
     Returns
     -------
     None, or the copy. Written, with ``key_added="sccvae"``:
 
-    - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN where no path leads from the root;
-    - ``obsm["X_sccvae_diffmap"]``: diffusion map, the constant component left out;
+    - ``obs["sccvae_pseudotime"]``: 0 at the root, 1 at the farthest cell; NaN if no path leads from the root;
+    - ``obsm["X_sccvae_diffmap"]``: diffusion map without its constant component;
     - ``obsm["X_draw_graph_sccvae"]``: the layout, for ``sc.pl.embedding(adata, "draw_graph_sccvae")``;
     - ``uns["sccvae_neighbors"]`` with its ``obsp``, unless `neighbors_key` is given;
     - ``uns["sccvae_gradient"]``: name of the root and parameters.
@@ -86,7 +86,7 @@ def gradient(
     Raises
     ------
     KeyError, ValueError
-        The root, the embedding or the graph is not there.
+        The root, the embedding or the graph does not exist.
 
     Examples
     --------
@@ -171,11 +171,10 @@ def trends(
     copy: bool = False,
     seed: int = 0,
 ) -> AnnData | None:
-    """Denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
+    """Compute denoised expression of genes along pseudotime, with credible bands; `sccvae.pl.trends` draws it.
 
-    Smooth curves by local linear regression over posterior samples. The band is that of the mean at a pseudotime, not
-    of single cells, and as wide as the counts near it leave that mean open; `sccvae.statistics.trends` has the
-    formulas.
+    Curves are local linear regressions of posterior samples. The band is that of the mean at a pseudotime, not of
+    single cells, and includes the uncertainty of the counts near it; `sccvae.statistics.trends` has the formulas.
 
     Parameters
     ----------
@@ -183,22 +182,22 @@ def trends(
     model
         A trained model of counts.
     genes
-        Names.
+        Names of modelled genes.
     pseudotime
-        Column of `obs`, numbers; cells without (NaN) are left out.
+        Column of `obs`, numbers; cells with NaN are left out.
     groupby, lineages
-        Column of `obs` with groups, and for each lineage the groups it passes, its beginning included: ``{"erythroid":
-        ["MEP", "Ery"], "myeloid": ["MEP", "GMP", "Mo"]}``. Without, all cells are one lineage.
+        Column of `obs` with groups, and for each lineage its groups, the first one included: ``{"erythroid": ["MEP",
+        "Ery"], "myeloid": ["MEP", "GMP", "Mo"]}``. Without them, all cells are one lineage.
     transform_batch, library_size
         As in `SCCVAE.get_normalized_expression`: batches to decode in (by default the mean over all), and the total
         counts of a cell.
     n_points, span, level, n_samples
-        Points of a curve, share of the cells it is fitted to at each, probability of the band, draws.
+        Points of a curve; fraction of the cells that each point is fitted to; probability of the band; samples.
     key_added
         Key of ``uns``.
     {copy}
     seed
-        Of the draws.
+        Seed of the samples.
 
     Returns
     -------
@@ -237,7 +236,10 @@ def trends(
         if (n_cells := int((mask & np.isfinite(when)).sum())) < 10:
             raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
     if model.likelihood.support != "counts":
-        raise ValueError(f"gene_likelihood={model.likelihood.name!r} has no counts: take 'zinb', 'nb' or 'poisson'.")
+        raise ValueError(
+            f"trends needs a count likelihood; found gene_likelihood={model.likelihood.name!r}, "
+            "expected 'zinb', 'nb' or 'poisson'."
+        )
     source = model.source_of(adata)
 
     def draw(number: int) -> np.ndarray:
@@ -272,7 +274,7 @@ def trends(
 
 
 def _roots(adata: AnnData, root: Any) -> np.ndarray:
-    """Numbers of the cells that may be the root."""
+    """Numbers of the candidate cells for the root."""
     if isinstance(root, tuple) and len(root) == 2:
         labels = labels_of(root[0], adata.obs, adata.obs_names)
         name = known_as(root[1], tuple(labels.astype(str).unique()))
@@ -285,8 +287,8 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
     if isinstance(root, str):
         if root not in adata.obs_names:
             raise ValueError(
-                f"root={root!r} is no name of a cell. Pass a name of adata.obs_names, such as {adata.obs_names[0]!r}, "
-                "a number, or (column of adata.obs, category)."
+                f"root={root!r} is not the name of a cell. Pass a name of adata.obs_names, such as "
+                f"{adata.obs_names[0]!r}, a number, or (column of adata.obs, category)."
             )
         cells = np.flatnonzero(adata.obs_names == root)
         if len(cells) > 1:
@@ -296,13 +298,13 @@ def _roots(adata: AnnData, root: Any) -> np.ndarray:
         return cells
     if isinstance(root, Real) and not isinstance(root, bool) and float(root).is_integer():
         if not 0 <= (cell := whole("root", root)) < adata.n_obs:
-            raise ValueError(f"root={root} is no number of a cell; expected 0 to {adata.n_obs - 1}.")
+            raise ValueError(f"root={root} is not the number of a cell; expected 0 to {adata.n_obs - 1}.")
         return np.array([cell])
     raise ValueError(f"root={root!r}; expected the name of a cell, its number, or (column of adata.obs, category).")
 
 
 def _take_graph(adata: AnnData, graph: str, slim: AnnData) -> None:
-    """Give `slim` a graph of neighbours that is there."""
+    """Copy an existing neighbour graph into `slim`."""
     if graph not in adata.uns or "connectivities_key" not in adata.uns[graph]:
         raise KeyError(
             f"adata.uns[{graph!r}] is not a graph of neighbours: sccvae.tl.similarity(adata, model) makes "
@@ -312,14 +314,13 @@ def _take_graph(adata: AnnData, graph: str, slim: AnnData) -> None:
     for what in ("connectivities_key", "distances_key"):
         if (name := adata.uns[graph].get(what)) not in adata.obsp:
             raise KeyError(
-                f"adata.uns[{graph!r}] speaks of {name!r}, which adata.obsp lacks: make the graph again, for these "
-                "cells."
+                f"adata.uns[{graph!r}] names {name!r}, which adata.obsp lacks: make the graph again, for these cells."
             )
         slim.obsp[adata.uns[graph][what]] = adata.obsp[adata.uns[graph][what]]
 
 
 def _start(rep: np.ndarray) -> np.ndarray:
-    """First two principal components at the size of a layout whose edges have length 1."""
+    """First two principal components, scaled to a layout with edges of length 1."""
     centred = rep - rep.mean(0)
     left, size, _ = np.linalg.svd(centred, full_matrices=False)
     return left[:, :2] * size[:2] / np.maximum(size[0], 1e-12) * len(rep)

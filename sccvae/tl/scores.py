@@ -26,7 +26,7 @@ def score_integration(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score embeddings: whether cell types are kept apart and batches mixed.
+    """Score embeddings by the separation of cell types and the mixing of batches.
 
     `sccvae.pl.score_table` draws the result. Nothing is written to `adata`.
 
@@ -35,30 +35,29 @@ def score_integration(
     adata
         Data with embeddings in `obsm`.
     batch_key, label_key
-        Columns of `obs` with the batch and with the cell type of each cell; no value may be missing.
+        Columns of `obs` with the batch and the cell type of each cell, without missing values.
     use_rep
-        Keys of `obsm`: the embeddings to compare. Score what was not integrated, too: the other numbers mean little
-        without it.
+        Keys of `obsm`: the embeddings to compare. Include one before integration, as the baseline.
     unintegrated
         Key of `obsm` with principal components before any correction, for scib-metrics' principal component
-        regression; where `obsm` has no such key, that one score is left out.
+        regression; without this key in `obsm`, that score is left out.
     scib
-        Whether to add the scores of scib-metrics; None does where it is installed (pip install scib-metrics).
+        Whether to add the scores of scib-metrics; None adds them if it is installed (pip install scib-metrics).
     max_cells
-        Score a random sample of so many cells where there are more; None scores all.
+        Score a random sample of this many cells if there are more; None scores all.
     seed
-        Of that sample, of k-means, and of the bootstrap.
+        Seed of the sample, of k-means, and of the bootstrap.
 
     Returns
     -------
-    DataFrame, a row for each embedding; columns as in `sccvae.metrics.integration.compare_embeddings`. Own scores have
-    plain names (``biology``, ``mixing``, ``total``), those of scib-metrics begin with ``scib_`` (``scib_total``);
-    ``attrs["implementation"]`` tells package and version of each column.
+    DataFrame with a row for each embedding; columns as in `sccvae.metrics.integration.compare_embeddings`. Scores of
+    sccvae have plain names (``biology``, ``mixing``, ``total``), those of scib-metrics begin with ``scib_``
+    (``scib_total``); ``attrs["implementation"]`` has package and version of each column.
 
     Raises
     ------
     KeyError, ValueError
-        A key is unknown; labels or batches are missing, or all alike.
+        A key is unknown; labels or batches have missing values, or only one value.
     ImportError
         `scib` is True and scib-metrics is not installed.
 

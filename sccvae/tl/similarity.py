@@ -1,4 +1,4 @@
-"""How near cells and groups of cells are to each other, where Scanpy looks for it."""
+"""Distances between cells and between groups of cells, in the format of Scanpy."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ def similarity(
     copy: bool = False,
     seed: int = 0,
 ) -> AnnData | None:
-    """Compare the cells' posteriors: a graph of nearest neighbours for Scanpy, on request all distances.
+    """Compute a nearest-neighbour graph by distances between posteriors, and optionally all distances.
 
-    Where q(z|x) is wide the counts say little of the cell; `symmetric_kl` and `wasserstein` see that, the Euclidean
-    distance of `scanpy.pp.neighbors` does not. Go on with ``sc.tl.leiden(adata, neighbors_key="sccvae_similarity")``,
-    and so with `sc.tl.umap`, `sc.tl.diffmap`, `sc.tl.paga`, `sccvae.tl.gradient`.
+    Where the counts carry little information on a cell, q(z|x) is wide. `symmetric_kl` and `wasserstein` take this into
+    account; the Euclidean distance of `scanpy.pp.neighbors` does not. Scanpy's functions use the graph:
+    ``sc.tl.leiden(adata, neighbors_key="sccvae_similarity")``, and likewise `sc.tl.umap`, `sc.tl.diffmap`,
+    `sc.tl.paga`, `sccvae.tl.gradient`.
 
     Parameters
     ----------
     {adata_of_model}
     model
-        A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which takes `use_rep`.
+        A trained `SCCVAE`; for ``metric="euclidean"`` also an autoencoder, or None, which uses `use_rep`.
     metric
         Distance between two cells; `sccvae.statistics.posterior_distances` has the formulas.
     n_neighbors
-        Size of a neighbourhood, the cell itself included, as Scanpy counts.
+        Size of a neighbourhood, the cell itself included, as in Scanpy.
     dense
-        Whether to store the distances of all pairs, too; for at most 20,000 cells.
+        Whether to store the distances between all pairs as well; for at most 20,000 cells.
     use_rep
-        Key of ``adata.obsm`` with the embedding, which Scanpy's functions look up beside the graph; written if the
-        model is given and the key is not there. One that is there and is not the model's own stays, with a warning.
+        Key of ``adata.obsm`` with the embedding, which Scanpy's functions read together with the graph. It is written
+        if a model is given and the key is missing. An existing embedding of other values is kept, with a warning.
     key_added
         Key of ``adata.uns``: the `neighbors_key` of Scanpy's functions.
     {copy}
     seed
-        Of Scanpy's neighbours.
+        Seed of Scanpy's neighbours.
 
     Returns
     -------
@@ -74,7 +75,7 @@ def similarity(
     Raises
     ------
     ValueError, KeyError
-        The metric needs a model with posteriors; too many cells for a matrix; no embedding.
+        The metric needs a model with posteriors; there are too many cells for a matrix; there is no embedding.
 
     Examples
     --------
@@ -110,19 +111,19 @@ def similarity(
         transformer=_Found(nearest),
         key_added=key_added,
     )
-    # Scanpy's own parameter `metric` stays "euclidean": sc.tl.umap hands it to UMAP, which knows no other of ours.
+    # Scanpy's own parameter `metric` stays "euclidean": sc.tl.umap passes it to UMAP, which has none of the others.
     slim.uns[key_added]["params"]["posterior_distance"] = metric
     if use_rep not in adata.obsm:
         adata.obsm[use_rep] = mean
     elif not _alike(adata.obsm[use_rep], mean):
         warn(
-            f"adata.obsm[{use_rep!r}] is not what the model says of these cells, and was left as it is; pass use_rep= "
-            "another key to have the embedding beside the graph."
+            f"adata.obsm[{use_rep!r}] is not the model's embedding of these cells, and was left as it is; to store the "
+            "embedding beside the graph, pass another key as use_rep."
         )
     adata.uns[key_added] = slim.uns[key_added]
     for key, values in slim.obsp.items():
         adata.obsp[key] = values
-    adata.obsp.pop(f"{key_added}_matrix", None)  # of an earlier call, and so perhaps of other distances
+    adata.obsp.pop(f"{key_added}_matrix", None)  # of an earlier call, perhaps with another metric
     if dense:
         adata.obsp[f"{key_added}_matrix"] = matrix(mean, variance, metric=metric)
     return None
@@ -139,7 +140,7 @@ def hierarchy(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Hierarchical clusters of groups of cells, or of the cells.
+    """Cluster groups of cells, or single cells, hierarchically.
 
     Parameters
     ----------
@@ -148,30 +149,30 @@ def hierarchy(
     groupby
         Categorical column of `obs` with the groups; None clusters single cells.
     method
-        `average`: by the mean distance between cells of one and of the other (UPGMA); `ward`: by the growth of the
-        variance within clusters, where groups count by their centres.
+        `average`: by the mean distance between cells of two clusters (UPGMA). `ward`: by the increase of the variance
+        within clusters; groups are represented by their centres.
     key
         Key of the distances between all pairs, ``obsp[f"{key}_matrix"]``.
     use_rep
-        Instead: key of ``adata.obsm``, compared by Euclidean distance.
+        Instead of `key`: key of ``adata.obsm`` with an embedding, compared by Euclidean distance.
     key_added
-        Key of ``uns``; by default ``dendrogram_{groupby}``, where Scanpy looks, or ``hierarchy``.
+        Key of ``uns``; by default ``dendrogram_{groupby}``, which Scanpy reads, or ``hierarchy``.
     {copy}
 
     Returns
     -------
     None, or the copy. Written to ``uns[key_added]``:
 
-    - of groups, what `scanpy.tl.dendrogram` writes (so `sc.pl.dendrogram` works, and ``dendrogram=True`` of
-      `sc.pl.dotplot` and the like), with ``distances``, (groups, groups), in place of ``correlation_matrix``;
-    - of cells, ``linkage``, (cells - 1, 4), and ``order`` of the leaves: ``sc.pl.clustermap(adata,
+    - for groups, the format of `scanpy.tl.dendrogram` (so `sc.pl.dendrogram` works, and ``dendrogram=True`` of
+      `sc.pl.dotplot` and similar functions), with ``distances``, (groups, groups), in place of ``correlation_matrix``;
+    - for cells, ``linkage``, (cells - 1, 4), and ``order`` of the leaves: ``sc.pl.clustermap(adata,
       row_linkage=adata.uns["hierarchy"]["linkage"])``.
 
     Raises
     ------
     KeyError, ValueError, TypeError
-        No distances; too many cells; a column that is not categorical, or has categories without cells; files cannot
-        hold the key.
+        There are no distances, or too many cells; the column is not categorical, or has categories without cells; files
+        cannot store the key.
 
     Examples
     --------
@@ -215,7 +216,7 @@ def hierarchy(
 
 
 def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
-    """Distances of all pairs of cells, stored or from an embedding."""
+    """Distances between all pairs of cells, stored ones or those of an embedding."""
     if use_rep is not None:
         if use_rep not in adata.obsm:
             raise KeyError(f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}.")
@@ -234,7 +235,7 @@ def all_distances(adata: AnnData, key: str, use_rep: str | None) -> np.ndarray:
 
 
 class _Found:
-    """Neighbours that are known already, in the place where Scanpy takes a transformer of scikit-learn."""
+    """Precomputed neighbours, in the interface of a scikit-learn transformer, which Scanpy takes."""
 
     def __init__(self, distances: sp.csr_matrix) -> None:
         self.distances = distances
@@ -243,14 +244,14 @@ class _Found:
         return self.distances
 
     def get_params(self) -> dict[str, int]:
-        """Scanpy counts a cell among its own neighbours."""
+        """Number of neighbours, the cell itself included, as in Scanpy."""
         return {"n_neighbors": int(self.distances.indptr[1]) + 1}
 
 
 def _posterior(
     adata: AnnData, model: SCCVAE | AutoencodingModel | None, metric: Metric, use_rep: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean and, where the metric asks for it, variance of each cell's posterior."""
+    """Mean and, if the metric needs it, variance of each cell's posterior."""
     if metric != "euclidean" and not isinstance(model, SCCVAE):
         what = "no model was given" if model is None else f"{type(model).__name__} has none"
         raise ValueError(
@@ -267,13 +268,13 @@ def _posterior(
 
 
 def _alike(given: Any, mean: np.ndarray) -> bool:
-    """Whether an embedding is the model's, but for the rounding of chunks and devices."""
+    """Whether an embedding equals the model's, up to the rounding of chunks and devices."""
     given = np.asarray(given)
     return given.shape == mean.shape and np.allclose(given, mean, rtol=1e-3, atol=1e-3)
 
 
 def _groups(adata: AnnData, groupby: str) -> tuple[np.ndarray, pd.Index]:
-    """Code of each cell's group and the names of the groups, each of which has cells."""
+    """Group code of each cell, and the names of the groups; each group has cells."""
     column = labels_of(groupby, adata.obs, adata.obs_names)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         raise ValueError(

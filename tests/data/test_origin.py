@@ -162,7 +162,7 @@ def test_an_embedding_of_another_model_stays_and_is_said(adata, trained, fit):
     first = adata.obsm["X_sccvae"].copy()
     other = fit(adata, 1, batch_key="batch", seed=5)
     silent(lambda: trained.source_of(adata))
-    with pytest.warns(UserWarning, match=r"adata.obsm\['X_sccvae'\] is not what the model says of these cells"):
+    with pytest.warns(UserWarning, match=r"adata.obsm\['X_sccvae'\] is not the model's embedding of these cells"):
         tl.similarity(adata, other, key_added="second")
     np.testing.assert_array_equal(adata.obsm["X_sccvae"], first)
 
@@ -177,7 +177,7 @@ def test_an_autoencoder_is_asked_itself(adata):
 def test_a_graph_whose_matrices_are_gone_is_named(adata, trained):
     tl.similarity(adata, trained)
     del adata.obsp["sccvae_similarity_distances"]
-    with pytest.raises(KeyError, match=r"speaks of 'sccvae_similarity_distances', which adata.obsp lacks"):
+    with pytest.raises(KeyError, match=r"names 'sccvae_similarity_distances', which adata.obsp lacks"):
         tl.gradient(adata, root=0, neighbors_key="sccvae_similarity")
 
 

@@ -661,7 +661,7 @@ def test_corrupt_draws_from_the_process(cells, fitted):
             ValueError,
             "gene_likelihood is 'squared'; expected",
         ),
-        (lambda a, d, x: Autoencoder(x, scale=1.0), ValueError, "scale is for gene_likelihood='normal'; 'nb' has no"),
+        (lambda a, d, x: Autoencoder(x, scale=1.0), ValueError, "scale is for gene_likelihood='normal'; found 'nb'"),
         (
             lambda a, d, x: Autoencoder(x, layer="lognorm", gene_likelihood="normal", scale=0.0),
             ValueError,
@@ -700,7 +700,9 @@ def test_without_data_a_chain_says_how_to_start(fitted, tmp_path):
     bare = DenoisingAutoencoder.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"DenoisingAutoencoder\.load\(path, adata\), or pass start='noise'"):
         bare.generate(3)
-    with pytest.raises(RuntimeError, match=r"load it as DenoisingAutoencoder\.load\(path, adata\) to train"):
+    with pytest.raises(
+        RuntimeError, match=r"to continue training, load it as DenoisingAutoencoder\.load\(path, adata\)"
+    ):
         bare.train(1)
 
 

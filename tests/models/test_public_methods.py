@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,14 @@ def test_source_of_is_none_for_the_training_data_alone(adata, model):
 def test_the_dimensions_of_the_latent_space(adata, model):
     assert model.n_latent == 3
     assert sccvae.Autoencoder(adata, n_latent=5).n_latent == 5
+
+
+def test_the_table_of_methods_has_all_public_ones():
+    """At the head of models/sccvae.py, because the class is written in four files."""
+    for kind in sccvae.SCCVAE.__mro__[:-1]:
+        file = kind.__module__.split(".")[-1]
+        rows = re.split(r"\n(?=\w|=)", sys.modules[sccvae.SCCVAE.__module__].__doc__)
+        (row,) = [row for row in rows if row.split()[1:2] == [file]]
+        known = {name for name in vars(kind) if not name.startswith("_")}
+        attributes = {name for name, value in vars(kind).items() if isinstance(value, str | tuple)}
+        assert set(re.findall(r"\w+", row)[2:]) == known - attributes

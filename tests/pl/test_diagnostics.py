@@ -99,5 +99,7 @@ def test_shown_when_asked(diagnosis, monkeypatch):
 
 
 def test_a_model_is_no_diagnosis(model):
-    with pytest.raises(TypeError, match=r"is of type SCCVAE; expected what .* pl.diagnostics\(model.diagnose\(\)\)"):
+    with pytest.raises(
+        TypeError, match=r"is of type SCCVAE; expected the result .* pl.diagnostics\(model.diagnose\(\)\)"
+    ):
         pl.diagnostics(model)

@@ -91,7 +91,7 @@ def test_images_are_where_and_as_bright_as_they_should_be():
             r"images of 'b' have shape \(2, 9\); expected \(images, 12",
         ),
         ({"a": np.zeros(12)}, {}, r"images of 'a' have shape \(12,\)"),
-        ({"a": np.zeros((2, 12))}, {"columns": ["x"]}, "There are 1 names of columns; expected 2"),
+        ({"a": np.zeros((2, 12))}, {"columns": ["x"]}, "columns has 1 names; expected 2"),
     ],
 )
 def test_images_errors(rows, options, message):
@@ -267,7 +267,7 @@ def test_interpolation_does_not_change_with_the_call(model):
 def test_interpolation_errors(model):
     with pytest.raises(ValueError, match="first has 2 cells and second 1; expected as many"):
         pl.interpolation(model, [0, 1], 2)
-    with pytest.raises(ValueError, match="There is no cell number 150 among 150 cells"):
+    with pytest.raises(ValueError, match="has the cell number 150, but there are 150 cells"):
         pl.interpolation(model, 0, 150)
     with pytest.raises(KeyError, match="'x' is not among"):
         pl.interpolation(model, 0, 1, gene_list=["x"])
@@ -283,7 +283,7 @@ def test_generation(cells, model, shown):
     shuffled = new[:, new.var_names[::-1]].copy()
     figure = pl.generation(cells, shuffled)
     layout, variance, zeros = figure.axes
-    assert [ax.get_title() for ax in figure.axes] == ["100 cells of each kind", "variance", "share of zeros"]
+    assert [ax.get_title() for ax in figure.axes] == ["100 cells of each kind", "variance", "zero fraction"]
     assert layout.collections[0].get_offsets().shape == (200, 2)
     colours = [to_hex(c)[:7] for c in layout.collections[0].get_facecolor()]
     assert sorted(colours.count(c) for c in set(colours)) == [100, 100]

@@ -164,8 +164,8 @@ def test_cells_that_no_path_reaches_have_no_pseudotime():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"root": "nobody"}, ValueError, "root='nobody' is no name of a cell. Pass a name of adata.obs_names"),
-        ({"root": 150}, ValueError, "root=150 is no number of a cell; expected 0 to 39"),
+        ({"root": "nobody"}, ValueError, "root='nobody' is not the name of a cell. Pass a name of adata.obs_names"),
+        ({"root": 150}, ValueError, "root=150 is not the number of a cell; expected 0 to 39"),
         ({"root": 1.5}, ValueError, "root=1.5; expected the name of a cell, its number, or (column"),
         (
             {"root": ("part", "middle")},
@@ -314,7 +314,10 @@ def test_models_without_counts_have_no_trends(adata, fit):
     adata.X = adata.X.log1p()
     model = fit(adata, 1, gene_likelihood="normal")
     adata.obs["t"] = np.linspace(0, 1, adata.n_obs)
-    with pytest.raises(ValueError, match="gene_likelihood='normal' has no counts: take 'zinb', 'nb' or 'poisson'"):
+    with pytest.raises(
+        ValueError,
+        match="trends needs a count likelihood; found gene_likelihood='normal', expected 'zinb', 'nb' or 'poisson'",
+    ):
         tl.trends(adata, model, ["gene0"], pseudotime="t")
 
 
