@@ -229,7 +229,7 @@ def peak_mb() -> float:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process, MiB."""
+    """DeviceCounts memory of this process, MiB."""
     return _status("VmRSS")
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.special import gammaln
 
 from sccvae.data.counts import Counts, Minibatch
-from sccvae.data.packed_rows import Rows
+from sccvae.data.packed_rows import PackedRows
 from sccvae.kernels.reference import PLAIN, Kernels
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.vae import VAE
@@ -134,7 +134,7 @@ def small_counts(
         codes = np.column_stack([codes, rng.integers(3, size=n_cells)])
         n_levels, continuous = (n_batches, 3), rng.standard_normal((n_cells, 2)).astype(np.float32)
     matrix = sp.csr_matrix(values.astype(np.float32))
-    rows, nonnegative = Rows.of(matrix, counts=support != "real"), support != "real"
+    rows, nonnegative = PackedRows.of(matrix, counts=support != "real"), support != "real"
     return Counts.of(rows, codes=codes, n_levels=n_levels, continuous=continuous, nonnegative=nonnegative)
 
 

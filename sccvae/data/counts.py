@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from sccvae.data.packed_rows import Rows, log_factorials
+from sccvae.data.packed_rows import PackedRows, log_factorials
 
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
 _GATHERED = 8  # minibatches gathered at once: fewer calls, with little memory
@@ -129,7 +129,7 @@ class Counts:
         (cells,) float32: log total count; sum over genes of log(x!).
     """
 
-    stored: Rows
+    stored: PackedRows
     codes: np.ndarray
     n_levels: tuple[int, ...]
     continuous: np.ndarray
@@ -140,7 +140,7 @@ class Counts:
     @classmethod
     def of(
         cls,
-        stored: Rows,
+        stored: PackedRows,
         *,
         codes: np.ndarray | None = None,
         n_levels: tuple[int, ...] = (1,),

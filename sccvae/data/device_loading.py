@@ -20,14 +20,14 @@ Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
 def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
     """Return a function from groups of cells to minibatches on `device`.
 
-    Counts of at most half of the free memory are copied to the device once (`Resident`). Otherwise each minibatch is
-    copied from pinned memory, while the device computes the previous ones.
+    Counts of at most half of the free memory are copied to the device once (`DeviceCounts`). Otherwise each minibatch
+    is copied from pinned memory, while the device computes the previous ones.
     """
     if device.type == "cpu":
         return counts.minibatches
     if device.type == "cuda" and _bytes(counts) > torch.cuda.mem_get_info(device)[0] / 2:
         return lambda groups: (_pinned(x).to(device) for x in counts.minibatches(groups))
-    return Resident(counts, device)
+    return DeviceCounts(counts, device)
 
 
 def chunk_of(n_genes: int, device: torch.device) -> int:
@@ -49,7 +49,7 @@ def chunks(n_cells: int, size: int) -> Iterator[slice]:
     return (slice(*some) for some in pairwise(ends) if n_cells)
 
 
-class Resident:
+class DeviceCounts:
     """Counts on a device, and minibatches gathered there, with the values of `Counts.minibatches` but `full`.
 
     The operations on a minibatch therefore depend on its number of cells alone, and can be recorded (`training.steps`).

@@ -1,4 +1,4 @@
-"""Conversion of the matrix of an AnnData to `Rows`: read in blocks from memory or a file, with every value checked."""
+"""Conversion of the matrix of an AnnData to `PackedRows`: read in blocks, with every value checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.data.blocks import blocks_of
-from sccvae.data.packed_rows import BLOCK, Rows
+from sccvae.data.packed_rows import BLOCK, PackedRows
 from sccvae.validation.wording import Text, did_you_mean, listed_names
 
 Support = Literal["counts", "real", "binary"]
@@ -28,7 +28,7 @@ def read_rows(
     at: np.ndarray | None = None,
     round_counts: bool = False,
     learning: bool = True,
-) -> Rows:
+) -> PackedRows:
     """Read and check the counts of `genes`, in that order, in all cells, as a copy with little temporary memory.
 
     Parameters
@@ -55,8 +55,8 @@ def read_rows(
         if np.count_nonzero(block.data) < len(block.data):
             block = block.copy()
             block.eliminate_zeros()
-        parts.append(Rows.of(block, counts=support != "real"))
-    rows = Rows.joined(parts)
+        parts.append(PackedRows.of(block, counts=support != "real"))
+    rows = PackedRows.joined(parts)
     if support == "counts":
         source.check_empty_cells(rows)
     return rows
@@ -182,7 +182,7 @@ class _Source:
         cure = "use the raw matrix from before sc.pp.normalize_total and log1p"
         return False, f"No other layer of adata holds counts: {cure}."
 
-    def check_empty_cells(self, rows: Rows) -> None:
+    def check_empty_cells(self, rows: PackedRows) -> None:
         """Raise if a cell has no counts."""
         empty = np.diff(rows.indptr) == 0
         if not empty.any():

@@ -1,7 +1,8 @@
 """Compact CSR storage: uint8 counts, with larger counts in a side table.
 
-scipy's CSR takes 8 bytes per nonzero value. `Rows` takes 3 bytes for counts in fewer than 65,537 genes: the few counts
-of 255 or more are stored in a separate array. For arithmetic, a few cells at a time are converted to float32 and int32.
+scipy's CSR takes 8 bytes per nonzero value. `PackedRows` takes 3 bytes for counts in fewer than 65,537 genes: the few
+counts of 255 or more are stored in a separate array. For arithmetic, a few cells at a time are converted to float32 and
+int32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ _Function = Callable[[np.ndarray], np.ndarray]  # elementwise, of float32 values
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class PackedRows:
     """Compact CSR rows with sorted columns, without duplicates and without zeros."""
 
     indptr: np.ndarray  # (cells + 1,) int64: start of each cell's values

@@ -25,7 +25,7 @@ from sccvae.data.columns import (
 )
 from sccvae.data.counts import Counts
 from sccvae.data.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
-from sccvae.data.packed_rows import Rows
+from sccvae.data.packed_rows import PackedRows
 from sccvae.validation.arguments import flag
 from sccvae.validation.names import in_order
 
@@ -129,7 +129,7 @@ class Schema:
         )
         return schema, schema.assemble(adata, rows)
 
-    def values_of(self, adata: AnnData) -> Rows:
+    def values_of(self, adata: AnnData) -> PackedRows:
         """Read only the values of new data, with genes in the model's order."""
         options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
         return read_rows(adata, self.layer, self.support, self.genes, **options)
@@ -182,7 +182,7 @@ class Schema:
         means = zip(self.continuous_covariate_keys, self.means, strict=True)
         return {**categorical, **{key: np.full(len(codes), mean) for key, mean in means}}
 
-    def assemble(self, adata: AnnData, rows: Rows) -> Counts:
+    def assemble(self, adata: AnnData, rows: PackedRows) -> Counts:
         """Combine the values of an AnnData with covariates and library sizes from its `obs`."""
         codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)

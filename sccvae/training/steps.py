@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sccvae.data.counts import Counts, Minibatch
-from sccvae.data.device_loading import Resident, minibatches_on
+from sccvae.data.device_loading import DeviceCounts, minibatches_on
 from sccvae.modules.vae import VAE
 from sccvae.training.gradients import Precision, gradients_of
 from sccvae.training.optimizer import Adam, Number
@@ -35,12 +35,12 @@ def steps(
         optimizer.move(*of_adam)
         return loss, elbo.sum(1)
 
-    if vae.device.type == "cuda" and isinstance(minibatches, Resident) and type(vae) is VAE:
+    if vae.device.type == "cuda" and isinstance(minibatches, DeviceCounts) and type(vae) is VAE:
         return minibatches.cells, recorded(step, minibatches, noise, LARGEST // n_draws)
     return minibatches, step
 
 
-def recorded(step: Step, counts: Resident, noise: torch.Generator, most: int) -> Step:
+def recorded(step: Step, counts: DeviceCounts, noise: torch.Generator, most: int) -> Step:
     """Return `step` as a function of the numbers of a minibatch's cells; up to `most` cells it is recorded."""
 
     def work(kind: tuple[int, bool], cells: torch.Tensor, numbers: torch.Tensor) -> Outputs:

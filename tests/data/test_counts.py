@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import gammaln
 
 from sccvae.data.counts import Counts, Minibatch, shuffled, split
-from sccvae.data.packed_rows import Rows
+from sccvae.data.packed_rows import PackedRows
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def dense():
 def counts(dense):
     codes = np.stack([np.arange(20) % 3, np.arange(20) % 2], axis=1)
     continuous = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
-    return Counts.of(Rows.of(sp.csr_matrix(dense)), codes=codes, n_levels=(3, 2), continuous=continuous)
+    return Counts.of(PackedRows.of(sp.csr_matrix(dense)), codes=codes, n_levels=(3, 2), continuous=continuous)
 
 
 def test_totals_and_log_factorials_agree_with_their_definitions(counts, dense):
@@ -46,7 +46,9 @@ def test_gene_means_agree_with_their_definition(counts, dense, power):
 
 
 def test_real_values_have_neither_totals_nor_factorials():
-    counts = Counts.of(Rows.of(sp.csr_matrix(np.float32([[-1.5, 0], [2.5, -3]])), counts=False), nonnegative=False)
+    counts = Counts.of(
+        PackedRows.of(sp.csr_matrix(np.float32([[-1.5, 0], [2.5, -3]])), counts=False), nonnegative=False
+    )
     np.testing.assert_array_equal([counts.log_total, counts.log_factorial, counts.log_size], np.zeros((3, 2)))
     np.testing.assert_array_equal(counts.codes, [[0], [0]])
 
@@ -149,7 +151,7 @@ def test_chunks_of_chosen_cells_keep_their_order(counts, dense, size):
 
 def test_library_prior_is_the_moments_of_each_batch():
     matrix = sp.csr_matrix(np.float32([[10], [1000], [7], [7], [50]]))
-    counts = Counts.of(Rows.of(matrix), codes=np.array([[0], [0], [1], [1], [2]]), n_levels=(4,))
+    counts = Counts.of(PackedRows.of(matrix), codes=np.array([[0], [0], [1], [1], [2]]), n_levels=(4,))
     mean, variance = counts.library_prior()
     np.testing.assert_allclose(mean[:3], [np.log([10, 1000]).mean(), np.log(7), np.log(50)], rtol=1e-6)
     overall = np.log([10, 1000, 7, 7, 50]).var()
@@ -157,7 +159,7 @@ def test_library_prior_is_the_moments_of_each_batch():
 
 
 def test_library_prior_of_cells_with_one_and_the_same_total_keeps_some_variance():
-    _, variance = Counts.of(Rows.of(sp.csr_matrix(np.full((5, 1), 9.0)))).library_prior()
+    _, variance = Counts.of(PackedRows.of(sp.csr_matrix(np.full((5, 1), 9.0)))).library_prior()
     np.testing.assert_allclose(variance, [1e-2])
 
 

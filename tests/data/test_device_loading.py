@@ -8,7 +8,7 @@ from helpers import CPU, CUDA, run, same_state, small_counts, small_vae, state_o
 
 from sccvae.data import device_loading
 from sccvae.data.counts import Counts, shuffled
-from sccvae.data.packed_rows import Rows
+from sccvae.data.packed_rows import PackedRows
 from sccvae.kernels.reference import PLAIN
 from sccvae.training import steps
 
@@ -33,7 +33,7 @@ def assert_same(found, expected):
 def test_resident_minibatches_equal_those_of_the_cpu(where, batch_size):
     counts = small_counts(90, n_batches=3, covariates=True)
     groups = shuffled(np.arange(90), batch_size, np.random.default_rng(0))
-    found = list(device_loading.Resident(counts, where)(groups))
+    found = list(device_loading.DeviceCounts(counts, where)(groups))
     assert len(found) == len(groups)
     for x, expected in zip(found, counts.minibatches(groups), strict=True):
         assert x.values.device.type == where.type
@@ -45,9 +45,9 @@ def test_resident_minibatches_equal_those_of_the_cpu(where, batch_size):
 def test_resident_minibatches_with_cells_that_have_no_counts():
     dense = np.zeros((5, 4), dtype=np.float32)
     dense[1, 2], dense[3] = 3, (1, 0, 2, 5)
-    counts = Counts.of(Rows.of(sp.csr_matrix(dense)))
+    counts = Counts.of(PackedRows.of(sp.csr_matrix(dense)))
     groups = [np.array([0, 2]), np.array([3, 0, 1]), np.array([4])]
-    for x, cells in zip(device_loading.Resident(counts, CPU)(groups), groups, strict=True):
+    for x, cells in zip(device_loading.DeviceCounts(counts, CPU)(groups), groups, strict=True):
         np.testing.assert_array_equal(x.dense(), dense[cells])
         assert_same(x, counts.minibatch(cells))
 
@@ -67,7 +67,10 @@ def test_memory_is_that_of_the_values_on_the_device_whatever_they_take_in_memory
 
 def test_training_does_not_depend_on_where_minibatches_are_gathered(monkeypatch):
     counts, states = small_counts(90, n_batches=2), []
-    for source in (lambda _, counts: counts.minibatches, lambda where, counts: device_loading.Resident(counts, where)):
+    for source in (
+        lambda _, counts: counts.minibatches,
+        lambda where, counts: device_loading.DeviceCounts(counts, where),
+    ):
         monkeypatch.setattr(steps, "minibatches_on", source)
         vae = small_vae(counts, kernels=PLAIN)
         run(vae, counts)
@@ -81,7 +84,7 @@ def test_counts_stay_on_the_gpu_if_they_fit(where, fits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9 if fits else 10, 10**9))
     counts, groups = small_counts(90), [np.arange(30), np.arange(60, 90)]
     source = device_loading.minibatches_on(where, counts)
-    assert isinstance(source, device_loading.Resident) == fits
+    assert isinstance(source, device_loading.DeviceCounts) == fits
     for x, expected in zip(source(groups), counts.minibatches(groups), strict=True):
         assert x.values.is_cuda
         assert_same(x, expected)

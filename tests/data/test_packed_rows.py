@@ -1,4 +1,4 @@
-"""`Rows` against scipy: what is stored narrow comes back as it was, and sums are those of the dense matrix."""
+"""`PackedRows` against scipy: what is stored narrow comes back as it was, and sums are those of the dense matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scipy.special import gammaln
 
 from sccvae.data import packed_rows
-from sccvae.data.packed_rows import Rows, log_factorials
+from sccvae.data.packed_rows import PackedRows, log_factorials
 
 CELLS = [np.array([5, 0, 5, 19]), np.array([3]), np.zeros(0, int), np.arange(20)[::-1]]
 SLICES = [slice(None), slice(2, 9), slice(19, 40), slice(40, 50), slice(7, 7), slice(1, 18, 3)]
@@ -30,7 +30,7 @@ def dense(request):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_what_is_stored_comes_back(dense, dtype):
-    rows = Rows.of(sp.csr_matrix(dense.astype(dtype)))
+    rows = PackedRows.of(sp.csr_matrix(dense.astype(dtype)))
     assert rows.values.dtype == (np.float32 if (dense > 254).sum() > 10 else np.uint8)
     assert len(rows.large) == ((dense > 254).sum() if rows.values.dtype == np.uint8 else 0)
     assert rows.genes.dtype == np.uint16
@@ -41,8 +41,8 @@ def test_what_is_stored_comes_back(dense, dtype):
 
 def test_it_shares_no_memory_with_the_matrix():
     matrix = sp.csr_matrix(np.eye(3, dtype=np.uint8))
-    narrow, matrix = Rows.of(matrix), matrix.astype(np.float32)
-    real = Rows.of(matrix, counts=False)
+    narrow, matrix = PackedRows.of(matrix), matrix.astype(np.float32)
+    real = PackedRows.of(matrix, counts=False)
     for array in (matrix.data, matrix.indices, matrix.indptr):
         array[:] = 0
     for rows in (narrow, real):
@@ -51,14 +51,14 @@ def test_it_shares_no_memory_with_the_matrix():
 
 @pytest.mark.parametrize(("n_genes", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
 def test_the_last_of_many_genes_is_still_told(n_genes, dtype):
-    rows = Rows.of(sp.csr_matrix((np.float32([1, 2]), [0, n_genes - 1], [0, 2]), shape=(1, n_genes)))
+    rows = PackedRows.of(sp.csr_matrix((np.float32([1, 2]), [0, n_genes - 1], [0, 2]), shape=(1, n_genes)))
     assert rows.genes.dtype == dtype
     assert rows.wide().genes.tolist() == [0, n_genes - 1]
     assert rows.gene_sums(lambda x: x)[-1] == 2
 
 
 def test_three_bytes_for_each_small_count(dense):
-    rows = Rows.of(sp.csr_matrix(np.minimum(dense, 254)))
+    rows = PackedRows.of(sp.csr_matrix(np.minimum(dense, 254)))
     assert sum(getattr(rows, n).nbytes for n in ("values", "genes", "large_at", "large")) == 3 * np.count_nonzero(dense)
 
 
@@ -66,7 +66,7 @@ def test_three_bytes_for_each_small_count(dense):
 @pytest.mark.parametrize("cells", [*CELLS, *SLICES], ids=repr)
 def test_rows_taken_are_those_of_the_matrix(dense, cells, block, monkeypatch):
     monkeypatch.setattr(packed_rows, "BLOCK", block)  # shorter than some rows, or than all
-    rows = Rows.of(sp.csr_matrix(dense))
+    rows = PackedRows.of(sp.csr_matrix(dense))
     narrow, wide = rows.take(cells), rows.wide(cells)
     for part in (narrow, wide):
         np.testing.assert_array_equal(part.csr().toarray(), dense[cells])
@@ -83,7 +83,7 @@ def test_rows_taken_are_those_of_the_matrix(dense, cells, block, monkeypatch):
 @pytest.mark.parametrize("block", [1, 5, 2**16])
 def test_sums_over_rows_and_genes_are_those_of_the_dense_matrix(dense, block, monkeypatch):
     monkeypatch.setattr(packed_rows, "BLOCK", block)
-    rows = Rows.of(sp.csr_matrix(dense))
+    rows = PackedRows.of(sp.csr_matrix(dense))
     np.testing.assert_array_equal(rows.row_sums(lambda x: x), dense.sum(1))
     np.testing.assert_allclose(rows.row_sums(log_factorials), gammaln(dense + 1).sum(1), rtol=1e-12)
     np.testing.assert_array_equal(rows.gene_sums(lambda x: x.astype(float) ** 2), (dense**2).sum(0))
@@ -94,15 +94,15 @@ def test_blocks_of_cells_joined_are_one_beneath_the_other(large, dtype):
     blocks = np.split(np.arange(20.0).reshape(5, 4), [2, 3])
     blocks[0][0, :large], blocks[2][1, -1] = 300, 70_000
     blocks[1][0, :large] = 1000
-    rows = Rows.joined([Rows.of(sp.csr_matrix(block)) for block in blocks])
+    rows = PackedRows.joined([PackedRows.of(sp.csr_matrix(block)) for block in blocks])
     np.testing.assert_array_equal(rows.csr().toarray(), np.concatenate(blocks))
     np.testing.assert_array_equal(rows.csr(np.array([4, 2, 0])).toarray(), np.concatenate(blocks)[[4, 2, 0]])
     assert rows.values.dtype == dtype
-    assert Rows.joined([rows]) is rows
+    assert PackedRows.joined([rows]) is rows
 
 
 def test_real_values_are_float32_whatever_they_look_like():
     matrix = sp.csr_matrix([[-1.5, 0], [2, -3]])
-    rows = Rows.of(matrix, counts=False)
+    rows = PackedRows.of(matrix, counts=False)
     assert rows.values.dtype == np.float32
     np.testing.assert_array_equal(rows.csr().toarray(), matrix.toarray())

@@ -375,12 +375,12 @@ def test_fused_equals_plain_at_any_size_and_number_of_threads(name, per_cell, dr
         value, dropouts = count_log_likelihood(x, *inputs, *padding, dropout_cost, kernel)
         return [value.detach(), dropouts, *torch.autograd.grad(-value.mean(), inputs)]
 
-    reference = value_and_gradients(plain)
+    of_plain = value_and_gradients(plain)
     monkeypatch.setattr(reference, "plain", None)  # fused must not fall back
     for n_threads in (1, 3):
         with threads(n_threads):
             found = value_and_gradients(fused)
-        for ours, expected in zip(found, reference, strict=True):
+        for ours, expected in zip(found, of_plain, strict=True):
             np.testing.assert_allclose(ours, expected, rtol=3e-5, atol=1e-5 * float(expected.abs().max()))
 
 

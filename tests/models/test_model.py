@@ -93,7 +93,7 @@ def test_the_process_that_compiles_has_the_bits_of_those_that_read_the_cache(tmp
     compiled, cached = (
         subprocess.run([sys.executable, "-c", textwrap.dedent(code)], **options).stdout for _ in range(2)
     )
-    assert list(tmp_path.rglob("fused._cells*.nbc"))
+    assert list(tmp_path.rglob("count_likelihood._cells*.nbc"))
     assert compiled == cached
 
 
@@ -198,7 +198,10 @@ def test_every_option_trains_and_answers(layered, fit, name):
     assert np.isfinite(rho).all()
     if model.likelihood.support == "counts":
         np.testing.assert_allclose(rho.sum(1), 1, rtol=1e-5)
-    assert np.isfinite(model.history.drop(columns="split").to_numpy(dtype=float)).all()
+    numbers = model.history.drop(columns="split")
+    if "batch_penalty" in numbers:  # of training alone
+        assert numbers.pop("batch_penalty").notna().tolist() == [True, False]
+    assert np.isfinite(numbers.to_numpy(dtype=float)).all()
     assert model.get_marginal_ll(n_samples=20) > model.get_elbo()
     assert model.generate(7).shape == (7, n_genes)
     assert model.posterior_predictive_sample(indices=[1, 2, 3]).shape == (3, n_genes)
@@ -708,8 +711,10 @@ def test_expected_elbo_is_the_mean_of_one_sample_importance_weights(model):
 def test_history_is_tidy(model):
     history = model.history
     assert list(history.columns) == [
-        "epoch", "split", "elbo", "reconstruction", "kl_z", "kl_l", "kl_weight", "learning_rate", "seconds",
+        "epoch", "split", "elbo", "reconstruction", "kl_z", "kl_l", "batch_penalty", "kl_weight", "learning_rate",
+        "seconds",
     ]  # fmt: skip
+    assert (history["batch_penalty"].notna() == (history["split"] == "training")).all()
     assert list(history["epoch"]) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert list(history["split"]) == ["training", "validation"] * 5
     np.testing.assert_allclose(history["elbo"], history["reconstruction"] - history["kl_z"] - history["kl_l"])

@@ -21,7 +21,7 @@ from scipy import special, stats
 from torch import nn
 
 from sccvae.data.counts import Counts
-from sccvae.data.packed_rows import Rows
+from sccvae.data.packed_rows import PackedRows
 from sccvae.inference.posterior import elbo_terms, marginal_log_likelihood
 from sccvae.kernels.reference import FUSED, PLAIN
 from sccvae.modules.batch_penalty import own_batch_excess
@@ -70,7 +70,7 @@ def linear_case():
     bias = rng.standard_normal(n_genes)
     covariance = weight.T @ weight + np.diag(sigma**2)
     values = rng.multivariate_normal(bias, covariance, n_cells).astype(np.float32)
-    counts = Counts.of(Rows.of(sp.csr_matrix(values), counts=False), nonnegative=False)
+    counts = Counts.of(PackedRows.of(sp.csr_matrix(values), counts=False), nonnegative=False)
     exact = stats.multivariate_normal(bias, covariance).logpdf(values)
 
     def make(dtype, **encoder):
@@ -455,7 +455,7 @@ def test_start_from_sets_the_library_prior_to_each_batchs_moments():
     values = small_counts(90).matrix
     batch = np.repeat([0, 1, 2], [50, 39, 1])
     values = sp.csr_matrix(values.multiply(np.where(batch == 1, 4, 1)[:, None]), dtype=np.float32)
-    counts = Counts.of(Rows.of(values), codes=batch[:, None], n_levels=(3,))
+    counts = Counts.of(PackedRows.of(values), codes=batch[:, None], n_levels=(3,))
     vae = small_vae(counts)
     log_total = np.log(values.toarray().sum(1))
     for code in range(2):
@@ -471,10 +471,10 @@ def test_start_from_sets_the_library_prior_to_each_batchs_moments():
 
 def test_start_from_keeps_the_variance_positive_when_all_cells_have_one_total():
     matrix = sp.csr_matrix(np.full((10, 4), 3, dtype=np.float32))
-    vae = small_vae(Counts.of(Rows.of(matrix)))
+    vae = small_vae(Counts.of(PackedRows.of(matrix)))
     assert float(vae.library_mean[0]) == pytest.approx(math.log(12), rel=1e-6)
     assert float(vae.library_variance[0]) > 1e-4
-    assert torch.isfinite(vae(Counts.of(Rows.of(matrix.copy())).minibatch(slice(None)), generator(0)).value).all()
+    assert torch.isfinite(vae(Counts.of(PackedRows.of(matrix.copy())).minibatch(slice(None)), generator(0)).value).all()
 
 
 @pytest.mark.parametrize("name", COUNT_LIKELIHOODS)

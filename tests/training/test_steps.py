@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import CPU, CUDA, LIKELIHOOD_NAMES, run, same_state, small_counts, small_vae, state_of, support_of
 
-from sccvae.data.device_loading import Resident
+from sccvae.data.device_loading import DeviceCounts
 from sccvae.kernels.reference import PLAIN, for_device
 from sccvae.training import loop, steps
 from sccvae.training.optimizer import Adam
@@ -20,7 +20,7 @@ def recorded_on_the_cpu(monkeypatch, record=again, most=steps.LARGEST):
     """Let `fit` take steps on the CPU as it takes them on a GPU."""
 
     def those_of_a_gpu(vae, counts, *choices):
-        resident = Resident(counts, CPU)
+        resident = DeviceCounts(counts, CPU)
         _, step = steps.steps(vae, counts, *choices)
         return resident.cells, steps.recorded(step, resident, choices[1], most)
 
