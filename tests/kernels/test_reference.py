@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch.nn.functional import softplus
 
+from sccvae.kernels import reference
 from sccvae.kernels.reference import FUSED, PLAIN, count_log_likelihood, fused, fused_thin, plain, plain_thin
 
 pytestmark = pytest.mark.loops
