@@ -93,7 +93,7 @@ def test_a_loaded_model_has_no_data_unless_given(adata, model, saved):
     assert "no data" in repr(loaded)
     with pytest.raises(ValueError, match=r"loaded without data: pass adata, here or as SCCVAE\.load\(path, adata\)"):
         loaded.get_latent_representation()
-    with pytest.raises(RuntimeError, match=r"load it as SCCVAE\.load\(path, adata\) to train it on"):
+    with pytest.raises(RuntimeError, match=r"to continue training, load it as SCCVAE\.load\(path, adata\)"):
         loaded.train(1)
     loaded = SCCVAE.load(saved, adata)
     assert repr(loaded) == repr(model)

@@ -265,7 +265,7 @@ def test_interpolation_does_not_change_with_the_call(model):
 
 
 def test_interpolation_errors(model):
-    with pytest.raises(ValueError, match="first has 2 cells and second 1; expected as many"):
+    with pytest.raises(ValueError, match="first has 2 cells and second 1; expected the same number of both"):
         pl.interpolation(model, [0, 1], 2)
     with pytest.raises(ValueError, match="has the cell number 150, but there are 150 cells"):
         pl.interpolation(model, 0, 150)

@@ -162,7 +162,7 @@ def test_errors(good):
         model.diagnose(batch_key="bach")
     with pytest.raises(ValueError, match="n_samples is 0; expected at least 1"):
         model.diagnose(n_samples=0)
-    with pytest.raises(ValueError, match="There are 5 cells; expected at least 10"):
+    with pytest.raises(ValueError, match=r"diagnose\(\) found 5 cells; expected at least 10"):
         model.diagnose(adata[:5].copy())
 
 

@@ -230,10 +230,12 @@ def test_the_default_key_of_a_hierarchy_is_checked_too(adata):
 
 def test_what_the_model_reads_is_not_written_over(adata, model):
     adata.layers["counts"] = adata.X.copy()
-    with pytest.raises(ValueError, match=r"key_added is 'counts', so adata.layers\['counts'\], which the model reads"):
+    with pytest.raises(
+        ValueError, match=r"key_added is 'counts', so adata.layers\['counts'\], read by the model, would be lost"
+    ):
         tl.integrate(adata, layer="counts", key_added="counts", train_options=QUICK)
     adata.obs["k_library"] = adata.obs["size_factor"]
-    with pytest.raises(ValueError, match=r"so adata.obs\['k_library'\], which the model reads, would go"):
+    with pytest.raises(ValueError, match=r"so adata.obs\['k_library'\], read by the model, would be lost"):
         tl.integrate(adata, key_added="k", model_options={"size_factor_key": "k_library"}, train_options=QUICK)
     assert "k" not in adata.uns
 
