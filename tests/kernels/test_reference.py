@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch.nn.functional import softplus
 
-from sccvae.kernels import reference
+from sccvae.kernels import reference as module
 from sccvae.kernels.reference import FUSED, PLAIN, count_log_likelihood, fused, fused_thin, plain, plain_thin
 
 pytestmark = pytest.mark.loops
@@ -377,7 +377,7 @@ def test_fused_equals_plain_at_any_size_and_number_of_threads(name, per_cell, dr
         return [value.detach(), dropouts, *torch.autograd.grad(-value.mean(), inputs)]
 
     of_plain = value_and_gradients(plain)
-    monkeypatch.setattr(reference, "plain", None)  # fused must not fall back
+    monkeypatch.setattr(module, "plain", None)  # fused must not fall back
     for n_threads in (1, 3):
         with threads(n_threads):
             found = value_and_gradients(fused)
