@@ -46,8 +46,8 @@ def test_all_runs_and_the_pinned_tests_come_last(ci):
     assert "Newest libraries tested with python3.13." in lines
     assert lines[-1] == "make test"
     asked = [line for line in lines if line.startswith("make")]
-    assert [line.split()[-1] for line in asked] == ["lint", "demo", "test", "test"]  # the installation is silent
-    assert "NEWEST=1" in asked[2]
+    assert [line.split()[-1] for line in asked] == ["lint", "demo", "docs", "test", "test"]  # the installation is silent
+    assert "NEWEST=1" in asked[3]
 
 
 def test_without_that_python_the_newest_libraries_are_left_out_in_words(ci):
@@ -65,7 +65,7 @@ def test_libraries_that_cannot_be_installed_are_left_out_in_words(ci):
     assert found.stdout.splitlines()[-1] == "make test"
 
 
-@pytest.mark.parametrize("fails", ["*NEWEST=1*test", "test", "lint", "demo"])
+@pytest.mark.parametrize("fails", ["*NEWEST=1*test", "test", "lint", "demo", "docs"])
 def test_what_fails_fails(ci, fails):
     found = ci(fails=fails)
     assert found.returncode != 0

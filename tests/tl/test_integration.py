@@ -220,7 +220,7 @@ def test_files_keep_everything(adata, tmp_path, mask, suffix):
         np.testing.assert_array_equal(again.layers[key], adata.layers[key])
     found, expected = again.uns["sccvae"], adata.uns["sccvae"]
     for column in expected["history"]:
-        assert found["history"][column].tolist() == expected["history"][column].tolist()
+        np.testing.assert_array_equal(found["history"][column], expected["history"][column])
     assert dict(found["versions"]) == expected["versions"]
     assert set(found["parameters"]) == set(expected["parameters"])
     assert list(found["parameters"]["n_levels"]) == [3, 2]
