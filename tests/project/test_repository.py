@@ -21,7 +21,7 @@ def read(name):
 
 
 PROJECT = tomllib.loads(read("pyproject.toml"))["project"] if WORKFLOWS else {}
-TARGETS = set(re.search(r"^\.PHONY: (.*)$", read("Makefile"), re.MULTILINE)[1].split()) | {"docs"} if WORKFLOWS else ()
+TARGETS = set(re.search(r"^\.PHONY: (.*)$", read("Makefile"), re.MULTILINE)[1].split()) if WORKFLOWS else ()
 
 
 def workflow(name):
