@@ -134,7 +134,7 @@ def _write_zarr(adata: Any, part: Path) -> None:
     newer = tuple(map(int, metadata.version("anndata").split(".")[:2])) >= (
         0,
         13,
-    )  # it writes format 3
+    )  # anndata 0.13 writes format 3
     version = 3 if newer else getattr(anndata.settings, "zarr_write_format", 2)
     options: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
     anndata.io.write_elem(zarr.open_group(str(part), mode="w", **options), "/", adata)

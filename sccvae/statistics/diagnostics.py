@@ -185,7 +185,7 @@ def check_training(history: pd.DataFrame, *, thinned: bool = False) -> list[Chec
     judged = curves.get("validation", curves["training"])
     whose = "held-out" if "validation" in curves else "training"
     last, n_epochs = float(judged.iloc[-1]), len(judged)
-    # The quarter before the end; in a single epoch, from its mean over the steps to its end.
+    # Reference: the ELBO before the last quarter of epochs; for a single epoch, its mean over the steps.
     before = float(judged.iloc[-1 - max(1, n_epochs // 4)] if n_epochs > 1 else curves["training"].iloc[0])
     gain = (last - before) / max(abs(last), 1e-9)
     stopped = gain > EXPECTED["late_gain"][1]

@@ -35,7 +35,7 @@ from sccvae.validation.names import distinct_texts, known_as
 Mode = Literal["change", "vanilla"]
 TRUST = 10.0  # prior counts of the decoder's mean: a gene with fewer counts mostly keeps the decoder's mean
 BATCH_SD = 0.3  # log units of expression: standard deviation of residual batch effects
-SMALLEST_DELTA = 0.1  # log2 units: smaller changes are not reported
+SMALLEST_DELTA = 0.1  # log2 units: lower bound of a threshold fitted to the data
 
 
 # ------------------------------------------------------------------------------------------------------------- groups
