@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -131,10 +132,8 @@ def _write_zarr(adata: Any, part: Path) -> None:
     import zarr
 
     adata.strings_to_categoricals()
-    newer = tuple(map(int, metadata.version("anndata").split(".")[:2])) >= (
-        0,
-        13,
-    )  # anndata 0.13 writes format 3
+    found = re.match(r"(\d+)\.(\d+)", metadata.version("anndata"))
+    newer = found is not None and tuple(map(int, found.groups())) >= (0, 13)  # which writes format 3
     version = 3 if newer else getattr(anndata.settings, "zarr_write_format", 2)
     options: dict[str, Any] = {} if zarr.__version__.startswith("2.") else {"zarr_format": version}
     anndata.io.write_elem(zarr.open_group(str(part), mode="w", **options), "/", adata)

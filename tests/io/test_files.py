@@ -71,7 +71,8 @@ def test_a_file_that_was_there_keeps_its_mode(tmp_path, mode):
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_a_new_file_follows_the_umask_of_the_process(tmp_path, mask):
-    code = f"import os; os.umask({mask}); from sccvae import files\nwith files.writing('new') as p: p.write_text('x')"
+    code = f"import os; os.umask({mask}); from sccvae.io import files\n"
+    code += "with files.writing('new') as p: p.write_text('x')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o666 & ~mask
 
@@ -223,7 +224,7 @@ def test_the_next_write_removes_what_killed_runs_left(tmp_path):
 
 
 def test_a_run_that_is_killed_leaves_a_part_that_the_next_one_removes(tmp_path):
-    code = "import os; from sccvae import files\nwith files.writing('o.txt'): os.kill(os.getpid(), 9)"
+    code = "import os; from sccvae.io import files\nwith files.writing('o.txt'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=300)
     (left,) = names(tmp_path)
     assert re.fullmatch(r"\.o\.txt\.\w{8}\.part", left)
@@ -233,7 +234,7 @@ def test_a_run_that_is_killed_leaves_a_part_that_the_next_one_removes(tmp_path):
 
 def test_two_writers_leave_each_others_parts_alone(tmp_path):
     """In one process, and in two: the second begins and ends while the first is writing."""
-    code = "from sccvae import files\nwith files.writing('o.txt') as p: p.write_text('second')"
+    code = "from sccvae.io import files\nwith files.writing('o.txt') as p: p.write_text('second')"
     with files.writing(tmp_path / "o.txt") as first:
         first.write_text("first")
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)

@@ -12,8 +12,7 @@ from scipy.stats import entropy, norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from sccvae import generation
-from sccvae.metrics import distances
+from sccvae.metrics import distances, generation
 from sccvae.metrics.generation import (
     gene_agreement,
     log_normalized,
