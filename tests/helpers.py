@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from scipy.special import gammaln
 
 from sccvae.data.counts import Counts, Minibatch
@@ -188,3 +189,7 @@ def state_of(vae: VAE) -> dict[str, torch.Tensor]:
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are the same to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def real_adata(values) -> AnnData:
+    return AnnData(np.asarray(values, dtype=np.float32))
