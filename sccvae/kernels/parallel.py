@@ -18,6 +18,8 @@ import torch
 
 MOST = 64  # threads
 WORTH = 2**15  # values of float32 to work on, below which another thread costs more than it saves
+WORTH_COPYING = 2**20  # values: copies wait for memory, and two threads share it
+WORTH_MULTIPLYING = 2**22  # multiplications of a product; starting a thread takes about a tenth of a millisecond
 LEAST_COLUMNS, MOST_COLUMNS = 192, 1000  # of a block of a product; narrower ones are slower, wider ones are cut
 FEW_BLOCKS, MANY_BLOCKS = 4, 16
 
@@ -151,8 +153,9 @@ def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool =
             else:
                 torch.mm(a, b[:, start:stop], out=place)
 
+    small = a.shape[0] * a.shape[1] * b.shape[1] < WORTH_MULTIPLYING
     with torch.no_grad():
-        share(work, len(blocks))
+        share(work, len(blocks), len(blocks) if small else 1)
     return out
 
 
@@ -163,7 +166,7 @@ def copy(out: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         out[first:last].copy_(source[first:last])
 
     with torch.no_grad():
-        share(work, len(out), 16)
+        share(work, len(out), max(16, WORTH_COPYING // max(out.shape[1], 1)))
     return out
 
 

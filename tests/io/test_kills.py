@@ -128,7 +128,7 @@ def test_two_savers_do_not_collide(adata, fit, tmp_path):
         with contextlib.ExitStack() as stack:
             work = [lambda m=model: [m.save(tmp_path / "m", overwrite=True) for _ in range(5)] for model in models]
             numbers = [stack.enter_context(child(each)) for each in work]
-            there = (tmp_path / "m" / "weights.safetensors").exists()  # put last: the first save may not have come so far
+            there = (tmp_path / "m" / "weights.safetensors").exists()  # put last
             reads = [SCCVAE.load(tmp_path / "m").get_latent_representation(adata)] if there else []
             assert [os.waitpid(number, 0)[1] for number in numbers] == [0, 0]
         reads.append(SCCVAE.load(tmp_path / "m").get_latent_representation(adata))

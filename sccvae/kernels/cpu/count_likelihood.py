@@ -22,6 +22,7 @@ LOG_MAX = f32(40.0)
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are short products and sums
 # What becomes of a cell's gradient by what cells share: it is added to a sum, it has a row of its own, or neither,
 # where it is read from the gradient by logits or pi.
+SUMMED = 2**19  # values of a sum over cells, below which another thread costs more than it saves
 ADD, PUT, LEAVE = 0, 1, 2
 
 
@@ -378,7 +379,8 @@ class _Sum:
             return self.rows
         rows: Any = self.gradient if self.mode == LEAVE else self.rows
         total = np.zeros((self.n_rows, rows.shape[1]), f32)
-        share(lambda first, last: _add_rows(first, last, rows, self.row, total), rows.shape[1], 16)
+        part = max(16, SUMMED // len(rows))
+        share(lambda first, last: _add_rows(first, last, rows, self.row, total), rows.shape[1], part)
         return total
 
 

@@ -14,6 +14,7 @@ from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, exp, f32
 from sccvae.kernels.parallel import share
 
 DISTANCES = 2**22  # between cells, kept at once
+COMPARED = 2**20  # differences between cells in one dimension, below which another thread costs more than it saves
 
 
 @numba.njit(**EXACT)
@@ -233,6 +234,7 @@ def own_batch_excess(arguments):
     grad_z, grad_square = np.zeros_like(z), np.empty((some, n_cells), f32)
     for begin in range(0, n_cells, some):
         kept = begin, value, grad_square
-        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin), SOME)
-        share(partial(_call, _pull_all, (z, *kept, grad_z)), n, 4)
+        part = max(SOME, COMPARED // (n * n_cells))
+        share(partial(_call, _own_batch_excess, (*given, *kept)), min(some, n_cells - begin), part)
+        share(partial(_call, _pull_all, (z, *kept, grad_z)), n, max(4, COMPARED // (some * n_cells)))
     return grad_z
