@@ -98,7 +98,12 @@ def check_writable(folder: Path, what: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"The {what} cannot be written to: {folder}.")
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".sccvae.", suffix=".part", dir=folder))
+        for left in Path(folder).glob(".sccvae.*.part"):  # of runs killed at the next line
+            with suppress(OSError):
+                os.rmdir(left)  # an empty folder alone
+        tried = tempfile.mkdtemp(prefix=".sccvae.", suffix=".part", dir=folder)
+        with suppress(FileNotFoundError):  # another run may have removed it
+            os.rmdir(tried)
     except OSError as error:
         raise OSError(error.errno, f"The {what} cannot be written to ({error.strerror})", str(folder)) from None
 

@@ -334,3 +334,12 @@ def test_a_folder_with_other_things_and_a_file_are_no_place_for_zarr(tmp_path):
         files.checked(tmp_path / "o.zarr", folder=True)
     with pytest.raises(FileExistsError, match=r"The output is a file: .*f.zarr; expected the name of a folder\."):
         files.checked(tmp_path / "f.zarr", folder=True)
+
+
+def test_the_folder_of_a_run_that_was_killed_while_it_tried_the_place_is_removed(tmp_path):
+    left, other = tmp_path / ".sccvae.abcd1234.part", tmp_path / ".sccvae.efgh5678.part"
+    left.mkdir()
+    other.mkdir()
+    (other / "mine").touch()  # not empty: not one of those
+    files.check_writable(tmp_path, "output")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name]
