@@ -94,7 +94,7 @@ def mmd(
     max_cells: int | None = 2_000,
     seed: int = 0,
 ) -> MMD:
-    r"""Compute the unbiased squared maximum mean discrepancy (Gaussian kernel) and its permutation p-value [1]_.
+    r"""Compute the unbiased squared maximum mean discrepancy (Gaussian kernel) and its permutation p-value.
 
     .. math:: \mathrm{MMD}^2 = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \quad k(a, b) = e^{-|a-b|^2 / (2 h^2)}
 
@@ -171,9 +171,10 @@ def mmd(
 def precision_coverage(
     real: Matrix, generated: Matrix, *, n_neighbors: int = 5, max_cells: int | None = 5_000, seed: int = 0
 ) -> PrecisionCoverage:
-    """Compute precision [1]_ (fidelity of generated cells) and coverage [2]_ (diversity relative to real cells).
+    """Compute precision (fidelity of generated cells) and coverage (diversity relative to real cells).
 
-    Each real cell is the centre of a ball whose radius is the distance to its `n_neighbors`-th nearest real neighbour.
+    Precision is that of [1]_, coverage that of [2]_. Each real cell is the centre of a ball whose radius is the
+    distance to its `n_neighbors`-th nearest real neighbour.
 
     Parameters
     ----------

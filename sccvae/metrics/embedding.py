@@ -140,10 +140,10 @@ def batch_mixing_entropy(
     max_cells: int | None = 20_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Compute the entropy of batch mixing in nats as in Lopez et al. [1]_, with its bootstrap standard deviation.
+    """Compute the entropy of batch mixing in nats as in Lopez et al., with its bootstrap standard deviation.
 
-    The score is the mean, over `n_cells` random cells, of the entropy of the batch frequencies among their `k` nearest
-    neighbours, repeated `n_pools` times. Perfectly mixed batches of equal size have the entropy log(n_batches),
+    The score [1]_ is the mean, over `n_cells` random cells, of the entropy of the batch frequencies among their `k`
+    nearest neighbours, repeated `n_pools` times. Perfectly mixed batches of equal size have the entropy log(n_batches),
     separated batches 0. `batch_entropy` divides by the largest possible entropy, and uses all cells.
 
     Parameters

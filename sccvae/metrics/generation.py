@@ -200,11 +200,11 @@ def two_sample_auc(
     max_cells: int | None = 2_000,
     seed: int = 0,
 ) -> float:
-    """Compute the AUC of a classifier of generated against real cells: a classifier two-sample test [1]_.
+    """Compute the AUC of a classifier of generated against real cells: a classifier two-sample test.
 
-    The score is the area under the ROC curve in test cells, the mean over folds. The classifier is the mean rank of a
-    support vector machine (RBF kernel) and of gradient-boosted trees. On simulated counts the first was more accurate,
-    on cortex cells the second; the mean was about as accurate as the better one on both.
+    The score [1]_ is the area under the ROC curve in test cells, the mean over folds. The classifier is the mean rank
+    of a support vector machine (RBF kernel) and of gradient-boosted trees. On simulated counts the first was more
+    accurate, on cortex cells the second; the mean was about as accurate as the better one on both.
 
     Parameters
     ----------

@@ -52,8 +52,8 @@ class AnalysisModel(OutputsModel):
         idx1, idx2
             Instead of `groupby`: numbers or boolean masks of the cells of two groups; None as `idx2` takes all others.
         mode
-            `change`: probability that |log2 fold change| > `delta`, also against most genes. `vanilla`, the default of
-            scvi-tools: Bayes factor of group 1 above group 2.
+            `change`: probability that ``|log2 fold change| > delta``, also against most genes. `vanilla`, the default
+            of scvi-tools: Bayes factor of group 1 above group 2.
         delta
             Threshold of the fold change, in log2 units; None fits it to the fold changes of all genes.
         batch_correction
