@@ -173,8 +173,7 @@ def precision_coverage(
 ) -> PrecisionCoverage:
     """Compute precision (fidelity of generated cells) and coverage (diversity relative to real cells).
 
-    Precision is that of [1]_, coverage that of [2]_. Each real cell is the centre of a ball whose radius is the
-    distance to its `n_neighbors`-th nearest real neighbour.
+    Of [1]_ and [2]_. Balls around real cells have the distance to the `n_neighbors`-th nearest real cell as radius.
 
     Parameters
     ----------
