@@ -14,11 +14,13 @@ from sccvae.data.counts import Counts, Minibatch
 from sccvae.data.packed_rows import PackedRows
 from sccvae.kernels.reference import PLAIN, Kernels
 from sccvae.modules.architecture import Architecture
+from sccvae.modules.autoencoders import Denoiser
 from sccvae.modules.vae import VAE
 from sccvae.training.loop import Plan, Progress, fit
 from sccvae.training.optimizer import Adam
 
 LIKELIHOOD_NAMES = ("zinb", "nb", "poisson", "normal", "bernoulli")
+SIGMAS = 5  # a right answer fails a bound of so many standard errors once in two million
 COUNT_LIKELIHOODS = ("zinb", "nb", "poisson")
 N_CELLS = 90
 TRAIN, VALIDATION = np.arange(70), np.arange(70, N_CELLS)
@@ -27,6 +29,32 @@ CUDA = pytest.param(
     torch.device("cuda"),
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
 )
+EVERY_OPTION = {
+    "batch": {"batch_key": "batch"},
+    "nb": {"batch_key": "batch", "gene_likelihood": "nb"},
+    "poisson": {"batch_key": "batch", "gene_likelihood": "poisson"},
+    "normal": {"batch_key": "batch", "gene_likelihood": "normal", "layer": "lognorm"},
+    "bernoulli": {"batch_key": "batch", "gene_likelihood": "bernoulli", "layer": "binary"},
+    "size_factors": {"batch_key": "batch", "size_factor_key": "size_factor"},
+    "categorical": {"batch_key": "batch", "categorical_covariate_keys": ["donor", "kind"]},
+    "continuous": {"batch_key": "batch", "continuous_covariate_keys": ["age"]},
+    "covariates_without_batch": {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]},
+    "encoder_not_told": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": False},
+    "observed": {"batch_key": "batch", "library": "observed"},
+    "gene_batch": {"batch_key": "batch", "dispersion": "gene-batch"},
+    "gene_cell": {"batch_key": "batch", "dispersion": "gene-cell"},
+    "nb_gene_batch": {"batch_key": "batch", "gene_likelihood": "nb", "dispersion": "gene-batch"},
+    "normal_gene_cell": {"gene_likelihood": "normal", "layer": "lognorm", "dispersion": "gene-cell"},
+    "normal_gene_batch": {"batch_key": "batch", "gene_likelihood": "normal", "dispersion": "gene-batch"},
+    "two_layers": {"batch_key": "batch", "n_layers": 2, "encode_covariates": True},
+    "standard_normal_prior": {"batch_key": "batch", "prior_components": 0},
+    "batches_left_alone": {"batch_key": "batch", "batch_mixing": 0.0},
+    "free_weights": {"batch_key": "batch", "weight_precision": 0.0},
+    "no_dropout": {"dropout_rate": 0.0, "dropout_cost": 0.0},
+    "thinned": {"batch_key": "batch", "thinning": 0.5},
+    "mask": {"batch_key": "batch", "mask_var": "highly_variable"},
+    "no_batch": {},
+}
 
 
 @contextmanager
@@ -193,3 +221,29 @@ def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def real_adata(values) -> AnnData:
     return AnnData(np.asarray(values, dtype=np.float32))
+
+
+def read_only(values) -> sp.csr_matrix:
+    """CSR float32 whose arrays cannot be written to."""
+    m = sp.csr_matrix(np.asarray(values, dtype=np.float32))
+    for array in (m.data, m.indices, m.indptr):
+        array.setflags(write=False)  # as those of Counts are
+    return m
+
+
+def close(values, mean, variance):
+    """The mean of draws lies within so many standard errors of `mean`."""
+    assert abs(np.mean(values) - mean) < SIGMAS * np.sqrt(variance / np.size(values))
+
+
+def denoiser(counts, corruption, continuation=0.5, seed=0, **choices) -> Denoiser:
+    """A narrow denoising autoencoder that starts from `counts`."""
+    choices = {"library": "observed", "dropout_rate": 0.0, **choices}
+    net = Denoiser(
+        small_architecture(counts, **choices),
+        torch.Generator().manual_seed(seed),
+        corruption=corruption,
+        continuation=continuation,
+    )
+    net.start_from(counts)
+    return net

@@ -6,9 +6,7 @@ import json
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-import torch
-from helpers import small_architecture, small_counts
+from helpers import SIGMAS, close, denoiser, read_only, small_counts
 from scipy import stats
 
 from sccvae.corruption import (
@@ -20,40 +18,11 @@ from sccvae.corruption import (
     processes_for,
     understood,
 )
-from sccvae.modules.autoencoders import (
-    Denoiser,
-)
-
-SIGMAS = 5  # a right answer fails a bound of so many standard errors once in two million
-
-
-def matrix(values) -> sp.csr_matrix:
-    m = sp.csr_matrix(np.asarray(values, dtype=np.float32))
-    for array in (m.data, m.indices, m.indptr):
-        array.setflags(write=False)  # as those of Counts are
-    return m
-
-
-def close(values, mean, variance):
-    """The mean of draws lies within so many standard errors of `mean`."""
-    assert abs(np.mean(values) - mean) < SIGMAS * np.sqrt(variance / np.size(values))
-
-
-def denoiser(counts, corruption, continuation=0.5, seed=0, **choices) -> Denoiser:
-    choices = {"library": "observed", "dropout_rate": 0.0, **choices}
-    net = Denoiser(
-        small_architecture(counts, **choices),
-        torch.Generator().manual_seed(seed),
-        corruption=corruption,
-        continuation=continuation,
-    )
-    net.start_from(counts)
-    return net
 
 
 @pytest.mark.parametrize(("kept", "count"), [(0.3, 7), (0.6, 1), (0.9, 200)])
 def test_thinning_is_binomial(kept, count):
-    x = matrix(np.full((400, 100), count))
+    x = read_only(np.full((400, 100), count))
     draws = Thinning(kept)(x, np.random.default_rng(1))
     values = draws.toarray().ravel()
     close(values, kept * count, count * kept * (1 - kept))
@@ -68,7 +37,7 @@ def test_thinning_is_binomial(kept, count):
 
 
 def test_gene_dropout_loses_whole_counts_of_single_genes():
-    x = matrix(np.random.default_rng(0).integers(0, 5, (300, 200)))
+    x = read_only(np.random.default_rng(0).integers(0, 5, (300, 200)))
     y = GeneDropout(0.3)(x, np.random.default_rng(1))
     lost = (y.toarray() == 0) & (x.toarray() > 0)
     np.testing.assert_array_equal(y.toarray()[~lost], x.toarray()[~lost])
@@ -81,7 +50,7 @@ def test_gene_dropout_loses_whole_counts_of_single_genes():
 def test_gaussian_noise_is_added_to_zeros_too():
     x = np.zeros((300, 200))
     x[:, :100] = 3
-    noise = GaussianNoise(0.5)(matrix(x), np.random.default_rng(2)).toarray() - x
+    noise = GaussianNoise(0.5)(read_only(x), np.random.default_rng(2)).toarray() - x
     for part in (noise[:, :100], noise[:, 100:]):
         close(part, 0, 0.25)
         close(part**2, 0.25, 2 * 0.25**2)
@@ -91,7 +60,7 @@ def test_gaussian_noise_is_added_to_zeros_too():
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_salt_and_pepper_flips_half_of_what_it_hits(rate):
     x = np.random.default_rng(0).integers(2, size=(300, 200))
-    y = SaltAndPepper(rate)(matrix(x), np.random.default_rng(3)).toarray()
+    y = SaltAndPepper(rate)(read_only(x), np.random.default_rng(3)).toarray()
     assert set(np.unique(y)) == {0, 1}
     for value in (0, 1):
         close(y[x == value] != value, rate / 2, rate / 2 * (1 - rate / 2))
@@ -99,7 +68,7 @@ def test_salt_and_pepper_flips_half_of_what_it_hits(rate):
 
 @pytest.mark.parametrize("process", [Thinning(), GeneDropout(), GaussianNoise(), SaltAndPepper()])
 def test_corruption_leaves_its_input_and_returns_a_clean_matrix(process):
-    x = matrix(np.random.default_rng(0).integers(2, size=(40, 30)))
+    x = read_only(np.random.default_rng(0).integers(2, size=(40, 30)))
     before = x.toarray()
     y, again = (process(x, np.random.default_rng(4)) for _ in range(2))
     np.testing.assert_array_equal(x.toarray(), before)

@@ -221,34 +221,16 @@ def fused_encode(x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor)
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, weight):
-        out = x.values.new_empty(x.n_cells, weight.shape[1])
-        ctx.x, ctx.values, ctx.n_genes = x, encode_into(out, x, scale, weight.detach()), len(weight)
+        out, ctx.saved = _cpu().encode(lambda _, *shape: x.values.new_empty(*shape), x, scale, weight)
+        ctx.n_genes = len(weight)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
         grad_weight = grad_out.new_empty(ctx.n_genes, grad_out.shape[1])
-        encode_gradient_into(grad_weight, ctx.x, ctx.values, grad_out.contiguous())
+        _cpu().encode_backward(ctx.saved, grad_out.contiguous(), grad_weight)
         return None, None, grad_weight
-
-
-def encode_into(out: torch.Tensor, x: Minibatch, scale: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-    """Fill out, (cells, hidden), as `plain_encode` would; return the left factor's stored values."""
-    from sccvae.kernels.cpu import layers
-
-    values = torch.empty_like(x.values)
-    scales = x.values.new_empty(0) if scale is None else scale
-    layers.encode([*stored(x), *(t.numpy() for t in (scales, weight, values, out))])
-    return values
-
-
-def encode_gradient_into(grad_weight: torch.Tensor, x: Minibatch, values: torch.Tensor, grad_out: torch.Tensor) -> None:
-    """Fill grad_weight, (genes, hidden), from grad_out, (cells, hidden), and the values that `encode_into` returned."""
-    from sccvae.kernels.cpu import layers
-
-    indptr, genes, _ = stored(x)
-    layers.encode_gradient((indptr, genes, values.numpy(), grad_out.numpy(), grad_weight.numpy()))
 
 
 def plain_thin(x: Minibatch, generator: torch.Generator, most_hidden: float) -> Minibatch:

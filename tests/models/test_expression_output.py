@@ -7,21 +7,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 import torch
 import zarr
 
 from sccvae import tl
 from sccvae.inference import posterior
 from sccvae.modules.networks import LEAST_L
-
-
-@pytest.fixture
-def layered(adata):
-    """`adata` with log-normalised values in layer `lognorm` and 0/1 values in layer `binary`."""
-    adata.layers["binary"] = (adata.X > 0).astype(np.float32)
-    adata.layers["lognorm"] = sp.csr_matrix(np.log1p(adata.X.toarray() / np.asarray(adata.X.sum(1)) * 100))
-    return adata
 
 
 def test_expression_is_a_table_with_names(adata, model):

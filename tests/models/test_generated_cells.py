@@ -7,43 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import EVERY_OPTION
 
 import sccvae
-
-EVERY_OPTION = {
-    "batch": {"batch_key": "batch"},
-    "nb": {"batch_key": "batch", "gene_likelihood": "nb"},
-    "poisson": {"batch_key": "batch", "gene_likelihood": "poisson"},
-    "normal": {"batch_key": "batch", "gene_likelihood": "normal", "layer": "lognorm"},
-    "bernoulli": {"batch_key": "batch", "gene_likelihood": "bernoulli", "layer": "binary"},
-    "size_factors": {"batch_key": "batch", "size_factor_key": "size_factor"},
-    "categorical": {"batch_key": "batch", "categorical_covariate_keys": ["donor", "kind"]},
-    "continuous": {"batch_key": "batch", "continuous_covariate_keys": ["age"]},
-    "covariates_without_batch": {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]},
-    "encoder_not_told": {"batch_key": "batch", "continuous_covariate_keys": ["age"], "encode_covariates": False},
-    "observed": {"batch_key": "batch", "library": "observed"},
-    "gene_batch": {"batch_key": "batch", "dispersion": "gene-batch"},
-    "gene_cell": {"batch_key": "batch", "dispersion": "gene-cell"},
-    "nb_gene_batch": {"batch_key": "batch", "gene_likelihood": "nb", "dispersion": "gene-batch"},
-    "normal_gene_cell": {"gene_likelihood": "normal", "layer": "lognorm", "dispersion": "gene-cell"},
-    "normal_gene_batch": {"batch_key": "batch", "gene_likelihood": "normal", "dispersion": "gene-batch"},
-    "two_layers": {"batch_key": "batch", "n_layers": 2, "encode_covariates": True},
-    "standard_normal_prior": {"batch_key": "batch", "prior_components": 0},
-    "batches_left_alone": {"batch_key": "batch", "batch_mixing": 0.0},
-    "free_weights": {"batch_key": "batch", "weight_precision": 0.0},
-    "no_dropout": {"dropout_rate": 0.0, "dropout_cost": 0.0},
-    "thinned": {"batch_key": "batch", "thinning": 0.5},
-    "mask": {"batch_key": "batch", "mask_var": "highly_variable"},
-    "no_batch": {},
-}
-
-
-@pytest.fixture
-def layered(adata):
-    """`adata` with log-normalised values in layer `lognorm` and 0/1 values in layer `binary`."""
-    adata.layers["binary"] = (adata.X > 0).astype(np.float32)
-    adata.layers["lognorm"] = sp.csr_matrix(np.log1p(adata.X.toarray() / np.asarray(adata.X.sum(1)) * 100))
-    return adata
 
 
 def test_posterior_predictive_sample(adata, model):

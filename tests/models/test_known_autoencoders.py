@@ -6,9 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
-from helpers import generator, real_adata, small_architecture, small_counts
+from helpers import SIGMAS, denoiser, generator, real_adata, small_architecture, small_counts
 
 from sccvae import Autoencoder, DenoisingAutoencoder
 from sccvae.corruption import (
@@ -17,33 +16,10 @@ from sccvae.corruption import (
     Thinning,
 )
 from sccvae.modules.autoencoders import (
-    Denoiser,
     Reconstructor,
 )
 
 QUIET = {"progress_bar": False}
-
-
-SIGMAS = 5  # a right answer fails a bound of so many standard errors once in two million
-
-
-def matrix(values) -> sp.csr_matrix:
-    m = sp.csr_matrix(np.asarray(values, dtype=np.float32))
-    for array in (m.data, m.indices, m.indptr):
-        array.setflags(write=False)  # as those of Counts are
-    return m
-
-
-def denoiser(counts, corruption, continuation=0.5, seed=0, **choices) -> Denoiser:
-    choices = {"library": "observed", "dropout_rate": 0.0, **choices}
-    net = Denoiser(
-        small_architecture(counts, **choices),
-        torch.Generator().manual_seed(seed),
-        corruption=corruption,
-        continuation=continuation,
-    )
-    net.start_from(counts)
-    return net
 
 
 def test_a_fixed_scale_makes_the_loss_the_squared_error():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from helpers import generator, small_architecture, small_counts, support_of
+from helpers import close, denoiser, generator, small_counts, support_of
 from scipy import stats
 
 from sccvae.corruption import (
@@ -14,38 +14,11 @@ from sccvae.corruption import (
     processes_for,
 )
 from sccvae.modules.autoencoders import (
-    Denoiser,
     gathered,
     matrix_of,
     numpy_generator,
     with_values,
 )
-
-SIGMAS = 5  # a right answer fails a bound of so many standard errors once in two million
-
-
-def matrix(values) -> sp.csr_matrix:
-    m = sp.csr_matrix(np.asarray(values, dtype=np.float32))
-    for array in (m.data, m.indices, m.indptr):
-        array.setflags(write=False)  # as those of Counts are
-    return m
-
-
-def close(values, mean, variance):
-    """The mean of draws lies within so many standard errors of `mean`."""
-    assert abs(np.mean(values) - mean) < SIGMAS * np.sqrt(variance / np.size(values))
-
-
-def denoiser(counts, corruption, continuation=0.5, seed=0, **choices) -> Denoiser:
-    choices = {"library": "observed", "dropout_rate": 0.0, **choices}
-    net = Denoiser(
-        small_architecture(counts, **choices),
-        torch.Generator().manual_seed(seed),
-        corruption=corruption,
-        continuation=continuation,
-    )
-    net.start_from(counts)
-    return net
 
 
 def test_the_number_of_points_visited_is_geometric():
