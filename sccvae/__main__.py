@@ -82,10 +82,33 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=report)
+    _add_simulate(commands)
     command = commands.add_parser("demo", help="integrate a simulated data set and show the result")
     command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
     command.set_defaults(run=demo)
     return top
+
+
+def _add_simulate(commands) -> None:
+    """Add the arguments of `sccvae simulate`; defaults are those of `sccvae.simulate.simulate`."""
+    command = commands.add_parser(
+        "simulate",
+        help="write simulated cells of any number",
+        description="Write cells simulated from the model, with their true latent variables and parameters, block by "
+        "block: memory does not depend on the number of cells.",
+        epilog="example: sccvae simulate -n 100000 -o cells.h5ad",
+        formatter_class=_Help,
+    )
+    command.add_argument("-n", "--n-cells", type=int, required=True, default=argparse.SUPPRESS, help="number of cells")
+    command.add_argument(
+        "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
+    )
+    command.add_argument("--n-genes", type=int, default=argparse.SUPPRESS, help="number of genes")
+    command.add_argument("--n-batches", type=int, default=argparse.SUPPRESS, help="number of batches")
+    command.add_argument("--mean-library", type=float, default=argparse.SUPPRESS, help="mean molecules per cell")
+    command.add_argument("--n-files", type=int, help="write so many files, with consecutive cells")
+    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    command.set_defaults(run=simulate)
 
 
 def integrate(arguments: argparse.Namespace) -> None:
@@ -134,6 +157,17 @@ def report(arguments: argparse.Namespace) -> None:
     options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
     model.report(arguments.output, **options)
     print(f"{model}\nwritten: {arguments.output}")
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    """Run `sccvae simulate`."""
+    from sccvae.simulate import simulate as simulated
+
+    names = ("n_cells", "n_genes", "n_batches", "mean_library", "n_files", "seed")
+    written = simulated(
+        out=arguments.output, **{name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    )
+    print("written:", *(written if isinstance(written, list) else [written]))
 
 
 def demo(arguments: argparse.Namespace) -> None:

@@ -475,6 +475,18 @@ def test_demo_integrates_scores_and_draws(tmp_path, capsys, monkeypatch):
     assert "nan" not in captured.out
 
 
+def test_simulate_writes_what_the_function_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-n", "300", "--n-genes", "30", "--n-batches", "2", "--mean-library", "50", "--seed", "3"]
+    assert main(["simulate", "-o", "cells.h5ad", *arguments]) == 0
+    assert capsys.readouterr().out == "written: cells.h5ad\n"
+    expected = sccvae.simulate.simulate(300, 30, n_batches=2, mean_library=50, seed=3)
+    assert (ad.read_h5ad("cells.h5ad").X != expected.X).nnz == 0
+    assert main(["simulate", "-o", "cells.zarr", *arguments, "--n-files", "2"]) == 0
+    assert capsys.readouterr().out == "written: cells_0.zarr cells_1.zarr\n"
+    assert refused(capsys, "simulate", "-n", 0, "-o", "cells.h5ad") == "n_cells is 0; expected at least 1."
+
+
 def test_top_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -28,7 +28,7 @@ def checked(path: str | os.PathLike, what: str = "output") -> Path:
     given = files.path_of(path, what)
     if given.suffix.lower() not in (".h5ad", ".zarr"):
         raise ValueError(f"The {what} is {given}; expected a name that ends in .h5ad or .zarr.")
-    return files.checked(given, what, folder=_is_zarr(given))
+    return files.checked(given, what, folder=is_zarr(given))
 
 
 def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
@@ -43,9 +43,9 @@ def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
     """
     given = files.path_of(path, what)
     checked(given, what)
-    with files.writing(given, what, folder=_is_zarr(given)) as part:
-        if _is_zarr(given):
-            _write_zarr(adata, part)
+    with files.writing(given, what, folder=is_zarr(given)) as part:
+        if is_zarr(given):
+            write_zarr(adata, part)
         else:
             _write_h5ad(adata, part)
         try:
@@ -55,7 +55,8 @@ def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
             raise ValueError(f"The {what} {given} cannot be read back, so it was not written ({reason}).") from error
 
 
-def _is_zarr(path: Path) -> bool:
+def is_zarr(path: Path) -> bool:
+    """Return whether the suffix is that of a zarr store."""
     return path.suffix.lower() == ".zarr"
 
 
@@ -66,7 +67,7 @@ def check(adata: Any, path: Path) -> None:
     """Raise unless the file at `path` can be read and has the names and shapes of `adata`."""
     from anndata.io import read_elem
 
-    with _opened(path) as group:
+    with opened(path) as group:
         read_elem(group["uns"])
         for name in ("obs", "var"):
             found, frame = read_elem(group[name]), getattr(adata, name)
@@ -87,15 +88,16 @@ def check(adata: Any, path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if _is_zarr(path):
+def opened(path: Path, mode: str = "r") -> Iterator[Any]:
+    """Yield the file as a group of h5py or zarr."""
+    if is_zarr(path):
         import zarr
 
-        yield zarr.open_group(str(path), mode="r")
+        yield zarr.open_group(str(path), mode=mode)  # type: ignore[arg-type]
     else:
         import h5py
 
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, mode) as file:
             yield file
 
 
@@ -126,7 +128,7 @@ def _shape(stored: Any) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------ zarr and h5ad
 
 
-def _write_zarr(adata: Any, part: Path) -> None:
+def write_zarr(adata: Any, part: Path) -> None:
     """Write a zarr store as `AnnData.write_zarr` does, but without a warning about its default format."""
     import anndata
     import zarr
@@ -149,7 +151,7 @@ def _write_h5ad(adata: Any, part: Path) -> None:
     def work() -> None:
         adata.write_h5ad(part, compression="gzip")
 
-    if hasattr(os, "fork") and _free_bytes(part.parent) < 1.5 * _size(adata) + _MARGIN:
+    if hasattr(os, "fork") and _free_bytes(part.parent) < 1.5 * size_of(adata) + _MARGIN:
         _in_a_child(work)
     else:
         work()
@@ -163,17 +165,17 @@ def _free_bytes(folder: Path) -> float:
     return min(shutil.disk_usage(folder).free, np.inf if limit == resource.RLIM_INFINITY else limit)
 
 
-def _size(value: Any) -> int:
+def size_of(value: Any) -> int:
     """Return the bytes of all arrays and tables of an AnnData or of a part, about the largest size of its file."""
     if sp.issparse(value):
         return sum(getattr(value, name).nbytes for name in ("data", "indices", "indptr") if hasattr(value, name))
     if isinstance(value, pd.DataFrame):
         return int(value.memory_usage(deep=True).sum())
     if isinstance(value, Mapping):
-        return sum(map(_size, value.values()))
+        return sum(map(size_of, value.values()))
     if hasattr(value, "obsm") and hasattr(value, "X"):
         parts = [value.X, value.obs, value.var, value.uns, *(getattr(value, name) for name in _AXES)]
-        return sum(map(_size, parts + ([] if value.raw is None else [value.raw.X, value.raw.var])))
+        return sum(map(size_of, parts + ([] if value.raw is None else [value.raw.X, value.raw.var])))
     return int(getattr(value, "nbytes", 0)) or sys.getsizeof(value)
 
 

@@ -26,7 +26,7 @@ ARROWS = {
     "validation": set(),
     "kernels": set(),
     "io": {"__init__"},
-    "simulate": {"validation"},
+    "simulate": {"io", "validation"},
     "corruption": {"validation"},
     "data": {"validation"},
     "statistics": {"validation"},
@@ -44,7 +44,7 @@ ARROWS = {
     },
     "tl": {"data", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
-    "__main__": {"__init__", "demo", "io", "tl", "validation"},
+    "__main__": {"__init__", "demo", "io", "simulate", "tl", "validation"},
 }
 FLOORS, MOST_ARROWS, MOST_ENTRIES = 8, 60, 12
 # Imported when they are first used: numba takes half a second.

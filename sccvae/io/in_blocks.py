@@ -1,0 +1,159 @@
+"""Writing of an AnnData that is made block by block, in the memory of one block; atomic as `anndata_files.write`."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from sccvae.io import anndata_files, files
+
+_NONZERO, _CELLS, _DENSE = 2**17, 2**14, 2**18  # values in a chunk of X, cells in a chunk, values in a dense chunk
+_MOST = 2**31 - 1  # values of X, beyond which their positions take 64 bits
+_MARGIN = 2**21  # bytes that HDF5 may write in addition to a block
+_COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # counts: 0.15 of their bytes
+
+
+def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "output") -> None:
+    """Write blocks of cells as one AnnData, in the format of the suffix, replacing an existing file.
+
+    `X`, `obs`, `obsm` and `layers` grow along the cells; all else is that of the first block.
+
+    Parameters
+    ----------
+    blocks
+        At least one AnnData, all with the same genes, keys and categories. `X` is CSR; columns of `obs` are numbers or
+        categories; `obsm` and `layers` hold dense arrays.
+    path, what
+        As in `anndata_files.write`.
+
+    Raises
+    ------
+    ValueError
+        The suffix is unknown, blocks differ, or the written file cannot be read back; the target is then unchanged.
+    OSError
+        `path` cannot be written, or the disk is full.
+    """
+    given = files.path_of(path, what)
+    anndata_files.checked(given, what)
+    with files.writing(given, what, folder=anndata_files.is_zarr(given)) as part:
+        lengths = _write(iter(blocks), part)
+        try:
+            _check(part, lengths)
+        except Exception as error:  # damaged files make anndata raise errors of any type
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"The {what} {given} cannot be read back, so it was not written ({reason}).") from error
+
+
+def _write(blocks: Iterator[AnnData], part: Path) -> dict[str, int]:
+    """Write all blocks; return the length of each array along the cells."""
+    first = next(blocks)
+    empty = AnnData(
+        X=first.X[:0], obs=first.obs.iloc[:0], obsm={k: v[:0] for k, v in first.obsm.items()},
+        layers={k: v[:0] for k, v in first.layers.items() if k is not None},
+        var=first.var, varm=dict(first.varm), uns=first.uns,
+    )  # fmt: skip
+    anndata_files.write_zarr(empty, part) if anndata_files.is_zarr(part) else empty.write_h5ad(part)
+    with anndata_files.opened(part, "r+") as group:
+        names = f"obs/{group['obs'].attrs['_index']}"
+        lengths, categories = _begin(group, _along_cells(first, names, 0)), _categories(first)
+        block: AnnData | None = first
+        while block is not None:
+            if _categories(block) != categories:
+                raise ValueError("Blocks have different columns of obs or categories; expected those of the first.")
+            _check_room(part, block)
+            for name, array in _along_cells(block, names, lengths["X/data"]).items():
+                lengths[name] += len(array)
+                if name == "X/indptr" and lengths["X/data"] > _MOST and group[name].dtype == np.int32:
+                    _begin(group, {name: group[name][:].astype(np.int64)}, full=True)
+                _append(group[name], array, lengths[name])
+            if hasattr(group, "flush"):
+                group.flush()
+            block = next(blocks, None)
+        group["X"].attrs["shape"] = [lengths[names], first.n_vars]
+        return lengths
+
+
+def _along_cells(block: AnnData, names: str, n_stored: int) -> dict[str, np.ndarray]:
+    """Arrays of a block that are appended, by their place in the file that holds `n_stored` values of X so far."""
+    if not sp.issparse(block.X) or block.X.format != "csr":
+        raise ValueError(f"X is {type(block.X).__name__}; expected CSR.")
+    found = {"X/data": block.X.data, "X/indices": block.X.indices, "X/indptr": block.X.indptr[1:] + np.int64(n_stored)}
+    found[names] = block.obs_names.to_numpy(dtype=object)
+    for key, column in block.obs.items():
+        categorical = isinstance(column.dtype, pd.CategoricalDtype)
+        found[f"obs/{key}/codes" if categorical else f"obs/{key}"] = (
+            column.cat.codes.to_numpy() if categorical else column.to_numpy()
+        )
+    found |= {f"obsm/{key}": value for key, value in block.obsm.items()}
+    return found | {f"layers/{key}": value for key, value in block.layers.items() if key is not None}
+
+
+def _begin(group: Any, arrays: dict[str, np.ndarray], *, full: bool = False) -> dict[str, int]:
+    """Replace arrays by ones of these types that can grow, in chunks, empty unless `full`; return their lengths."""
+    from anndata.io import write_elem
+
+    for name, array in arrays.items():
+        width = int(np.prod(array.shape[1:]))
+        rows = max(_DENSE // width, 1) if name.startswith("layers/") else _CELLS
+        options: dict[str, Any] = {"chunks": (_NONZERO if name.startswith("X/") else rows, *array.shape[1:])}
+        if not _in_zarr(group):
+            options |= {"maxshape": (None, *array.shape[1:]), **_COMPRESSION}
+        start = np.zeros(1, np.int32) if name == "X/indptr" else array[:0]
+        del group[name]
+        write_elem(group, name, array if full else start, dataset_kwargs=options)
+    return {name: int(name == "X/indptr") for name in arrays}
+
+
+def _append(stored: Any, array: np.ndarray, length: int) -> None:
+    """Append to an array of the file, which then has `length` rows."""
+    stored.resize((length, *array.shape[1:]))
+    stored[length - len(array) :] = array
+
+
+def _in_zarr(group: Any) -> bool:
+    return type(group).__module__.split(".")[0] == "zarr"
+
+
+def _categories(block: AnnData) -> dict[str, list | None]:
+    """Categories of each column of `obs`, None for numbers."""
+    return {
+        key: list(column.cat.categories) if isinstance(column.dtype, pd.CategoricalDtype) else None
+        for key, column in block.obs.items()
+    }
+
+
+def _check_room(part: Path, block: AnnData) -> None:
+    """Raise OSError unless an .h5ad can grow by a block: HDF5 crashes at Python's exit after a failed write."""
+    if part.is_dir():
+        return
+    needed = anndata_files.size_of(block) + _MARGIN
+    with suppress(ImportError):  # not POSIX
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and part.stat().st_size + needed > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    if shutil.disk_usage(part.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _check(part: Path, lengths: dict[str, int]) -> None:
+    """Raise unless the file can be opened, and its arrays have these lengths."""
+    from anndata.io import read_elem
+
+    with anndata_files.opened(part) as group:
+        for name in ("uns", "var", "varm"):
+            read_elem(group[name])
+        for name, length in lengths.items():
+            if group[name].shape[0] != length:
+                raise ValueError(f"{name} has length {group[name].shape[0]}, expected {length}")
+        if int(group["X/indptr"][-1]) != lengths["X/data"]:
+            raise ValueError("parts of a sparse matrix have inconsistent sizes")
