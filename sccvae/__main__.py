@@ -37,6 +37,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"sccvae {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_integrate(commands)
+    _add_report(commands)
+    _add_simulate(commands)
+    _add_pack(commands)
+    command = commands.add_parser("demo", help="integrate a simulated data set and show the result")
+    command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
+    command.set_defaults(run=demo)
+    return top
+
+
+def _add_integrate(commands) -> None:
+    """Add the arguments of `sccvae integrate`; defaults are those of `SCCVAE`."""
     command = commands.add_parser(
         "integrate",
         help="train on the counts of an .h5ad file and write embedding and expression back",
@@ -73,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=integrate)
+
+
+def _add_report(commands) -> None:
+    """Add the arguments of `sccvae report`."""
     command = commands.add_parser(
         "report",
         help="write a page about a saved model for collaborators",
@@ -90,7 +106,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=report)
-    _add_simulate(commands)
+
+
+def _add_pack(commands) -> None:
+    """Add the arguments of `sccvae pack`."""
     command = commands.add_parser(
         "pack",
         help="write the counts of files into a folder that integrate reads at once",
@@ -105,10 +124,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--join", choices=("inner", "exact"), default="inner", help=JOIN)
     command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
     command.set_defaults(run=pack)
-    command = commands.add_parser("demo", help="integrate a simulated data set and show the result")
-    command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
-    command.set_defaults(run=demo)
-    return top
 
 
 def _add_simulate(commands) -> None:

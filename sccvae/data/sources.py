@@ -1,6 +1,5 @@
 """What cells are read from: an AnnData, or files, of which several are one set."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -229,14 +228,12 @@ def _cells(parts: list[Part]) -> pd.DataFrame:
     """Return one table of the cells of all files, with names `file:cell` if two files have a name in common."""
     if len(parts) == 1:
         return parts[0].adata.obs
-    tables = [AnnData(obs=part.adata.obs) for part in parts]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Observation names are not unique")
-        obs = anndata.concat(tables, join="outer").obs  # unites the categories of a column
-    if not obs.index.is_unique:
+    tables = [part.adata.obs for part in parts]
+    if not tables[0].index.append([table.index for table in tables[1:]]).is_unique:
         stems = _distinct([str(part.name) for part in parts])
-        obs.index = [f"{stem}:{cell}" for stem, table in zip(stems, tables, strict=True) for cell in table.obs_names]
-    return obs
+        names = [[f"{stem}:{cell}" for cell in table.index] for stem, table in zip(stems, tables, strict=True)]
+        tables = [table.set_axis(of_file, axis=0) for table, of_file in zip(tables, names, strict=True)]
+    return anndata.concat([AnnData(obs=table) for table in tables], join="outer").obs  # unites categories
 
 
 def _distinct(paths: list[str]) -> list[str]:

@@ -64,8 +64,8 @@ class StoredArray:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
             raise TypeError(
-                "A model whose counts are in a temporary file cannot be pickled; save the model, or keep the file: "
-                "cache_dir='counts.pack'."
+                "The counts of this model are in a temporary file, so it cannot be sent to another process: save the "
+                "model, or keep the file by cache_dir='counts.pack'."
             )
         return type(self).opened, (Path(self.path), self.dtype, self.length)
 

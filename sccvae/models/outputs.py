@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, get_args
@@ -13,7 +14,7 @@ import torch
 from anndata import AnnData
 
 from sccvae.inference import aggregate_prior, posterior
-from sccvae.io import storage
+from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
 from sccvae.models.description import Description
 from sccvae.modules.likelihoods import LIKELIHOODS
@@ -102,7 +103,8 @@ class OutputsModel(BaseModel):
         return_numpy
             Return an array instead of a DataFrame.
         out
-            (cells, genes) array, memmap or zarr array, which is filled chunk by chunk and returned.
+            (cells, genes) array, memmap or zarr array, which is filled chunk by chunk and returned; or the path of a
+            new ``.npy`` or ``.zarr``, which is returned open for reading.
         {chunk_size}
 
         Returns
@@ -139,17 +141,25 @@ class OutputsModel(BaseModel):
         if isinstance(library_size, str) and library_size not in ("latent", "observed"):
             raise ValueError(f"library_size is {library_size!r}; expected a number, 'latent' or 'observed'.")
         library_size = library_size if isinstance(library_size, str) else checked_library_size(library_size)
+        request = posterior.Request(self._batch_codes(transform_batch), n_samples, seed, chunk_size)
+
+        def fill(array: Any) -> None:
+            direct = array if posterior.can_be_filled(array) else None
+            for rows, rho in posterior.expression(
+                self._vae, counts, library_size, genes, request, keep_draws=not return_mean, out=direct
+            ):
+                if direct is None:
+                    array[(rows if return_mean else (slice(None), rows))] = rho
+
+        if isinstance(out, str | os.PathLike):
+            with arrays.new_array(out, shape, taken_dtype) as array:
+                fill(array)
+            return arrays.opened(out)
         filled = np.empty(shape, dtype=taken_dtype) if out is None else out
         if tuple(filled.shape) != shape:
             axes = "(cells, genes)" if return_mean else "(n_samples, cells, genes)"
             raise ValueError(f"out has shape {tuple(filled.shape)}; expected {axes} = {shape}.")
-        request = posterior.Request(self._batch_codes(transform_batch), n_samples, seed, chunk_size)
-        direct = filled if posterior.can_be_filled(filled) else None
-        for rows, rho in posterior.expression(
-            self._vae, counts, library_size, genes, request, keep_draws=not return_mean, out=direct
-        ):
-            if direct is None:
-                filled[(rows if return_mean else (slice(None), rows))] = rho
+        fill(filled)
         if out is not None or return_numpy or not return_mean:
             return filled
         columns = self.gene_names if genes is None else self.gene_names[genes]

@@ -82,7 +82,9 @@ def test_models_with_counts_in_a_file_are_copied_and_pickled(cells):
     assert again.same_as(kept)
     temporary = sccvae.SCCVAE(cells, memory_budget=0, **OPTIONS)._counts.stored
     assert copy.deepcopy(temporary).same_as(kept)
-    with pytest.raises(TypeError, match="in a temporary file cannot be pickled; save the model, or keep the file"):
+    with pytest.raises(
+        TypeError, match="are in a temporary file, so it cannot be sent to another process: save the model"
+    ):
         pickle.dumps(temporary)
 
 

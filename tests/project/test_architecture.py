@@ -28,7 +28,7 @@ ARROWS = {
     "io": {"__init__"},
     "simulate": {"io", "validation"},
     "corruption": {"validation"},
-    "data": {"validation"},
+    "data": {"io", "validation"},
     "statistics": {"validation"},
     "metrics": {"__init__", "validation"},
     "generation": {"metrics"},
@@ -42,9 +42,9 @@ ARROWS = {
         *("corruption", "data", "inference", "io", "kernels", "modules"),
         *("report", "statistics", "training", "validation"),
     },
-    "tl": {"data", "metrics", "models", "statistics", "validation"},
+    "tl": {"data", "io", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
-    "__main__": {"__init__", "demo", "io", "simulate", "tl", "validation"},
+    "__main__": {"__init__", "data", "demo", "io", "simulate", "tl", "validation"},
 }
 FLOORS, MOST_ARROWS, MOST_ENTRIES = 8, 60, 12
 # Imported when they are first used: numba takes half a second.
@@ -53,7 +53,7 @@ COMPILED |= {"modules/offset_table", "training/manual_step", "training/term_grad
 LEAVES = {"generation", "metrics", "pl", "report", "datasets", "simulate"}
 PROGRAMS = {"demo", "__main__"}  # nobody imports them, except the second the first, inside a function
 KNOW_ANNDATA = {"models", "tl", "io", "__main__", *LEAVES}  # and those files that read one:
-KNOW_ANNDATA |= {f"data/{name}" for name in ("columns", "matrix", "schema", "origin")}
+KNOW_ANNDATA |= {f"data/{name}" for name in ("columns", "matrix", "origin", "packs", "schema", "sources")}
 FIVE_FILES = ("data/counts", "modules/networks", "modules/likelihoods", "modules/vae", "training/loop")
 
 
@@ -128,8 +128,9 @@ def test_a_room_imports_only_what_it_may(room):
 def test_the_plan_has_no_circle_and_no_arrow_too_many():
     floors: dict[str, int] = {}
     for room, before in ARROWS.items():
-        assert before <= set(floors), room
-        floors[room] = 1 + max((floors[other] for other in before), default=0)
+        assert before - {"__init__"} <= set(floors), room
+        if room != "__init__":  # the package itself, of which rooms read the version
+            floors[room] = 1 + max((floors[other] for other in before - {"__init__"}), default=0)
     unused = {room: allowed - internal(room) for room, allowed in ARROWS.items() if allowed - internal(room)}
     assert unused == {}
     assert max(floors.values()) <= FLOORS
