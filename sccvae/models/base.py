@@ -60,6 +60,7 @@ class BaseModel(metaclass=Understanding):
         self._annotation: Annotation | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
+        self._loading = ""  # of the last run on a GPU: whether counts were "resident" there or "streamed" to it
 
     def _begin(
         self,
@@ -98,7 +99,7 @@ class BaseModel(metaclass=Understanding):
             fit(self._vae, counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
         finally:
             self._rows += progress.rows
-            self._best_epoch = progress.best_epoch
+            self._best_epoch, self._loading = progress.best_epoch, progress.loading
             self._after_training()
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
@@ -400,7 +401,8 @@ class BaseModel(metaclass=Understanding):
             f"{self.kind} on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
             f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
             f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
-            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}\n"
+            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}"
+            f"{f', counts {self._loading}' if self._loading else ''}\n"
             f"  {state}"
         )
 
