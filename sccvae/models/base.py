@@ -23,7 +23,7 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
-from sccvae.models.plan import default_epochs
+from sccvae.models.plan import default_batch_size, default_epochs
 from sccvae.models.signatures import Understanding, missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
@@ -117,12 +117,16 @@ class BaseModel(metaclass=Understanding):
         """Epochs of a run; for None, by the number of cells to train on."""
         return default_epochs(len(self._split(train_size)[0])) if max_epochs is None else max_epochs
 
-    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
+    def _batch_size(self, batch_size: int | None, train_size: float) -> int:
+        """Cells per step; for None, by the number of cells to train on and the device."""
+        return default_batch_size(len(self._split(train_size)[0]), self.device) if batch_size is None else batch_size
+
+    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int | None) -> tuple[float, float]:
         """Epochs and steps of a run with these arguments of `train`; infinite if the model has no data."""
         if self._counts is None:
             return np.inf, np.inf
-        n_epochs = self._epochs(max_epochs, train_size)
-        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // batch_size)
+        n_epochs, size = self._epochs(max_epochs, train_size), self._batch_size(batch_size, train_size)
+        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // size)
 
     def _after_training(self) -> None:
         """Update what depends on the weights, after every run, however it ended."""

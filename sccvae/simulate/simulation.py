@@ -17,7 +17,7 @@ from anndata import AnnData
 from scipy.sparse import vstack
 
 from sccvae.io import anndata_files, files, in_blocks
-from sccvae.simulate.blocks import BLOCK, Block, Genes, Libraries, Tree, draw_block
+from sccvae.simulate.blocks import BLOCK, BlockOfCells, Genes, Libraries, Tree, draw_block
 from sccvae.validation.arguments import MOST, checked_seed, finite, flag, whole
 
 __all__ = ["simulate"]
@@ -228,7 +228,7 @@ class _Simulation:
         for start, stop in pairwise(edges):
             yield self._assembled(start, stop, drawn)
 
-    def _draw(self, number: int) -> tuple[Block, dict[str, np.ndarray]]:
+    def _draw(self, number: int) -> tuple[BlockOfCells, dict[str, np.ndarray]]:
         """Sample a block of cells, and its layers."""
         block, rho = draw_block(int(self.arguments["seed"]), number, self.tree, self.libraries, self.genes)
         if not self.keep_truth:
@@ -236,7 +236,7 @@ class _Simulation:
         corrected, dropout = self.genes.corrected_expression(block.z), self.genes.dropout_probability(rho)
         return block, dict(zip(_LAYERS, (rho, corrected, dropout), strict=True))
 
-    def _assembled(self, first: int, last: int, drawn: Iterator[tuple[Block, dict[str, np.ndarray]]]) -> AnnData:
+    def _assembled(self, first: int, last: int, drawn: Iterator[tuple[BlockOfCells, dict[str, np.ndarray]]]) -> AnnData:
         """Assemble cells and parameters into an AnnData; blocks come from `drawn`, in order."""
         names = _LAYERS if self.keep_truth else ()
         layers = {name: np.empty((last - first, self.n_genes), dtype=np.float32) for name in names}
@@ -261,7 +261,7 @@ class _Simulation:
             uns={"simulate": self._parameters()},
         )
 
-    def _obs(self, blocks: list[Block], first: int) -> pd.DataFrame:
+    def _obs(self, blocks: list[BlockOfCells], first: int) -> pd.DataFrame:
         """Columns of the cells, of which the first has number `first`."""
         names = ("cell_type", "gradient", "batch", "library")
         joined = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
