@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from sccvae.data.packs import free_memory
+
 NUMBERS = "biuf"  # kinds of dtype for counts
 
 
-def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """Yield all rows in order as (first row, block); a sparse matrix in memory is one block.
+def blocks_of(
+    matrix: Any, where: str, shape: tuple[int, int], n_bytes: int, most: float = np.inf
+) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """Yield all rows in order as (first row, block); a sparse matrix in memory is one block, unless it is large.
 
     Parameters
     ----------
@@ -26,13 +30,15 @@ def blocks_of(matrix: Any, where: str, shape: tuple[int, int], n_bytes: int) -> 
         Expected shape of the matrix, (cells, genes).
     n_bytes
         Size of a block read from a dense matrix or a file, at 8 bytes a value.
+    most
+        Bytes above which a sparse matrix is not one block, at 3 bytes a value.
 
     Raises
     ------
     TypeError, ValueError
         The matrix is not numeric, or cannot be read.
     """
-    start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])))
+    start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])), most)
     while start < shape[0]:
         try:
             part: Any = next(parts, None)
@@ -62,17 +68,29 @@ def rows_of(matrix: Any, where: str, cells: np.ndarray) -> sp.csr_matrix:
     return _csr(part if sp.issparse(part) else np.asarray(part), where)
 
 
-def _parts(matrix: Any, n_cells: int, rows: int) -> Iterator[Any]:
+def _parts(matrix: Any, n_cells: int, rows: int, most: float) -> Iterator[Any]:
     """Yield whole rows in order as stored: sparse matrices or arrays."""
-    if sp.issparse(matrix):
+    if sp.issparse(matrix) and (matrix.format != "csr" or 3 * matrix.nnz <= most):
         yield matrix
     elif hasattr(matrix, "to_memory") and getattr(matrix, "format", None) == "csc":
-        yield matrix.to_memory()  # each block of rows would read the whole file
+        yield _by_genes(matrix).to_memory()  # each block of rows would read the whole file
     elif hasattr(matrix, "compute") and getattr(matrix, "chunks", None) is not None:
         yield from _computed(matrix, rows)
     else:
         for start in range(0, n_cells, rows):
             yield matrix[start : min(start + rows, n_cells)]
+
+
+def _by_genes(matrix: Any) -> Any:
+    """Return a matrix of columns in a file; raise MemoryError if it does not fit into memory."""
+    n_values = int(matrix.group["indptr"][-1])
+    if 24 * n_values > (free := free_memory()):  # the matrix, and its copy in the order of rows
+        raise MemoryError(
+            f"The counts are stored gene by gene (CSC), so all {n_values:,} must be in memory at once, which takes "
+            f"{24 * n_values / 2**30:.1f} GiB; {free / 2**30:.1f} are free. Store them cell by cell (CSR) on a machine "
+            "with more memory: adata.X = adata.X.tocsr()."
+        )
+    return matrix
 
 
 def _computed(matrix: Any, rows: int) -> Iterator[Any]:

@@ -1,12 +1,13 @@
-"""Counts in memory and minibatches for training.
+"""Counts, in memory or in a file, and minibatches for training.
 
 `Counts` is independent of AnnData (see `schema`): an immutable sparse matrix with library sizes and covariates of each
 cell. A `Minibatch` is sparse; dense (cells, genes) arrays are made of at most one minibatch.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,8 +15,12 @@ import torch
 
 from sccvae.data.packed_rows import PackedRows, log_factorials
 
+T = TypeVar("T")
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
 _GATHERED = 8  # minibatches gathered at once: fewer calls, with little memory
+# Counts in a file are read in blocks of neighbouring cells, of so many bytes; minibatches are mixed from the cells of
+# many blocks, a window of at most so many bytes and cells.
+_BLOCK_BYTES, _WINDOW_BYTES, _WINDOW_CELLS = 2**16, 2**25, 2**15
 
 
 class Minibatch(NamedTuple):
@@ -202,14 +207,49 @@ class Counts:
         tensors = {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
         return Minibatch(n_genes=self.n_genes, **tensors)  # type: ignore[arg-type]
 
+    def shuffled(self, cells: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Shuffle `cells` into minibatches of nearly equal size; of counts in a file within windows of blocks."""
+        if not self.stored.in_file:
+            return shuffled(cells, batch_size, rng)
+        per_block, per_window = self._block_and_window()
+        blocks = np.array_split(cells, -(-len(cells) // per_block))
+        cells = np.concatenate([blocks[k] for k in rng.permutation(len(blocks))])
+        windows = np.array_split(cells, -(-len(cells) // per_window))
+        mixed = np.concatenate([rng.permutation(window) for window in windows])
+        return np.array_split(mixed, -(-len(cells) // batch_size))
+
+    def _block_and_window(self) -> tuple[int, int]:
+        """Return the numbers of cells that are read side by side, and that are mixed."""
+        bytes_per_cell = max(self.stored.nbytes / max(len(self), 1), 1.0)
+        window = int(min(_WINDOW_BYTES / bytes_per_cell, _WINDOW_CELLS))
+        return max(int(_BLOCK_BYTES / bytes_per_cell), 1), max(window, 1)
+
     def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
-        """Yield a minibatch for each group of cells; several are gathered at once."""
-        for start in range(0, len(groups), _GATHERED):
-            some = groups[start : start + _GATHERED]
-            block, first = self.minibatch(np.concatenate(some)), 0
-            for cells in some:
-                yield block.part(first, first + len(cells))
-                first += len(cells)
+        """Yield a minibatch for each group of cells; several are gathered at once.
+
+        Counts in a file are read a window ahead, by a thread.
+        """
+        for counts, some in self._near(groups):
+            for start in range(0, len(some), _GATHERED):
+                together = some[start : start + _GATHERED]
+                block, first = counts.minibatch(np.concatenate(together)), 0
+                for cells in together:
+                    yield block.part(first, first + len(cells))
+                    first += len(cells)
+
+    def _near(self, groups: list[np.ndarray]) -> Iterator[tuple["Counts", list[np.ndarray]]]:
+        """Yield counts in memory, and the groups of their cells."""
+        if not self.stored.in_file:
+            yield self, groups
+            return
+        n_groups = max(self._block_and_window()[1] // max(len(groups[0]), 1), 1) if groups else 1
+        windows = [groups[start : start + n_groups] for start in range(0, len(groups), n_groups)]
+        yield from ahead(map(self._read, windows))
+
+    def _read(self, groups: list[np.ndarray]) -> tuple["Counts", list[np.ndarray]]:
+        """Read the cells of some groups, in the order of the file; return them, and the groups as their numbers."""
+        cells, where = np.unique(np.concatenate(groups), return_inverse=True)
+        return self[cells], np.split(where.reshape(-1), np.cumsum([len(group) for group in groups])[:-1])
 
     def chunks(self, size: int, cells: np.ndarray | None = None) -> Iterator[tuple[slice, Minibatch]]:
         """Yield (rows, minibatch) of `size` cells at a time, for all cells in order, or for numbers `cells`.
@@ -232,6 +272,16 @@ class Counts:
         variance = np.bincount(batch, (log_size - mean[batch]) ** 2, len(n)) / n
         overall = max(float(log_size.var()), 1e-2)
         return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items of an iterator, each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(1, "sccvae-reader") as reader:
+        none: Any = object()
+        coming = reader.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = reader.submit(next, items, none)
+            yield item
 
 
 def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

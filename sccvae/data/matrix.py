@@ -1,49 +1,96 @@
 """Conversion of the matrix of an AnnData to `PackedRows`: read in blocks, with every value checked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from tqdm import tqdm
 
 from sccvae.data.blocks import blocks_of
 from sccvae.data.packed_rows import BLOCK, PackedRows
+from sccvae.data.packs import Collector
 from sccvae.validation.wording import Text, did_you_mean, listed_names
 
 Support = Literal["counts", "real", "binary"]
 MAX_COUNT = 2**24  # float32 represents all whole numbers up to here exactly
 BLOCK_BYTES = 64 * 2**20  # rows read at once from a dense or backed matrix
+_QUIET = {False: True, True: None}  # whether parts are files -> `disable` of tqdm, which for None needs a terminal
+
+
+class Part(NamedTuple):
+    """Cells of one file, or of an AnnData."""
+
+    name: str | None  # the path, for messages; None for a user's AnnData
+    adata: AnnData  # its matrices may be in the file
+    matrix: Any = None  # in place of those of `adata`
+
+
+@contextmanager
+def named(part: Part) -> Iterator[None]:
+    """Begin messages of errors about a file with its path."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        if part.name is None:
+            raise
+        text = Text(f"{part.name}: {error.args[0] if error.args else error}")
+        raise type(error)(text) from error.__cause__
 
 
 def read_rows(
-    adata: AnnData,
+    parts: Sequence[Part],
     layer: str | None,
     support: Support,
     genes: Sequence[str],
+    collector: Collector,
     *,
     at: np.ndarray | None = None,
     round_counts: bool = False,
     learning: bool = True,
 ) -> PackedRows:
-    """Read and check the counts of `genes`, in that order, in all cells, as a copy with little temporary memory.
+    """Read and check the counts of `genes`, in that order, in all cells of all parts, with little temporary memory.
 
     Parameters
     ----------
+    collector
+        Takes the rows of each block.
     at
-        Columns of these genes; None finds them by name.
+        Columns of these genes in a single part; None finds them by name.
     round_counts
         Round to the nearest whole number, and halves to the even one.
     learning
         True if the data are those of a new model; False if an existing model reads them. Selects the advice in errors.
     """
-    columns = _columns_of(adata, genes) if at is None else at
-    source = _Source(adata, layer, support, genes, round_counts, learning)
-    parts = []
-    for start, whole in blocks_of(_matrix_of(adata, layer, learning), source.where, adata.shape, BLOCK_BYTES):
+    n_cells = sum(part.adata.n_obs for part in parts)
+    of_files = parts[0].name is not None
+    with tqdm(total=n_cells, desc=_reading(parts), unit="cell", delay=1, leave=False, disable=_QUIET[of_files]) as bar:
+        for part in parts:
+            with named(part):
+                columns = _columns_of(part.adata, genes) if at is None else at
+                source = _Source(part.adata, layer, support, genes, round_counts, learning)
+                _read_part(part, source, columns, collector, bar)
+    return collector.finished()
+
+
+def _reading(parts: Sequence[Part]) -> str:
+    """Return what is read, for the progress bar."""
+    names = [PurePath(str(part.name)).name for part in parts]
+    return f"reading {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _read_part(part: Part, source: "_Source", columns: np.ndarray | None, collector: Collector, bar: tqdm) -> None:
+    """Add the rows of one part, after a check of every value and of empty cells."""
+    adata, support, round_counts = part.adata, source.support, source.round_counts
+    matrix = _matrix_of(adata, source.layer, source.learning) if part.matrix is None else part.matrix
+    empty = []
+    for start, whole in blocks_of(matrix, source.where, adata.shape, BLOCK_BYTES, collector.budget):
         block = whole if columns is None else whole[:, columns]
         if not block.has_canonical_format:
             block = block.astype(np.float64)  # a copy
@@ -55,11 +102,11 @@ def read_rows(
         if np.count_nonzero(block.data) < len(block.data):
             block = block.copy()
             block.eliminate_zeros()
-        parts.append(PackedRows.of(block, counts=support != "real"))
-    rows = PackedRows.joined(parts)
+        empty.append(np.flatnonzero(np.diff(block.indptr) == 0) + start)
+        collector.add(block)
+        bar.update(block.shape[0])
     if support == "counts":
-        source.check_empty_cells(rows)
-    return rows
+        source.check_empty_cells(np.concatenate(empty))
 
 
 def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
@@ -182,10 +229,9 @@ class _Source:
         cure = "use the raw matrix from before sc.pp.normalize_total and log1p"
         return False, f"No other layer of adata holds counts: {cure}."
 
-    def check_empty_cells(self, rows: PackedRows) -> None:
-        """Raise if a cell has no counts."""
-        empty = np.diff(rows.indptr) == 0
-        if not empty.any():
+    def check_empty_cells(self, empty: np.ndarray) -> None:
+        """Raise if there are cells without counts, with numbers `empty`."""
+        if len(empty) == 0:
             return
         cure = "Remove them first: sc.pp.filter_cells(adata, min_counts=1)."
         if self.round_counts or len(self.genes) < self.adata.n_vars:
@@ -194,7 +240,7 @@ class _Source:
             cure = f"Leave those cells out: adata[np.ravel({self.where}.sum(1)) > 0].copy()."
         rounded = " once they are rounded" if self.round_counts else ""
         raise ValueError(
-            f"{empty.sum()} of {self.adata.n_obs} cells have no counts in the genes modelled{rounded}, such as "
+            f"{len(empty)} of {self.adata.n_obs} cells have no counts in the genes modelled{rounded}, such as "
             f"{listed_names(self.adata.obs_names[empty])}; expected at least one count per cell. {cure}"
         )
 

@@ -20,8 +20,9 @@ from sccvae.validation.wording import warn
 class Annotation:
     """Current table `obs` of an AnnData, or its last known state if the AnnData was deleted."""
 
-    def __init__(self, adata: AnnData) -> None:
-        self.adata: Callable[[], AnnData | None] = weakref.ref(adata)
+    def __init__(self, adata: AnnData, *, kept: bool = False) -> None:
+        """`kept`: whether the AnnData is kept; else it is the user's, who may delete it."""
+        self.adata: Callable[[], AnnData | None] = (lambda: adata) if kept else weakref.ref(adata)
         self.now()
 
     def now(self) -> pd.DataFrame:

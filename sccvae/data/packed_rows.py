@@ -13,6 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln
 
+from sccvae.data.stored_arrays import StoredArray
+
 _LOG_FACTORIALS = gammaln(np.arange(2**16) + 1.0)
 BLOCK = 2**16  # nonzero values processed at once: temporary arrays fit in a cache
 BEYOND = 255  # marks a count of 255 or more, which is stored in `large`
@@ -26,20 +28,23 @@ class PackedRows:
     """Compact CSR rows with sorted columns, without duplicates and without zeros."""
 
     indptr: np.ndarray  # (cells + 1,) int64: start of each cell's values
-    genes: np.ndarray  # (nonzero,) uint16 for up to 65,536 genes, else int32
-    values: np.ndarray  # (nonzero,) uint8 or float32
+    genes: np.ndarray | StoredArray  # (nonzero,) uint16 for up to 65,536 genes, else int32
+    values: np.ndarray | StoredArray  # (nonzero,) uint8 or float32
     large_at: np.ndarray  # (large,) int64, sorted: positions of BEYOND in uint8 `values`
     large: np.ndarray  # (large,) float32: the counts at these positions
     n_genes: int
 
     @classmethod
-    def of(cls, matrix: sp.csr_matrix, *, counts: bool = True) -> Self:
-        """Copy a CSR matrix with sorted rows, without duplicates and zeros; real values unless `counts`."""
+    def of(cls, matrix: sp.csr_matrix, *, counts: bool = True, narrow: bool | None = None) -> Self:
+        """Copy a CSR matrix with sorted rows, without duplicates and zeros; real values unless `counts`.
+
+        `narrow` is whether counts are uint8; None takes what is smaller.
+        """
         n_genes, given = matrix.shape[1], matrix.data
-        genes = matrix.indices.astype(np.uint16 if n_genes <= 2**16 else np.int32)
+        genes = matrix.indices.astype(dtype_of_genes(n_genes))
         large_at = _at_least(BEYOND, given) if counts else np.zeros(0, np.int64)
         large = given[large_at].astype(np.float32)
-        if counts and len(large) * _MOST <= len(given):
+        if counts and (len(large) * _MOST <= len(given) if narrow is None else narrow):
             values = given.astype(np.uint8)
             values[large_at] = BEYOND
         else:
@@ -64,15 +69,27 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    @property
+    def in_file(self) -> bool:
+        """Return whether the values are in a file, not in memory."""
+        return isinstance(self.values, StoredArray)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all arrays in bytes, in memory or in files."""
+        return sum(a.nbytes for a in (self.indptr, self.genes, self.values, self.large_at, self.large))
+
     def same_as(self, other: Self) -> bool:
         """Return whether the other rows have equal values, in any dtype."""
         if self.n_genes != other.n_genes or not np.array_equal(self.indptr, other.indptr):
             return False
-        if not np.array_equal(self.genes, other.genes):
-            return False
         starts = range(0, len(self.values), BLOCK)
-        ends = [(start, min(start + BLOCK, len(self.values))) for start in starts]
-        return all(np.array_equal(self._wide_values(*at), other._wide_values(*at)) for at in ends)
+        for start, stop in ((start, min(start + BLOCK, len(self.values))) for start in starts):
+            if not np.array_equal(self.genes[start:stop], other.genes[start:stop]):
+                return False
+            if not np.array_equal(self._wide_values(start, stop), other._wide_values(start, stop)):
+                return False
+        return True
 
     def take(self, cells: np.ndarray | slice) -> Self:
         """Return the cells numbered `cells`, in that order, with unchanged dtypes."""
@@ -136,6 +153,11 @@ class PackedRows:
             return self.large_at, self.large
         at = np.flatnonzero(values == BEYOND)
         return at, self.large[np.searchsorted(self.large_at, stored[at])]
+
+
+def dtype_of_genes(n_genes: int) -> np.dtype:
+    """Return the dtype of numbers of genes."""
+    return np.dtype(np.uint16 if n_genes <= 2**16 else np.int32)
 
 
 def log_factorials(counts: np.ndarray) -> np.ndarray:

@@ -26,8 +26,13 @@ from sccvae.data.columns import (
 from sccvae.data.counts import Counts
 from sccvae.data.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.data.packed_rows import PackedRows
+from sccvae.data.packs import Contents, Storage
+from sccvae.data.sources import Join, Source, open_source
 from sccvae.validation.arguments import flag
 from sccvae.validation.names import in_order
+from sccvae.validation.wording import listed_names
+
+IN_MEMORY = Storage()  # or, beyond half of the free memory, in temporary files
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Schema:
     @classmethod
     def learn(
         cls,
-        adata: AnnData,
+        data: AnnData | Source,
         *,
         layer: str | None = None,
         support: Support = "counts",
@@ -72,43 +77,53 @@ class Schema:
         categorical_covariate_keys: Sequence[str] | None = (),
         continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
-        genes: np.ndarray | None = None,
+        genes: np.ndarray | Sequence[str] | None = None,
         round_counts: bool = False,
+        storage: Storage = IN_MEMORY,
     ) -> tuple["Schema", Counts]:
         """Check the training data of a model; return their schema and counts.
 
         Parameters
         ----------
         genes
-            (genes,) boolean mask of the genes to model; None takes all.
+            Genes to model: names in order, or a (genes,) boolean mask; None takes all.
         round_counts
             Round values to the nearest whole numbers.
+        storage
+            Where the counts go.
 
         Raises
         ------
         ValueError, KeyError, TypeError
             The data are invalid; the message has the location and a fix.
         """
-        check_adata(adata)
+        source = data if isinstance(data, Source) else Source.of(data)
+        adata, layer = source.frame, source.layer_of(layer)
+        if source.pack is not None:
+            round_counts = round_counts or source.pack.contents.round_counts
         if flag("round_counts", round_counts) and support != "counts":
             raise ValueError(
                 f"round_counts is True for {support} data; expected False, or counts: gene_likelihood='zinb', 'nb' or "
                 "'poisson'."
             )
-        at = None if genes is None else np.flatnonzero(genes)
-        names = adata.var_names.astype(str) if at is None else adata.var_names[at].astype(str)
-        check_unique(names, "var_names", "adata.var_names_make_unique()")
+        names = _chosen(adata.var_names.astype(str), genes)
+        at = None
+        if isinstance(genes, np.ndarray) and genes.dtype == bool and len(source.parts) == 1:
+            at = np.flatnonzero(genes)  # because genes that are not chosen may have the name of one that is
         categorical_covariate_keys = () if categorical_covariate_keys is None else categorical_covariate_keys
         continuous_covariate_keys = () if continuous_covariate_keys is None else continuous_covariate_keys
         for given in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(given, str):
                 raise TypeError(f"Covariate keys are the text {given!r}; expected a list of columns: pass [{given!r}].")
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
+        source.check_columns([*keys, *continuous_covariate_keys, size_factor_key])
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
         moments = [
             moments_of(numbers_of(adata, key), one_column(adata.obs, key).dtype) for key in continuous_covariate_keys
         ]
-        rows = read_rows(adata, layer, support, names, at=at, round_counts=round_counts)
+        contents = Contents(tuple(names), layer, support, bool(round_counts), ())
+        options: dict[str, Any] = {"at": at, "round_counts": round_counts}
+        rows = source.rows(contents, storage, lambda to: read_rows(source.parts, layer, support, names, to, **options))
         offset = 0.0
         if size_factor_key is not None and support == "counts":
             mean_total = rows.gene_sums(lambda x: x).sum() / len(rows)
@@ -129,10 +144,15 @@ class Schema:
         )
         return schema, schema.assemble(adata, rows)
 
-    def values_of(self, adata: AnnData) -> PackedRows:
+    def values_of(self, data: AnnData | Source, storage: Storage = IN_MEMORY) -> PackedRows:
         """Read only the values of new data, with genes in the model's order."""
+        source = data if isinstance(data, Source) else Source.of(data)
         options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
-        return read_rows(adata, self.layer, self.support, self.genes, **options)
+        layer = self.layer if source.pack is None else source.pack.contents.layer
+        contents = Contents(self.genes, layer, self.support, self.round_counts, ())
+        return source.rows(
+            contents, storage, lambda to: read_rows(source.parts, layer, self.support, self.genes, to, **options)
+        )
 
     def codes_of(self, adata: AnnData) -> np.ndarray:
         """Return the codes of batch and covariates, (cells, 1 + categorical covariates)."""
@@ -143,7 +163,7 @@ class Schema:
                 codes[:, column] = codes_of(adata, key, known)
         return codes
 
-    def read(self, adata: AnnData) -> Counts:
+    def read(self, data: AnnData | Source, storage: Storage = IN_MEMORY) -> Counts:
         """Read new data like the training data: genes in the model's order, known categories only.
 
         Raises
@@ -151,8 +171,14 @@ class Schema:
         ValueError, KeyError
             The data are invalid; the message has the location and a fix.
         """
-        check_adata(adata)
-        return self.assemble(adata, self.values_of(adata))
+        source = data if isinstance(data, Source) else Source.of(data)
+        source.check_columns([self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys])
+        return self.assemble(source.frame, self.values_of(source, storage))
+
+    def read_given(self, given: Any, storage: Storage = IN_MEMORY) -> tuple[AnnData, Counts]:
+        """Read what a user gave for new data, as of `open_source`; return its tables, too."""
+        with open_source(given, budget=storage.memory_budget) as source:
+            return source.frame, self.read(source, storage)
 
     def code_of_batch(self, batch: Any) -> int:
         """Return the number of a batch, given its name."""
@@ -200,6 +226,56 @@ class Schema:
             log_size=log_size,
             nonnegative=self.support != "real",
         )
+
+
+def learn(
+    given: Any,
+    *,
+    mask_var: str | np.ndarray | pd.Series | None = None,
+    genes: Sequence[str] | None = None,
+    join: Join = "inner",
+    storage: Storage = IN_MEMORY,
+    **options: Any,
+) -> tuple[AnnData, Schema, Counts]:
+    """Read what a user gave to train on; return its tables, schema and counts.
+
+    Parameters
+    ----------
+    given, join
+        As in `open_source`.
+    mask_var, genes
+        Genes to model: a mask, as in `mask_of_genes`, or their names.
+    options
+        Further arguments of `Schema.learn`.
+    """
+    if mask_var is not None and genes is not None:
+        raise ValueError("mask_var and genes both choose the genes to model; expected one of them.")
+    with open_source(given, join=join, budget=storage.memory_budget) as source:
+        source.check_mask(mask_var)
+        chosen = genes if mask_var is None else mask_of_genes(source.frame, mask_var)
+        return source.frame, *Schema.learn(source, genes=chosen, storage=storage, **options)
+
+
+def _chosen(known: pd.Index, genes: np.ndarray | Sequence[str] | None) -> pd.Index:
+    """Return the names of the genes to model, which must be unique."""
+    if genes is None:
+        names = known
+    elif isinstance(genes, np.ndarray) and genes.dtype == bool:
+        names = known[genes]
+    else:
+        if isinstance(genes, str):
+            raise TypeError(f"genes is the text {genes!r}; expected a list of names of genes: pass [{genes!r}].")
+        names = pd.Index([str(gene) for gene in genes])
+        if len(names) == 0:
+            raise ValueError("genes is an empty list; expected names of genes to model.")
+        if not names.is_unique:
+            raise ValueError(f"genes has {listed_names(names[names.duplicated()])} twice; expected each gene once.")
+        check_known_genes([gene for gene in names if gene not in known], known, "genes names")
+        known = known[known.isin(names)]
+        check_unique(known, "var_names", "adata.var_names_make_unique()")
+        return names
+    check_unique(names, "var_names", "adata.var_names_make_unique()")
+    return names
 
 
 def mask_of_genes(adata: AnnData, mask_var: str | np.ndarray | pd.Series) -> np.ndarray:

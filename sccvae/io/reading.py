@@ -66,7 +66,7 @@ def _read_hdf5(path: Path) -> anndata.AnnData:
             names = set(file)
             genomes = {name for name in names if isinstance(file[name], h5py.Group) and "barcodes" in file[name]}
     except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(_cannot_be_read(path, "an HDF5 file", error)) from error
+        raise ValueError(cannot_be_read(path, "an HDF5 file", error)) from error
     if {"X", "obs", "var"} & names and not {"row_attrs", "mod"} & names:
         return _checked(path, "", lambda: anndata.read_h5ad(path))
     if genomes:
@@ -91,7 +91,7 @@ def _read_zip(path: Path) -> anndata.AnnData:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except zipfile.BadZipFile as error:
-        raise ValueError(_cannot_be_read(path, "a zip file", error)) from error
+        raise ValueError(cannot_be_read(path, "a zip file", error)) from error
     if not {"zarr.json", ".zgroup", ".zattrs"} & set(names):
         if "[Content_Types].xml" in names:
             raise ValueError(
@@ -120,12 +120,13 @@ def _checked(path: Path, what: str, call: Callable[[], anndata.AnnData]) -> annd
     except PermissionError:
         raise
     except Exception as error:  # damaged files cause errors of any type
-        raise ValueError(_cannot_be_read(path, what, error)) from error
+        raise ValueError(cannot_be_read(path, what, error)) from error
     adata.var_names_make_unique()
     return adata
 
 
-def _cannot_be_read(path: Path, what: str, error: Exception) -> str:
+def cannot_be_read(path: Path, what: str, error: Exception) -> str:
+    """Return the error message for a damaged file; `what` is the format, or empty."""
     named = f", {what}," if what else ""
     return (
         f"{path}{named} cannot be read as an AnnData ({error}). "
@@ -141,7 +142,7 @@ def _told(path: Path, start: bytes) -> str:
             with gzip.open(path) as file:
                 start = file.read(512)
         except (OSError, EOFError) as error:
-            return _cannot_be_read(path, "a gzip file", error)
+            return cannot_be_read(path, "a gzip file", error)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return f"{path} is a compressed HDF5 file: unpack it with gunzip, and pass the result."

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from sccvae.data.counts import Counts
-from sccvae.data.schema import Schema, mask_of_genes
+from sccvae.data.schema import learn
 from sccvae.inference import posterior
 from sccvae.models.base import BaseModel
 from sccvae.models.plan import checked_plan
@@ -46,12 +46,12 @@ class AutoencodingModel(BaseModel):
     ) -> None:
         """Read and check the data, and make the network."""
         sizes, seed = {name: whole(name, n, most=MOST) for name, n in sizes.items()}, checked_seed(seed)
-        schema, counts = Schema.learn(
+        frame, schema, counts = learn(
             adata,
             layer=layer,
             support=LIKELIHOODS[gene_likelihood].support,
             batch_key=batch_key,
-            genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+            mask_var=mask_var,
             round_counts=round_counts,
         )
         architecture = Architecture(
@@ -66,7 +66,7 @@ class AutoencodingModel(BaseModel):
             encode_covariates=False,
             dropout_cost=0.05,
         )
-        self._begin(adata, schema, counts, architecture, seed, device, options)
+        self._begin(adata, frame, schema, counts, architecture, seed, device, options)
 
     def train(
         self,

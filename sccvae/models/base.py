@@ -19,6 +19,7 @@ from sccvae.data.counts import Counts, split
 from sccvae.data.matrix import check_adata
 from sccvae.data.origin import Annotation, is_training_data
 from sccvae.data.schema import Schema
+from sccvae.data.sources import table_of
 from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
@@ -64,7 +65,8 @@ class BaseModel(metaclass=Understanding):
 
     def _begin(
         self,
-        adata: AnnData,
+        given: Any,
+        frame: AnnData,
         schema: Schema,
         counts: Counts,
         architecture: Architecture,
@@ -72,7 +74,10 @@ class BaseModel(metaclass=Understanding):
         device: str | torch.device,
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Make the network for data that were read, and initialise it from them."""
+        """Make the network for data that were read, and initialise it from them.
+
+        `given` is what the user gave, `frame` its tables.
+        """
         for key in (schema.batch_key, *schema.categorical_covariate_keys):
             if key in self.generated:
                 raise ValueError(f"Batches or a covariate are in obs[{key!r}], which generate() writes: rename it.")
@@ -84,7 +89,7 @@ class BaseModel(metaclass=Understanding):
         profiles, frequencies = np.unique(counts.codes, axis=0, return_counts=True)
         self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
         self._vae.start_from(counts)
-        self._remember(adata, counts)
+        self._remember(given, frame, counts)
 
     def _train(self, plan: Plan, train_size: float, progress_bar: bool) -> None:
         """Train, or continue training, by the plan."""
@@ -285,7 +290,7 @@ class BaseModel(metaclass=Understanding):
             model._take(saved.tensors())
             model._rows, model._best_epoch = found.history, found.best_epoch
         if adata is not None:
-            model._remember(adata, found.schema.read(adata))
+            model._remember(adata, *found.schema.read_given(adata))
         return model
 
     @classmethod
@@ -417,8 +422,10 @@ class BaseModel(metaclass=Understanding):
             raise ValueError(
                 f"This model was loaded without data: pass adata, here or as {self.kind}.load(path, adata)."
             )
-        counts = self._schema.read(adata) if adata is not None else cast(Counts, self._counts)
-        names = adata.obs_names if adata is not None else cast(pd.Index, self._cell_names)
+        counts, names = cast(Counts, self._counts), cast(pd.Index, self._cell_names)
+        if adata is not None:
+            frame, counts = self._schema.read_given(adata)
+            names = frame.obs_names
         if indices is None:
             return counts, names
         at = numbers_of_cells(indices, "indices", len(counts), names)
@@ -460,7 +467,7 @@ class BaseModel(metaclass=Understanding):
     def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
         """Labels of the cells `names` of `adata`; None means the training data. See `labels_of`."""
         if adata is not None:
-            return labels_of(key, adata.obs, names, what)
+            return labels_of(key, table_of(adata), names, what)
         try:
             return labels_of(key, self._obs, names, what)
         except KeyError as error:
@@ -498,9 +505,10 @@ class BaseModel(metaclass=Understanding):
         frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(len(codes))])
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
-    def _remember(self, adata: AnnData, counts: Counts) -> None:
-        """Keep the data for outputs that are given none; later changes of `adata.obs` are seen."""
-        self._counts, self._cell_names, self._annotation = counts, adata.obs_names.copy(), Annotation(adata)
+    def _remember(self, given: Any, frame: AnnData, counts: Counts) -> None:
+        """Keep the data for outputs that are given none; later changes of a given AnnData's `obs` are seen."""
+        self._counts, self._cell_names = counts, frame.obs_names.copy()
+        self._annotation = Annotation(frame, kept=frame is not given)
 
     def _check_trained(self) -> None:
         if not self._rows:

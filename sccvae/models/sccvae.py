@@ -15,6 +15,7 @@ Base     base      get_reconstruction, decode, save, load, source_of, history, g
 ======== ========= ================================================================================================
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,7 +24,9 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from sccvae.data.schema import Schema, mask_of_genes
+from sccvae.data.packs import checked_storage
+from sccvae.data.schema import learn
+from sccvae.data.sources import Given, Join
 from sccvae.models import cross_validation
 from sccvae.models.analysis import AnalysisModel
 from sccvae.models.plan import checked_plan
@@ -44,12 +47,13 @@ _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys",
 class SCCVAE(AnalysisModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
-    The AnnData is checked and its counts are copied in sparse form. It is never changed.
+    Every count is checked and copied in sparse form, three bytes each. The data are never changed.
 
     Parameters
     ----------
     adata
-        (cells, genes) raw counts in `X` or in `layer`.
+        (cells, genes) raw counts in `X` or in `layer`: an AnnData, in memory or backed; the path of an `.h5ad`, a
+        `.zarr` or a pack (`sccvae.pack`); or a list of paths, which are one set. Files are read once, in blocks.
     batch_key
         Column of `obs` with the batch of each cell. Batch effects are removed from the embedding.
     layer
@@ -59,9 +63,19 @@ class SCCVAE(AnalysisModel):
     size_factor_key
         Column of `obs` with positive size factors. They replace the library size, as with `library="observed"`.
     {mask_var}
+    genes
+        Names of the genes to model, in this order, in place of `mask_var`.
     round_counts
         Round values to whole numbers, halves to the even one: for the expected counts of RSEM, Salmon or Smart-seq2.
         New data are rounded in the same way. False raises an error for fractions, which are usually normalised values.
+    join
+        Genes of several files: `inner` keeps those that all files have; `exact` raises an error if they differ.
+    memory_budget
+        Bytes of memory for the counts; None takes half of what is free. Beyond it they go into a file, and training
+        reads cells in blocks: minibatches then differ from those in memory.
+    cache_dir
+        Folder in which the counts are kept as a pack, and from which the next model of the same files and genes reads
+        them; None takes a temporary file.
     n_hidden
         Width of the hidden layers: one number for encoder and decoder, or two, (encoder, decoder).
     n_latent, n_layers
@@ -123,7 +137,7 @@ class SCCVAE(AnalysisModel):
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: Given,
         *,
         batch_key: str | None = None,
         layer: str | None = None,
@@ -131,7 +145,11 @@ class SCCVAE(AnalysisModel):
         continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
         mask_var: str | np.ndarray | None = None,
+        genes: Sequence[str] | None = None,
         round_counts: bool = False,
+        join: Join = "inner",
+        memory_budget: float | None = None,
+        cache_dir: str | os.PathLike | None = None,
         n_hidden: int | tuple[int, int] = (256, 384),
         n_latent: int = 20,
         n_layers: int = 1,
@@ -150,15 +168,18 @@ class SCCVAE(AnalysisModel):
     ):
         seed = checked_seed(seed)
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
-        schema, counts = Schema.learn(
+        frame, schema, counts = learn(
             adata,
+            join=join,
+            storage=checked_storage(memory_budget, cache_dir),
             layer=layer,
             support=LIKELIHOODS[gene_likelihood].support,
             batch_key=batch_key,
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
-            genes=None if mask_var is None else mask_of_genes(adata, mask_var),
+            mask_var=mask_var,
+            genes=genes,
             round_counts=round_counts,
         )
         architecture = Architecture(
@@ -179,7 +200,7 @@ class SCCVAE(AnalysisModel):
             weight_precision=real("weight_precision", weight_precision),
             thinning=real("thinning", thinning),
         )
-        self._begin(adata, schema, counts, architecture, seed, device)
+        self._begin(adata, frame, schema, counts, architecture, seed, device)
 
     def train(
         self,
@@ -375,14 +396,13 @@ def cross_validate(
     >>> table.shape
     (3, 8)
     """
-    genes = None if mask_var is None else mask_of_genes(adata, mask_var)
-    schema, counts = Schema.learn(adata, layer=layer, genes=genes, round_counts=round_counts)
+    frame, schema, counts = learn(adata, layer=layer, mask_var=mask_var, round_counts=round_counts)
     common = {"batch_key": batch_key} | dict(options or {})
     every = {name: common | dict(changes) for name, changes in settings.items()}
     return cross_validation.compare(
         SCCVAE,
         counts.matrix,
-        adata.obs,
+        frame.obs,
         schema.genes,
         every,
         n_splits=n_splits,

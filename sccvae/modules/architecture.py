@@ -40,7 +40,7 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of at least 1.")
         for name, what in {"dropout_rate": "units", "thinning": "molecules"}.items():
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share of the {what} in [0, 1).")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a fraction of the {what} in [0, 1).")
         floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
         for name, what in (floors | {"weight_precision": "a finite number"}).items():
             if not 0 <= getattr(self, name) < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import Signature, signature
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
@@ -25,6 +26,8 @@ SMALL, MEDIUM = 7, 8  # font sizes in points, for a figure printed at its nomina
 LEGEND_ROWS = 14
 MOST_INCHES = 30.0  # of width and height: 20 million pixels at 150 dots per inch
 MOST_NAMED = 36  # colours of a legend that can be distinguished
+# Types of data, as annotations write them: what messages call them, and an attribute by which they are recognised.
+_DATA = {"AnnData": ("an AnnData", "obs"), "pd.DataFrame": ("a DataFrame", "columns"), "Mapping": ("a dict", "keys")}
 
 
 def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
@@ -32,20 +35,35 @@ def plot(*, kinds: tuple[str, ...] = ()) -> Callable[[Callable[P, Figure]], Call
 
     `scanpy_like` checks the call and fills the shared paragraphs of the docstring in; `kinds` is its argument. Then
     `finished` shows the figure if `show` is True, and else closes it in pyplot unless it belongs to the user (`ax`).
+    Arguments annotated as data, such as an AnnData, raise a TypeError if they are of another type.
     """
 
     def decorate(function: Callable[P, Figure]) -> Callable[P, Figure]:
         filled(function)
+        known = signature(function)
 
         @wraps(function)
         def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
             options: dict[str, Any] = kwargs
+            _check_data(known, args, kwargs)
             figure = function(*args, **kwargs)
             return finished(figure, bool(options.get("show")), own=options.get("ax") is None)
 
         return scanpy_like(kinds=kinds)(draw)
 
     return decorate
+
+
+def _check_data(known: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise TypeError for a required argument that should hold data and is of another type."""
+    for name, value in known.bind_partial(*args, **kwargs).arguments.items():
+        parameter = known.parameters[name]
+        heads = [kind.partition("[")[0] for kind in str(parameter.annotation).split(" | ")]
+        if parameter.default is not parameter.empty or not set(heads) <= _DATA.keys():
+            continue
+        if not any(hasattr(value, _DATA[head][1]) for head in heads):
+            expected = " or ".join(_DATA[head][0] for head in heads)
+            raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}.")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sccvae.data.counts import Counts, shuffled
+from sccvae.data.counts import Counts
 from sccvae.data.device_loading import chunk_of
 from sccvae.data.streaming import loading_of
 from sccvae.kernels.parallel import alone
@@ -125,7 +125,7 @@ def fit(
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
             started, losses, total = time.perf_counter(), [], torch.zeros(len(vae.columns), device=device)
             vae.train()
-            groups = shuffled(train, plan.batch_size, rng)
+            groups = counts.shuffled(train, plan.batch_size, rng)
             for x in minibatches(groups):
                 kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
                 loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)

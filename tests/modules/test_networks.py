@@ -439,7 +439,7 @@ def test_two_widths_are_the_encoders_and_the_decoders():
         ("n_layers", 0, "n_layers is 0"),
         ("dropout_rate", 1.0, "dropout_rate is 1.0"),
         ("dropout_rate", -0.1, "dropout_rate is -0.1"),
-        ("thinning", 1.0, r"thinning is 1.0; expected a share of the molecules in \[0, 1\)."),
+        ("thinning", 1.0, r"thinning is 1.0; expected a fraction of the molecules in \[0, 1\)."),
         ("thinning", -0.1, "thinning is -0.1"),
         ("thinning", math.nan, "thinning is nan"),
         ("dropout_cost", -1.0, "dropout_cost is -1.0; expected nats per drop-out, 0 or more."),
