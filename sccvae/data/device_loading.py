@@ -13,6 +13,7 @@ import torch
 from sccvae.data.counts import ALONG_CELLS, Counts, Minibatch
 from sccvae.data.streaming import Cells, StreamedCounts, dense_minibatch
 
+_MOVED = 2**16  # cells that are moved to a device at once
 TOGETHER = 32  # cells; sizes of chunks are multiples of it, because products of other numbers of rows round differently
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
@@ -60,7 +61,7 @@ class DeviceCounts:
 
     def __init__(self, counts: Counts, device: torch.device):
         self.device = device
-        self.all = counts.minibatch(slice(None)).to(device)
+        self.all = _moved(counts, device)
         longest = int(np.diff(counts.stored.indptr).max(initial=0))
         self.position, self.gene = (torch.arange(n, device=device) for n in (longest, counts.n_genes))
 
@@ -84,6 +85,19 @@ class DeviceCounts:
     def __call__(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
         """Yield a minibatch for each group of cells."""
         return map(self.minibatch, self.cells(groups))
+
+
+def _moved(counts: Counts, device: torch.device) -> Minibatch:
+    """Return all cells on a device, moved in parts: in memory they would take 8 bytes for each value."""
+    found, n_stored = counts.minibatch(slice(0, 0)).to(device), len(counts.stored.values)
+    genes, values = (like.new_empty(n_stored) for like in (found.genes, found.values))
+    for start in range(0, len(counts), _MOVED):
+        cells = slice(start, min(start + _MOVED, len(counts)))
+        part, at = counts.minibatch(cells), slice(*counts.stored.indptr[[cells.start, cells.stop]].tolist())
+        genes[at], values[at] = part.genes.to(device), part.values.to(device)
+    along = {name: torch.from_numpy(getattr(counts, name).copy()).to(device) for name in ALONG_CELLS}
+    indptr = torch.from_numpy(counts.stored.indptr.copy()).to(device)
+    return found._replace(indptr=indptr, genes=genes, values=values, **along)  # type: ignore[arg-type]
 
 
 def _bytes(counts: Counts) -> int:

@@ -153,7 +153,7 @@ class Genes:
 
 @dataclass(frozen=True)
 class BlockOfCells:
-    """BlockOfCells of cells from one random stream."""
+    """Block of cells from one random stream."""
 
     z: NDArray  # (cells, latent)
     cell_type: NDArray  # (cells,)

@@ -11,6 +11,8 @@ import scipy.sparse as sp
 import torch
 from helpers import CPU, CUDA, run, same_state, small_counts, small_vae, state_of
 
+import sccvae
+from sccvae import simulate
 from sccvae.data import streaming
 from sccvae.data.counts import Counts, shuffled
 from sccvae.data.device_loading import DeviceCounts
@@ -282,6 +284,21 @@ def test_a_run_says_where_the_counts_were():
         source.device = torch.device("cuda")
         assert streaming.loading_of(source.cells) == streaming.loading_of(source) == expected
     assert streaming.loading_of(KINDS["small"].minibatches) == ""
+
+
+@pytest.mark.parametrize("source", [DeviceCounts, StreamedCounts])
+def test_counts_in_a_file_give_the_same_minibatches(tmp_path, source):
+    adata = simulate.simulate(300, 40, keep_truth=False)
+    models = [sccvae.SCCVAE(adata, batch_key="batch", memory_budget=budget) for budget in (1e9, 0)]
+    kept, stored = (model._counts for model in models)
+    assert stored.stored.in_file
+    groups = shuffled(np.arange(300), 32, np.random.default_rng(0))
+    for x, expected in zip(source(stored, CPU)(groups), source(kept, CPU)(groups), strict=True):
+        assert_equal(x, expected)
+    cells = StreamedCounts(stored, CPU).cells(groups)
+    next(cells)
+    cells.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("sccvae")] == []
 
 
 def test_the_model_says_where_the_counts_were(adata, fit, monkeypatch):
