@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sccvae import pl as pl
     from sccvae import simulate as simulate
     from sccvae import tl as tl
+    from sccvae.data.schema import pack as pack
     from sccvae.io.storage import ModelFileError as ModelFileError
     from sccvae.models.autoencoder import Autoencoder as Autoencoder
     from sccvae.models.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
@@ -29,6 +30,7 @@ _MODULES = {
     "ModelFileError": "sccvae.io.storage",
     "TrainingError": "sccvae.training.loop",
     "cross_validate": "sccvae.models.sccvae",
+    "pack": "sccvae.data.schema",
     **{name: f"sccvae.{name}" for name in ("corruption", "datasets", "generation", "metrics", "pl", "simulate", "tl")},
 }
 __all__ = sorted(_MODULES)

@@ -73,7 +73,7 @@ def read_rows(
     with tqdm(total=n_cells, desc=_reading(parts), unit="cell", delay=1, leave=False, disable=_QUIET[of_files]) as bar:
         for part in parts:
             with named(part):
-                columns = _columns_of(part.adata, genes) if at is None else at
+                columns = columns_of(part.adata, genes) if at is None else at
                 source = _Source(part.adata, layer, support, genes, round_counts, learning)
                 _read_part(part, source, columns, collector, bar)
     return collector.finished()
@@ -88,7 +88,7 @@ def _reading(parts: Sequence[Part]) -> str:
 def _read_part(part: Part, source: "_Source", columns: np.ndarray | None, collector: Collector, bar: tqdm) -> None:
     """Add the rows of one part, after a check of every value and of empty cells."""
     adata, support, round_counts = part.adata, source.support, source.round_counts
-    matrix = _matrix_of(adata, source.layer, source.learning) if part.matrix is None else part.matrix
+    matrix = matrix_of(adata, source.layer, source.learning) if part.matrix is None else part.matrix
     empty = []
     for start, whole in blocks_of(matrix, source.where, adata.shape, BLOCK_BYTES, collector.budget):
         block = whole if columns is None else whole[:, columns]
@@ -109,7 +109,7 @@ def _read_part(part: Part, source: "_Source", columns: np.ndarray | None, collec
         source.check_empty_cells(np.concatenate(empty))
 
 
-def _columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
+def columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
     """Return the columns of the genes in the AnnData; None if they are all its genes in its order."""
     names = adata.var_names.astype(str)
     if len(names) == len(genes) and (names == np.asarray(genes)).all():
@@ -132,7 +132,7 @@ def layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def _matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
+def matrix_of(adata: AnnData, layer: str | None, learning: bool = True) -> Any:
     """Return `X` or a layer as stored."""
     names = layer_names(adata)
     if layer is not None and layer not in names:

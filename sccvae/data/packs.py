@@ -265,11 +265,13 @@ def kept(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path]
     ValueError
         The pack there holds other data.
     """
-    files.checked(target, "cache_dir", folder=True) if not is_pack(target) else None
+    if not is_pack(target):
+        files.checked(target, "cache_dir", folder=True)
     with files.alone_in(target.resolve().parent):  # of several processes one makes it, and the others open it
         if not is_pack(target):
             write(target, contents, frame, fill)
-        pack = opened(target, budget)
+            return opened(target, budget)
+    pack = opened(target, budget)
     found = pack.contents
     for name, expected in asdict(contents).items():
         if getattr(found, name) != expected or not contents.sources:
@@ -282,7 +284,7 @@ def kept(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path]
 
 def _difference(found: Contents, asked: Contents) -> str:
     """Return in words how the contents of a pack differ from those asked for."""
-    if found.sources != asked.sources:
+    if found.sources != asked.sources or not found.sources:
         names = [Path(path).name for path, *_ in found.sources]
         return f"of {listed_names(names)}" if names else "of an AnnData, which cannot be compared with others"
     if found.genes != asked.genes:

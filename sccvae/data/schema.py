@@ -4,14 +4,17 @@ A `Schema` describes the training data of a model: genes, keys, categories, scal
 genes are matched by name, batches by category, and nothing by position. The AnnData is never changed.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.data import packs
 from sccvae.data.columns import (
     categories_of,
     codes_of,
@@ -26,8 +29,9 @@ from sccvae.data.columns import (
 from sccvae.data.counts import Counts
 from sccvae.data.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.data.packed_rows import PackedRows
-from sccvae.data.packs import Contents, Storage
-from sccvae.data.sources import Join, Source, open_source
+from sccvae.data.packs import Collector, Contents, Storage
+from sccvae.data.sources import Given, Join, Source, open_source
+from sccvae.io.files import path_of
 from sccvae.validation.arguments import flag
 from sccvae.validation.names import in_order
 from sccvae.validation.wording import listed_names
@@ -254,6 +258,62 @@ def learn(
         source.check_mask(mask_var)
         chosen = genes if mask_var is None else mask_of_genes(source.frame, mask_var)
         return source.frame, *Schema.learn(source, genes=chosen, storage=storage, **options)
+
+
+def pack(
+    source: Given,
+    out: str | os.PathLike,
+    *,
+    layer: str | None = None,
+    genes: Sequence[str] | None = None,
+    join: Join = "inner",
+    round_counts: bool = False,
+) -> Path:
+    """Write the counts of files, checked and in compact form, into a folder that models read at once.
+
+    The pack also holds `obs` and `var`. It takes about three bytes for each nonzero count, and is read by
+    ``SCCVAE("atlas.pack")`` in place of the files. Of counts that do not fit into memory, training reads blocks of
+    cells from it. Models can be trained on some of its genes, by `mask_var` or `genes`.
+
+    Parameters
+    ----------
+    source, layer, genes, join, round_counts
+        As `adata`, `layer`, `genes`, `join` and `round_counts` of `SCCVAE`.
+    out
+        Folder to write, such as ``"atlas.pack"``; it must be new.
+
+    Returns
+    -------
+    The path of the pack.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        A file is damaged, or the data are invalid; the message has the file, the location and a fix.
+    OSError
+        `out` exists or cannot be written, or the disk is full. Nothing is left of the pack then.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> for k in range(2):
+    ...     sccvae.simulate.simulate(100, 30, seed=0).write_h5ad(f"sample_{k}.h5ad")
+    >>> path = sccvae.pack(["sample_0.h5ad", "sample_1.h5ad"], "atlas.pack")
+    >>> sccvae.SCCVAE("atlas.pack", batch_key="batch").adata.n_obs
+    200
+    """
+    target = path_of(out, "out")
+    with open_source(source, join=join) as opened:
+        names, layer = _chosen(opened.frame.var_names.astype(str), genes), opened.layer_of(layer)
+        rounded = flag("round_counts", round_counts)
+        contents = Contents(tuple(names), layer, "counts", rounded, packs.stamps(opened.files))
+
+        def fill(folder: Path) -> PackedRows:
+            collector = Collector(len(names), budget=0, folder=folder)
+            return read_rows(opened.parts, layer, "counts", names, collector, round_counts=rounded)
+
+        packs.write(target, contents, opened.frame, fill)
+    return target
 
 
 def _chosen(known: pd.Index, genes: np.ndarray | Sequence[str] | None) -> pd.Index:

@@ -1,5 +1,6 @@
 """What cells are read from: an AnnData, or files, of which several are one set."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import anndata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.data import packs
+from sccvae.data.blocks import blocks_of
 from sccvae.data.columns import column_of
-from sccvae.data.matrix import Part, check_adata, named
+from sccvae.data.matrix import BLOCK_BYTES, Part, check_adata, columns_of, matrix_of, named, where_of
 from sccvae.data.packed_rows import PackedRows
 from sccvae.data.packs import Collector, Contents, Pack, Storage
 from sccvae.io.opening import opened
@@ -67,6 +70,18 @@ class Source:
                 f"layer={layer!r}: leave layer out, or make a pack of that layer."
             )
         return self.pack.contents.layer
+
+    def blocks(self, layer: str | None) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        """Yield (rows, values) of the genes of `frame`, in its order, for all cells in blocks."""
+        begin = 0
+        for part in self.parts:
+            with named(part):
+                columns = columns_of(part.adata, list(self.frame.var_names.astype(str)))
+                matrix = matrix_of(part.adata, layer) if part.matrix is None else part.matrix
+                for start, whole in blocks_of(matrix, where_of(layer), part.adata.shape, BLOCK_BYTES, BLOCK_BYTES):
+                    rows = slice(begin + start, begin + start + whole.shape[0])
+                    yield rows, whole if columns is None else whole[:, columns]
+            begin += part.adata.n_obs
 
     def rows(self, contents: Contents, storage: Storage, read: Read) -> PackedRows:
         """Return the packed rows: those of a pack where they are as asked for, else what `read` collects.
@@ -200,8 +215,8 @@ def _common_genes(parts: list[Part], join: Join) -> pd.Index:
             f"{listed_names(names[0])}, the second {listed_names(names[others])}. Genes are matched by name."
         )
     if join == "exact":
-        for part, of_part in zip(parts, names, strict=True):
-            alone = [*of_part[~of_part.isin(common)], *names[0][~names[0].isin(of_part)]]
+        for part, of_part in zip(parts[1:], names[1:], strict=True):
+            alone = [*of_part[~of_part.isin(names[0])], *names[0][~names[0].isin(of_part)]]
             if alone:
                 raise ValueError(
                     f"{part.name} has other genes than {parts[0].name}: {listed_names(alone)}; expected the same. "
@@ -215,7 +230,9 @@ def _cells(parts: list[Part]) -> pd.DataFrame:
     if len(parts) == 1:
         return parts[0].adata.obs
     tables = [AnnData(obs=part.adata.obs) for part in parts]
-    obs = anndata.concat(tables, join="outer").obs  # unites the categories of a column
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        obs = anndata.concat(tables, join="outer").obs  # unites the categories of a column
     if not obs.index.is_unique:
         stems = _distinct([str(part.name) for part in parts])
         obs.index = [f"{stem}:{cell}" for stem, table in zip(stems, tables, strict=True) for cell in table.obs_names]

@@ -1,13 +1,16 @@
 """Integration of batches: outputs of a model, written into an AnnData."""
 
+import os
 from types import EllipsisType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from anndata import AnnData
 
 from sccvae.data.matrix import check_adata
+from sccvae.data.sources import Given, is_paths, open_source
 from sccvae.models.sccvae import SCCVAE
+from sccvae.tl import stored
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
 from sccvae.validation.wording import warn
@@ -17,7 +20,7 @@ MAX_LAYER_BYTES = 2 * 2**30
 
 @scanpy_like()
 def integrate(
-    adata: AnnData,
+    adata: Given,
     *,
     batch_key: str | None = None,
     layer: str | None = None,
@@ -25,6 +28,7 @@ def integrate(
     round_counts: bool = False,
     key_added: str = "sccvae",
     copy: bool = False,
+    out: str | os.PathLike | None = None,
     expression: bool | None = None,
     model_options: dict[str, Any] | None = None,
     train_options: dict[str, Any] | None = None,
@@ -35,7 +39,7 @@ def integrate(
     Parameters
     ----------
     adata
-        (cells, genes) raw counts in `X` or in `layer`.
+        (cells, genes) raw counts in `X` or in `layer`. With `out` also files: a path, or a list of paths.
     batch_key
         Column of `obs` with the batch of each cell; None models one batch.
     layer
@@ -48,6 +52,9 @@ def integrate(
     key_added
         Prefix of everything written.
     {copy}
+    out
+        `.h5ad` or `.zarr` to write, block by block, in place of `adata`: for cells that do not fit into memory. It has
+        the counts in `X`, `obs`, `var` and what is written below; other layers, `obsm` and `uns` are not copied.
     expression
         Whether to store the two expression matrices in `layers`; None stores them if they take less than 2 GiB in all.
     model_options, train_options
@@ -81,26 +88,42 @@ def integrate(
     >>> sccvae.tl.integrate(adata, batch_key="batch", train_options={"max_epochs": 2})
     >>> adata.obsm["X_sccvae"].shape
     (300, 20)
+
+    Files, without reading them into memory:
+
+    >>> for k in range(2):
+    ...     sccvae.simulate.simulate(150, 50, seed=0).write_h5ad(f"sample_{k}.h5ad")
+    >>> paths = ["sample_0.h5ad", "sample_1.h5ad"]
+    >>> sccvae.tl.integrate(paths, batch_key="batch", out="integrated.h5ad", train_options={"max_epochs": 2})
     """
-    check_adata(adata)
+    if out is None:
+        _check_in_memory(adata)
+    else:
+        stored.check_place(adata, out)
     check_key("key_added", key_added)
     if mask_var is ...:
-        mask_var = "highly_variable" if "highly_variable" in adata.var else None
+        with open_source(adata) as source:
+            source.check_mask("highly_variable")
+            mask_var = "highly_variable" if "highly_variable" in source.frame.var else None
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     check_spared(key_added, model)
     model.train(**(train_options or {}))
-    _store(adata, None, model, key_added, expression)
+    if out is not None:
+        stored.write(adata, model, out, key_added=key_added, expression=expression)
+    else:
+        _store(cast(AnnData, adata), None, model, key_added, expression)
     return None
 
 
 @scanpy_like(kinds=("SCCVAE",))
 def store(
-    adata: AnnData,
+    adata: Given,
     model: SCCVAE,
     *,
     key_added: str = "sccvae",
     copy: bool = False,
+    out: str | os.PathLike | None = None,
     expression: bool | None = None,
 ) -> AnnData | None:
     """Write the outputs of a trained model to `adata`, under the keys of `integrate`.
@@ -114,7 +137,7 @@ def store(
     key_added
         Prefix of everything written.
     {copy}
-    expression
+    out, expression
         As in `integrate`.
 
     Returns
@@ -136,11 +159,24 @@ def store(
     >>> adata.obsm["X_sccvae"].shape
     (100, 20)
     """
-    check_adata(adata)
+    if out is None:
+        _check_in_memory(adata)
     check_key("key_added", key_added)
     check_spared(key_added, model)
-    _store(adata, model.source_of(adata), model, key_added, expression)
+    if out is not None:
+        stored.write(adata, model, out, key_added=key_added, expression=expression)
+    else:
+        _store(cast(AnnData, adata), model.source_of(cast(AnnData, adata)), model, key_added, expression)
     return None
+
+
+def _check_in_memory(adata: Any) -> None:
+    """Raise unless results can be written into `adata`."""
+    if is_paths(adata):
+        raise TypeError(
+            "adata is a path; expected an AnnData to write into. Of files, name the new one: out='new.h5ad'."
+        )
+    check_adata(adata)
 
 
 def check_spared(key_added: str, model: SCCVAE) -> None:
