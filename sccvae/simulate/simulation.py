@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +34,8 @@ _RANGES: tuple[tuple[str, str, dict[str, float]], ...] = (
 _LAYERS = ("rho", "rho_corrected", "dropout")
 _TOGETHER = 2**25  # entries (cells x genes) that are written to a file at once
 _AT_ONCE = 2**23  # entries that all threads sample at once: about 40 bytes each
+_lock = threading.Lock()
+_limits: list[Any] = []  # one for each simulation that runs: the limit on threads of BLAS
 
 
 @overload
@@ -225,8 +229,9 @@ class _Simulation:
         drawn = _in_order(self._draw, numbers, _n_threads(self.n_genes))
         step = -(-together // BLOCK)
         edges = [first, *(number * BLOCK for number in numbers[step::step]), last]
-        for start, stop in pairwise(edges):
-            yield self._assembled(start, stop, drawn)
+        with _one_thread_of_blas(), closing(drawn):
+            for start, stop in pairwise(edges):
+                yield self._assembled(start, stop, drawn)
 
     def _draw(self, number: int) -> tuple[BlockOfCells, dict[str, np.ndarray]]:
         """Sample a block of cells, and its layers."""
@@ -297,7 +302,26 @@ def _n_threads(n_genes: int) -> int:
     return max(1, min(int(asked) if asked.isdigit() else cores, _AT_ONCE // (BLOCK * n_genes)))
 
 
-def _in_order(function: Callable[[int], T], numbers: Iterable[int], n_threads: int) -> Iterator[T]:
+@contextmanager
+def _one_thread_of_blas() -> Iterator[None]:
+    """Compute products of matrices in the calling thread: for small ones, the threads of BLAS mostly wait, busily.
+
+    The limit is that of the process, and ends with the last simulation that runs.
+    """
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with _lock:
+        _limits.append(_limits[0] if _limits else threadpool_limits(1, user_api="blas"))
+    try:
+        yield
+    finally:
+        with _lock:
+            limits = _limits.pop()
+            if not _limits:
+                limits.restore_original_limits()
+
+
+def _in_order(function: Callable[[int], T], numbers: Iterable[int], n_threads: int) -> Generator[T, None, None]:
     """Yield results of a function in the order of its arguments, with at most `n_threads` + 1 of them ahead."""
     if n_threads == 1:
         yield from map(function, numbers)
