@@ -14,6 +14,9 @@ FORMATS = (
 )
 
 
+JOIN = "genes of several files: those that all have (inner), or an error where they differ (exact)"
+
+
 class Terminated(BaseException):
     """SIGTERM from the system or a batch queue; unlike Ctrl-C, training does not catch this exception."""
 
@@ -43,12 +46,17 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch",
         formatter_class=_Help,
     )
-    command.add_argument("input", type=Path, help=FORMATS)
+    command.add_argument(
+        "input", type=Path, nargs="+", help=f"{FORMATS}. Several files are one set; a pack is read, too. Several "
+        "files, a pack, and a file whose matrices take more than half of the free memory are read and written in "
+        "blocks: the output then has counts, obs, var and the results, without the other parts of the input.",
+    )  # fmt: skip
     command.add_argument(
         "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
     )
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
     command.add_argument("--layer", help="layer with the counts, where they are not in X")
+    _add_storage(command)
     command.add_argument(
         "--mask-var", metavar="COLUMN", help="boolean column of var: genes to model; 'all' for all of them; "
         "without it, var['highly_variable'] if there is one",
@@ -83,6 +91,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=report)
     _add_simulate(commands)
+    command = commands.add_parser(
+        "pack",
+        help="write the counts of files into a folder that integrate reads at once",
+        description="Check the counts of one or several files and write them in compact form, about three bytes for "
+        "each nonzero count, into a folder. sccvae integrate reads it in place of the files.",
+        epilog="example: sccvae pack a.h5ad b.h5ad -o atlas.pack",
+        formatter_class=_Help,
+    )
+    command.add_argument("input", type=Path, nargs="+", help=FORMATS)
+    command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help="folder to write; a new name")
+    command.add_argument("--layer", help="layer with the counts, where they are not in X")
+    command.add_argument("--join", choices=("inner", "exact"), default="inner", help=JOIN)
+    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
+    command.set_defaults(run=pack)
     command = commands.add_parser("demo", help="integrate a simulated data set and show the result")
     command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
     command.set_defaults(run=demo)
@@ -111,22 +133,42 @@ def _add_simulate(commands) -> None:
     command.set_defaults(run=simulate)
 
 
+def _add_storage(command: argparse.ArgumentParser) -> None:
+    """Add the options of data in several files, or larger than memory."""
+    command.add_argument("--join", choices=("inner", "exact"), default="inner", help=JOIN)
+    command.add_argument(
+        "--memory-budget", type=float, metavar="GIB", help="GiB of memory for the counts, which beyond it go into a "
+        "file; without it, half of the free memory",
+    )  # fmt: skip
+    command.add_argument("--cache-dir", metavar="FOLDER", help="keep the counts there as a pack, for the next run")
+
+
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
     from sccvae import SCCVAE, tl
     from sccvae.io import anndata_files
     from sccvae.validation.names import check_key
 
-    _check_paths(arguments)
+    _check_paths(arguments.input)
     check_key("--key-added", arguments.key_added)
     _check_outputs(arguments)
-    adata = _read(arguments.input)
-    _check_names(adata, arguments)
-    mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
+    in_blocks = _in_blocks(arguments.input)
+    if in_blocks:
+        tl.stored.check_place(arguments.input, arguments.output)
+        mask = arguments.mask_var or tl.stored.default_mask(arguments.input)
+        adata = arguments.input
+    else:
+        adata = _read(arguments.input[0])
+        _check_names(adata, arguments)
+        mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
     options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
+    gib = arguments.memory_budget
     model = SCCVAE(
         adata,
+        join=arguments.join,
+        memory_budget=None if gib is None else gib * 2**30,
+        cache_dir=arguments.cache_dir,
         batch_key=arguments.batch_key,
         layer=arguments.layer,
         mask_var=None if mask == "all" else mask,
@@ -139,9 +181,29 @@ def integrate(arguments: argparse.Namespace) -> None:
     model.train(getattr(arguments, "max_epochs", None))
     if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
-    tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
-    anndata_files.write(adata, arguments.output)
+    expression = False if arguments.no_expression else None
+    if in_blocks:
+        tl.store(adata, model, key_added=arguments.key_added, expression=expression, out=arguments.output)
+    else:
+        tl.store(adata, model, key_added=arguments.key_added, expression=expression)
+        anndata_files.write(adata, arguments.output)
     print(f"{model}\nwritten: {arguments.output}")
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Run `sccvae pack`."""
+    from sccvae import pack
+
+    options = {name: getattr(arguments, name) for name in ("layer", "join", "round_counts")}
+    print(f"written: {pack(arguments.input, arguments.output, **options)}")
+
+
+def _in_blocks(paths: Sequence[Path]) -> bool:
+    """Return whether the cells are read and written in blocks, not as one AnnData in memory."""
+    from sccvae.data.packs import free_memory, is_pack
+    from sccvae.io.opening import size_of
+
+    return len(paths) > 1 or is_pack(paths[0]) or size_of(paths[0]) > free_memory() / 2
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -149,7 +211,7 @@ def report(arguments: argparse.Namespace) -> None:
     from sccvae import SCCVAE
     from sccvae.io import files
 
-    _check_paths(arguments)
+    _check_paths([arguments.input])
     target = files.checked(arguments.output)
     if target.is_file() and (target.samefile(arguments.input) or target.parent.samefile(arguments.model)):
         raise ValueError(f"The report would overwrite the data or the model: {arguments.output}. Choose another file.")
@@ -177,10 +239,11 @@ def demo(arguments: argparse.Namespace) -> None:
     print(run(arguments.folder))
 
 
-def _check_paths(arguments: argparse.Namespace) -> None:
+def _check_paths(paths: Sequence[Path]) -> None:
     """Check, before training, that the input exists."""
-    if not arguments.input.exists():
-        raise FileNotFoundError(f"There is no file {arguments.input}.")
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file {path}.")
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
@@ -224,7 +287,7 @@ def _check_names(adata, arguments: argparse.Namespace) -> None:
         keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
         found = [f"adata.{place}[{key!r}]: {why_no_key(key)}" for place, key in keys if why_no_key(key)]
         raise ValueError(
-            f"{arguments.output} could not be written or read with the names in {arguments.input} "
+            f"{arguments.output} could not be written or read with the names in {arguments.input[0]} "
             f"({'; '.join(found[:3]) or why}). Rename them first."
         )
 

@@ -475,6 +475,39 @@ def test_demo_integrates_scores_and_draws(tmp_path, capsys, monkeypatch):
     assert "nan" not in captured.out
 
 
+def test_several_files_are_integrated_in_blocks(adata, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    adata[:50].copy().write_h5ad("a.h5ad")
+    adata[50:].copy().write_zarr("b.zarr")
+    options = ["--batch-key", "batch", "--mask-var", "all", *QUICK]
+    assert main(["pack", "a.h5ad", "b.zarr", "-o", "atlas.pack"]) == 0
+    assert capsys.readouterr().out == "written: atlas.pack\n"
+    assert main(["integrate", "a.h5ad", "b.zarr", "-o", "files.h5ad", "--save-model", "model", *options]) == 0
+    assert main(["integrate", "atlas.pack", "-o", "pack.zarr", "--memory-budget", "0", *options]) == 0
+    adata.write_h5ad("whole.h5ad")
+    assert main(["integrate", "whole.h5ad", "-o", "whole_out.h5ad", *options]) == 0
+    whole, files, pack = ad.read_h5ad("whole_out.h5ad"), ad.read_h5ad("files.h5ad"), ad.read_zarr("pack.zarr")
+    np.testing.assert_array_equal(files.obsm["X_sccvae"], whole.obsm["X_sccvae"])
+    np.testing.assert_allclose(files.layers["sccvae_corrected"], whole.layers["sccvae_corrected"], rtol=1e-4)
+    np.testing.assert_array_equal(files.X.toarray(), adata.X.toarray())
+    assert pack.obsm["X_sccvae"].shape == (120, 4)
+    assert files.obs_names.tolist() == pack.obs_names.tolist() == adata.obs_names.tolist()
+    model = sccvae.SCCVAE.load("model", ["a.h5ad", "b.zarr"])
+    np.testing.assert_array_equal(model.get_latent_representation(), files.obsm["X_sccvae"])
+    capsys.readouterr()
+    assert main(["integrate", "a.h5ad", "b.zarr", "-o", "b.zarr", *options]) == 1
+    assert "The output would replace b.zarr" in capsys.readouterr().err
+    assert main(["pack", "a.h5ad", "-o", "atlas.pack"]) == 1
+    assert "atlas.pack exists; expected a new name" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_fit_into_memory_is_integrated_in_blocks(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr("sccvae.data.packs.free_memory", lambda: 1000)
+    monkeypatch.setattr("sccvae.__main__._read", None)
+    assert main(["integrate", str(counts), "-o", str(tmp_path / "out.zarr"), "--batch-key", "batch", *QUICK]) == 0
+    assert ad.read_zarr(tmp_path / "out.zarr").obsm["X_sccvae"].shape == (120, 4)
+
+
 def test_simulate_writes_what_the_function_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["-n", "300", "--n-genes", "30", "--n-batches", "2", "--mean-library", "50", "--seed", "3"]

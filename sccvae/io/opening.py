@@ -1,5 +1,6 @@
 """Opening of files of cells: tables in memory, matrices left in the file and read where they are indexed."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +34,25 @@ def opened(path: Path) -> Iterator[list[tuple[str, anndata.AnnData]]]:
         except Exception as error:  # damaged files cause errors of any type
             raise ValueError(cannot_be_read(path, "", error)) from error
         yield found or [(str(path), read(path))]  # which says what the file holds
+
+
+def size_of(path: Path) -> float:
+    """Return the bytes that the matrices of an .h5ad or .zarr take in memory; 0 for other files, inf for collections.
+
+    A collection cannot be read as one AnnData.
+    """
+    with ExitStack() as stack:
+        group = _group(path, stack)
+        if group is None or "obs" not in group:
+            return 0.0 if group is None or not _data_sets(group, str(path)) else float("inf")
+        return float(_arrays_in(group))
+
+
+def _arrays_in(group: Any) -> int:
+    """Return the bytes of all arrays in a group."""
+    if hasattr(group, "shape"):
+        return int(group.dtype.itemsize * math.prod(group.shape))
+    return sum(_arrays_in(group[key]) for key in group)
 
 
 def _group(path: Path, stack: ExitStack) -> Any:

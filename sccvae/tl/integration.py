@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from sccvae.data.matrix import check_adata
-from sccvae.data.sources import Given, is_paths, open_source
+from sccvae.data.sources import Given, is_paths
 from sccvae.models.sccvae import SCCVAE
 from sccvae.tl import stored
 from sccvae.validation.conventions import scanpy_like
@@ -102,9 +102,7 @@ def integrate(
         stored.check_place(adata, out)
     check_key("key_added", key_added)
     if mask_var is ...:
-        with open_source(adata) as source:
-            source.check_mask("highly_variable")
-            mask_var = "highly_variable" if "highly_variable" in source.frame.var else None
+        mask_var = stored.default_mask(adata)
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
     check_spared(key_added, model)

@@ -46,6 +46,13 @@ def check_place(given: Any, out: str | os.PathLike) -> None:
                 )
 
 
+def default_mask(given: Any) -> str | None:
+    """Return the column of `var` that chooses genes where the user does not, as in `scanpy.pp.pca`."""
+    with open_source(given) as source:
+        source.check_mask("highly_variable")
+        return "highly_variable" if "highly_variable" in source.frame.var else None
+
+
 def _with_expression(source: Source, expression: bool | None) -> bool:
     if expression is not None:
         return expression

@@ -1,4 +1,4 @@
-"""Packs hold the counts as they were; what is damaged, stale or of other data is refused; nothing is left half-written."""
+"""Packs hold the counts as they were; damaged, stale and other ones are refused; nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_of(matrix, *, budget=0, folder=None, size=7, counts=True):
     return collector.finished()
 
 
-# --------------------------------------------------------------------------------------------------------- stored arrays
+# -------------------------------------------------------------------------------------------------------- stored arrays
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
@@ -193,9 +193,7 @@ def test_training_from_a_file_is_reproducible_and_as_good(cells, options):
     assert first._counts.stored.in_file
     np.testing.assert_array_equal(first.get_latent_representation(), second.get_latent_representation())
     assert first.get_elbo() == pytest.approx(memory.get_elbo(), rel=0.02)
-    np.testing.assert_array_equal(
-        first.get_latent_representation(cells), first.get_latent_representation("cells.h5ad")
-    )
+    np.testing.assert_array_equal(first.get_latent_representation(cells), first.get_latent_representation("cells.h5ad"))
 
 
 # --------------------------------------------------------------------------------------------------------------- packs
@@ -324,14 +322,13 @@ def test_a_full_disk_is_one_sentence(cells, monkeypatch):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(OSError, match="There is no space left for the counts in the temporary folder .*cache_dir"):
+        with pytest.raises(OSError, match=r"There is no space left for the counts in .*: pass cache_dir"):
             sccvae.SCCVAE("big.h5ad", memory_budget=0)
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=r"File too large: '.*big\.pack'") as caught:
             sccvae.pack("big.h5ad", "big.pack")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
-    assert str(caught.value.filename).endswith("big.pack")
     assert not [name for name in os.listdir() if "pack" in name]
 
 

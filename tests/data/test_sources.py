@@ -148,7 +148,9 @@ def test_a_mask_that_differs_between_files_is_named(plain, tmp_path):
         plain.write_h5ad(tmp_path / f"{name}.h5ad")
     a, b, c = (tmp_path / f"{name}.h5ad" for name in "abc")
     assert sccvae.SCCVAE([a, b], mask_var="highly_variable", **OPTIONS).gene_names.size == 40
-    with pytest.raises(ValueError, match=r"var\['highly_variable'\] is not the same in all files, though .*a\.h5ad has"):
+    with pytest.raises(
+        ValueError, match=r"var\['highly_variable'\] is not the same in all files, though .*a\.h5ad has"
+    ):
         sccvae.SCCVAE([a, c], mask_var="highly_variable", **OPTIONS)
 
 
@@ -195,8 +197,8 @@ def test_what_is_wrong_with_a_file_is_one_sentence_with_its_path(plain, files, t
             [*files, tmp_path / "genes.h5ad"])  # fmt: skip
     plain.X[3, 4] = 0.5
     plain.write_h5ad(tmp_path / "fraction.h5ad")
-    refused(ValueError, r"fraction\.h5ad: adata\.X holds values that are not counts: 0\.5 at cell 'cell\d+', gene 'gene4'",
-            [files[0], tmp_path / "fraction.h5ad"])  # fmt: skip
+    what = r"fraction\.h5ad: adata\.X holds values that are not counts: 0\.5 at cell 'cell\d+', gene 'gene4'"
+    refused(ValueError, what, [files[0], tmp_path / "fraction.h5ad"])
     plain.X[3] = 0
     plain.write_h5ad(tmp_path / "empty.h5ad")
     refused(ValueError, r"empty\.h5ad: 1 of 120 cells have no counts", tmp_path / "empty.h5ad")
