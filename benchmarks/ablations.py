@@ -143,6 +143,7 @@ def signature(name: str) -> str:
         parameters = inspect.signature(function).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         resolved[key] = {**{k: v for k, v in defaults.items() if k not in ("seed", "device")}, **resolved[key]}
+    resolved["train"]["batch_size"] = resolved["train"]["batch_size"] or 128  # of so few cells
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -173,7 +174,7 @@ def measure(referee, adata, held, name: str, seed: int) -> dict:
     if settings["steps"] is not None:
         defaults = {p.name: p.default for p in inspect.signature(SCCVAE.train).parameters.values()}
         size, share = ({**defaults, **options}[name] for name in ("batch_size", "train_size"))
-        options["max_epochs"] = max(1, round(settings["steps"] * size / (share * adata.n_obs)))
+        options["max_epochs"] = max(1, round(settings["steps"] * (size or 128) / (share * adata.n_obs)))
     started = time.perf_counter()
     model = SCCVAE(adata, batch_key="batch" if "batch" in adata.obs else None, seed=seed, **settings["model"])
     for start in settings["start"]:

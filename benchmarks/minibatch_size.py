@@ -78,6 +78,7 @@ def main() -> None:
     for name in args.sets:
         adata = cells_of(name, args)
         called = f"simulated, {args.cells:,} cells" if name == "simulated" else name
+        called += f", {args.epochs} epochs" if args.epochs else ""
         for seed in args.seeds:
             for size in args.sizes:
                 found = measure(adata, size, seed, args.epochs, args.device)

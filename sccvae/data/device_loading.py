@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from sccvae.data.counts import ALONG_CELLS, Counts, Minibatch
+from sccvae.data.streaming import Cells, StreamedCounts, dense_minibatch
 
+_MOVED = 2**16  # cells that are moved to a device at once
 TOGETHER = 32  # cells; sizes of chunks are multiples of it, because products of other numbers of rows round differently
 
 Minibatches = Callable[[list[np.ndarray]], Iterator[Minibatch]]
@@ -21,12 +23,12 @@ def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
     """Return a function from groups of cells to minibatches on `device`.
 
     Counts of at most half of the free memory are copied to the device once (`DeviceCounts`). Otherwise each minibatch
-    is copied from pinned memory, while the device computes the previous ones.
+    is copied while the device computes the one before (`StreamedCounts`).
     """
     if device.type == "cpu":
         return counts.minibatches
     if device.type == "cuda" and _bytes(counts) > torch.cuda.mem_get_info(device)[0] / 2:
-        return lambda groups: (_pinned(x).to(device) for x in counts.minibatches(groups))
+        return StreamedCounts(counts, device)
     return DeviceCounts(counts, device)
 
 
@@ -55,17 +57,22 @@ class DeviceCounts:
     The operations on a minibatch therefore depend on its number of cells alone, and can be recorded (`training.steps`).
     """
 
+    loading = "resident"
+
     def __init__(self, counts: Counts, device: torch.device):
-        self.all = counts.minibatch(slice(None)).to(device)
+        self.device = device
+        self.all = _moved(counts, device)
         longest = int(np.diff(counts.stored.indptr).max(initial=0))
         self.position, self.gene = (torch.arange(n, device=device) for n in (longest, counts.n_genes))
 
-    def cells(self, groups: list[np.ndarray]) -> Iterator[torch.Tensor]:
+    def cells(self, groups: list[np.ndarray]) -> Iterator[Cells]:
         """Yield the numbers of the cells of each group, copied to the device at once."""
-        yield from torch.from_numpy(np.concatenate(groups)).to(self.position.device).split(list(map(len, groups)))
+        for some in torch.from_numpy(np.concatenate(groups)).to(self.device).split(list(map(len, groups))):
+            yield Cells(some, (len(some),))
 
-    def minibatch(self, cells: torch.Tensor) -> Minibatch:
-        """Return the cells numbered `cells`, in that order."""
+    def minibatch(self, numbers: Cells) -> Minibatch:
+        """Return the cells with these numbers, in that order."""
+        cells = numbers.data
         starts, ends = self.all.indptr[cells, None], self.all.indptr[cells + 1, None]
         at = starts + self.position
         stored = at < ends
@@ -73,19 +80,26 @@ class DeviceCounts:
         genes = torch.where(stored, self.all.genes[at].long(), self.all.n_genes)  # an extra column for the rest
         counts = self.all.values.new_zeros(len(cells), self.all.n_genes + 1).scatter_(1, genes, self.all.values[at])
         along = {name: getattr(self.all, name)[cells] for name in ALONG_CELLS}
-        indptr = self.all.n_genes * torch.arange(len(cells) + 1, device=cells.device)
-        every = self.gene.int().repeat(len(cells))
-        return Minibatch(indptr, every, counts[:, :-1].flatten(), self.all.n_genes, **along, full=True)
+        return dense_minibatch(counts[:, :-1].flatten(), self.gene, along)
 
     def __call__(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
         """Yield a minibatch for each group of cells."""
         return map(self.minibatch, self.cells(groups))
 
 
+def _moved(counts: Counts, device: torch.device) -> Minibatch:
+    """Return all cells on a device, moved in parts: in memory they would take 8 bytes for each value."""
+    found, n_stored = counts.minibatch(slice(0, 0)).to(device), len(counts.stored.values)
+    genes, values = (like.new_empty(n_stored) for like in (found.genes, found.values))
+    for start in range(0, len(counts), _MOVED):
+        cells = slice(start, min(start + _MOVED, len(counts)))
+        part, at = counts.minibatch(cells), slice(*counts.stored.indptr[[cells.start, cells.stop]].tolist())
+        genes[at], values[at] = part.genes.to(device), part.values.to(device)
+    along = {name: torch.from_numpy(getattr(counts, name).copy()).to(device) for name in ALONG_CELLS}
+    indptr = torch.from_numpy(counts.stored.indptr.copy()).to(device)
+    return found._replace(indptr=indptr, genes=genes, values=values, **along)  # type: ignore[arg-type]
+
+
 def _bytes(counts: Counts) -> int:
     rows = counts.stored
     return (4 + 4) * len(rows.values) + rows.indptr.nbytes + counts.codes.nbytes + counts.continuous.nbytes
-
-
-def _pinned(x: Minibatch) -> Minibatch:
-    return Minibatch(*(field.pin_memory() if isinstance(field, torch.Tensor) else field for field in x))  # type: ignore

@@ -72,7 +72,7 @@ class AutoencodingModel(BaseModel):
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         train_size: float = 0.9,
         early_stopping: bool = True,
         patience: int = 20,
@@ -103,7 +103,7 @@ class AutoencodingModel(BaseModel):
         """
         plan = checked_plan(
             max_epochs=self._epochs(max_epochs, train_size),
-            batch_size=batch_size,
+            batch_size=self._batch_size(batch_size, train_size),
             learning_rate=learning_rate,
             kl_warmup=0.0,
             early_stopping=early_stopping,

@@ -24,7 +24,7 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
-from sccvae.models.plan import default_epochs
+from sccvae.models.plan import default_batch_size, default_epochs
 from sccvae.models.signatures import Understanding, missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
@@ -61,6 +61,7 @@ class BaseModel(metaclass=Understanding):
         self._annotation: Annotation | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
+        self._loading = ""  # of the last run on a GPU: whether counts were "resident" there or "streamed" to it
 
     def _begin(
         self,
@@ -103,7 +104,7 @@ class BaseModel(metaclass=Understanding):
             fit(self._vae, counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
         finally:
             self._rows += progress.rows
-            self._best_epoch = progress.best_epoch
+            self._best_epoch, self._loading = progress.best_epoch, progress.loading
             self._after_training()
         if progress.stopped == "interrupted":
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
@@ -121,12 +122,16 @@ class BaseModel(metaclass=Understanding):
         """Epochs of a run; for None, by the number of cells to train on."""
         return default_epochs(len(self._split(train_size)[0])) if max_epochs is None else max_epochs
 
-    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int) -> tuple[float, float]:
+    def _batch_size(self, batch_size: int | None, train_size: float) -> int:
+        """Cells per step; for None, by the number of cells to train on and the device."""
+        return default_batch_size(len(self._split(train_size)[0]), self.device) if batch_size is None else batch_size
+
+    def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int | None) -> tuple[float, float]:
         """Epochs and steps of a run with these arguments of `train`; infinite if the model has no data."""
         if self._counts is None:
             return np.inf, np.inf
-        n_epochs = self._epochs(max_epochs, train_size)
-        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // batch_size)
+        n_epochs, size = self._epochs(max_epochs, train_size), self._batch_size(batch_size, train_size)
+        return n_epochs, n_epochs * -(-len(self._split(train_size)[0]) // size)
 
     def _after_training(self) -> None:
         """Update what depends on the weights, after every run, however it ended."""
@@ -405,7 +410,8 @@ class BaseModel(metaclass=Understanding):
             f"{self.kind} on {cells}, {a.n_genes:,} genes, {a.n_levels[0]} batch{'es' if a.n_levels[0] > 1 else ''}"
             f"{'' if self._schema.batch_key is None else f' ({self._schema.batch_key!r})'}\n"
             f"  {a.gene_likelihood} likelihood, {a.library} library, dispersion per {a.dispersion}\n"
-            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}\n"
+            f"  {a.n_latent} latent, {a.n_layers} x {hidden} hidden, {n_weights:,} weights on {self.device}"
+            f"{f', counts {self._loading}' if self._loading else ''}\n"
             f"  {state}"
         )
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from sccvae.training.loop import Plan
 from sccvae.validation.arguments import FLOAT32, MOST, check_choice, flag, real, whole
 
@@ -13,6 +15,13 @@ def default_epochs(n_cells: int) -> int:
     """Default number of epochs: 35, or the number that makes 1,200 to 5,000 steps of 128 cells; at least 5."""
     n_steps = min(max(35 * n_cells / 128, 1200), 5000)
     return max(5, round(n_steps * 128 / n_cells))
+
+
+def default_batch_size(n_cells: int, device: torch.device) -> int:
+    """Default number of cells per step: 128, and on a GPU up to 1,024 if five epochs still have 4,500 steps."""
+    if device.type != "cuda":
+        return 128
+    return max((size for size in (256, 512, 1024) if 5 * n_cells >= 4500 * size), default=128)
 
 
 def checked_plan(**choices: Any) -> Plan:

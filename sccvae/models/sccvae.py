@@ -206,7 +206,7 @@ class SCCVAE(AnalysisModel):
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         train_size: float = 0.95,
         early_stopping: bool = True,
         patience: int = 20,
@@ -252,7 +252,7 @@ class SCCVAE(AnalysisModel):
         """
         plan = checked_plan(
             max_epochs=self._epochs(max_epochs, train_size),
-            batch_size=batch_size,
+            batch_size=self._batch_size(batch_size, train_size),
             learning_rate=learning_rate,
             kl_warmup=0.0 if self._rows else kl_warmup,
             early_stopping=early_stopping,

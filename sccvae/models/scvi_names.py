@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
 from typing import Any, NamedTuple
 
-from sccvae.validation.arguments import limit, real
+from sccvae.validation.arguments import limit, real, unless_none
 from sccvae.validation.wording import did_you_mean
 
 
@@ -176,7 +176,7 @@ def _warmup(unit: str) -> Entry:
         n_epochs, n_steps = asked.model._length_of_run(
             None if max_epochs is None else limit("max_epochs", max_epochs),
             train_size,
-            limit("batch_size", batch_size),
+            unless_none(limit, "batch_size", batch_size),
         )
         length, n = (n_epochs, "epochs") if unit == "epochs" else (n_steps, "steps")
         if (share := real(f"n_{unit}_kl_warmup", asked.value) / length) >= 1:
@@ -416,6 +416,6 @@ def table_of(name: str, ours: Collection[str]) -> Table:
 
 
 UNSET: dict[str, tuple[str, ...]] = {  # our arguments whose default in scvi-tools is None
-    "train": ("train_size", "batch_size"),
+    "train": ("train_size",),
     "get_normalized_expression": ("return_numpy",),
 }

@@ -152,8 +152,8 @@ class Genes:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Block of cells from one random stream."""
+class BlockOfCells:
+    """Cells from one random stream."""
 
     z: NDArray  # (cells, latent)
     cell_type: NDArray  # (cells,)
@@ -162,9 +162,9 @@ class Block:
     library: NDArray  # (cells,)
     counts: csr_matrix  # (cells, genes)
 
-    def part(self, cells: slice) -> Block:
+    def part(self, cells: slice) -> BlockOfCells:
         """Return some of the cells."""
-        return Block(**{name: array[cells] for name, array in vars(self).items()})
+        return BlockOfCells(**{name: array[cells] for name, array in vars(self).items()})
 
 
 def _draw_latent(rng: np.random.Generator, tree: Tree) -> tuple[NDArray, NDArray, NDArray]:
@@ -176,7 +176,7 @@ def _draw_latent(rng: np.random.Generator, tree: Tree) -> tuple[NDArray, NDArray
     return z.astype(np.float32), cell_type, position
 
 
-def draw_block(seed: int, number: int, tree: Tree, libraries: Libraries, genes: Genes) -> tuple[Block, NDArray]:
+def draw_block(seed: int, number: int, tree: Tree, libraries: Libraries, genes: Genes) -> tuple[BlockOfCells, NDArray]:
     """Sample block `number` of the data and its rho (cells, genes), independently of other blocks."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, number)))
     z, cell_type, position = _draw_latent(rng, tree)
@@ -194,4 +194,4 @@ def draw_block(seed: int, number: int, tree: Tree, libraries: Libraries, genes: 
         chance = rho[cell] * (1 - genes.dropout_probability(rho[[cell]])[0])
         counts[cell, rng.choice(len(chance), p=chance.astype(np.float64) / chance.sum(dtype=np.float64))] = 1
     gradient = (tree.depth[cell_type] + position) / (tree.depth.max() + 1)
-    return Block(z, cell_type, gradient, batch, library, csr_matrix(counts)), rho
+    return BlockOfCells(z, cell_type, gradient, batch, library, csr_matrix(counts)), rho

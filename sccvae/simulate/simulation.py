@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from anndata import AnnData
 from scipy.sparse import vstack
 
 from sccvae.io import anndata_files, files, in_blocks
-from sccvae.simulate.blocks import BLOCK, Block, Genes, Libraries, Tree, draw_block
+from sccvae.simulate.blocks import BLOCK, BlockOfCells, Genes, Libraries, Tree, draw_block
 from sccvae.validation.arguments import MOST, checked_seed, finite, flag, whole
 
 __all__ = ["simulate"]
@@ -32,6 +34,8 @@ _RANGES: tuple[tuple[str, str, dict[str, float]], ...] = (
 _LAYERS = ("rho", "rho_corrected", "dropout")
 _TOGETHER = 2**25  # entries (cells x genes) that are written to a file at once
 _AT_ONCE = 2**23  # entries that all threads sample at once: about 40 bytes each
+_lock = threading.Lock()
+_limits: list[Any] = []  # one for each simulation that runs: the limit on threads of BLAS
 
 
 @overload
@@ -225,10 +229,11 @@ class _Simulation:
         drawn = _in_order(self._draw, numbers, _n_threads(self.n_genes))
         step = -(-together // BLOCK)
         edges = [first, *(number * BLOCK for number in numbers[step::step]), last]
-        for start, stop in pairwise(edges):
-            yield self._assembled(start, stop, drawn)
+        with _one_thread_of_blas(), closing(drawn):
+            for start, stop in pairwise(edges):
+                yield self._assembled(start, stop, drawn)
 
-    def _draw(self, number: int) -> tuple[Block, dict[str, np.ndarray]]:
+    def _draw(self, number: int) -> tuple[BlockOfCells, dict[str, np.ndarray]]:
         """Sample a block of cells, and its layers."""
         block, rho = draw_block(int(self.arguments["seed"]), number, self.tree, self.libraries, self.genes)
         if not self.keep_truth:
@@ -236,7 +241,7 @@ class _Simulation:
         corrected, dropout = self.genes.corrected_expression(block.z), self.genes.dropout_probability(rho)
         return block, dict(zip(_LAYERS, (rho, corrected, dropout), strict=True))
 
-    def _assembled(self, first: int, last: int, drawn: Iterator[tuple[Block, dict[str, np.ndarray]]]) -> AnnData:
+    def _assembled(self, first: int, last: int, drawn: Iterator[tuple[BlockOfCells, dict[str, np.ndarray]]]) -> AnnData:
         """Assemble cells and parameters into an AnnData; blocks come from `drawn`, in order."""
         names = _LAYERS if self.keep_truth else ()
         layers = {name: np.empty((last - first, self.n_genes), dtype=np.float32) for name in names}
@@ -261,7 +266,7 @@ class _Simulation:
             uns={"simulate": self._parameters()},
         )
 
-    def _obs(self, blocks: list[Block], first: int) -> pd.DataFrame:
+    def _obs(self, blocks: list[BlockOfCells], first: int) -> pd.DataFrame:
         """Columns of the cells, of which the first has number `first`."""
         names = ("cell_type", "gradient", "batch", "library")
         joined = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
@@ -297,7 +302,26 @@ def _n_threads(n_genes: int) -> int:
     return max(1, min(int(asked) if asked.isdigit() else cores, _AT_ONCE // (BLOCK * n_genes)))
 
 
-def _in_order(function: Callable[[int], T], numbers: Iterable[int], n_threads: int) -> Iterator[T]:
+@contextmanager
+def _one_thread_of_blas() -> Iterator[None]:
+    """Compute products of matrices in the calling thread: for small ones, the threads of BLAS mostly wait, busily.
+
+    The limit is that of the process, and ends with the last simulation that runs.
+    """
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with _lock:
+        _limits.append(_limits[0] if _limits else threadpool_limits(1, user_api="blas"))
+    try:
+        yield
+    finally:
+        with _lock:
+            limits = _limits.pop()
+            if not _limits:
+                limits.restore_original_limits()
+
+
+def _in_order(function: Callable[[int], T], numbers: Iterable[int], n_threads: int) -> Generator[T, None, None]:
     """Yield results of a function in the order of its arguments, with at most `n_threads` + 1 of them ahead."""
     if n_threads == 1:
         yield from map(function, numbers)

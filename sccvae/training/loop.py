@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sccvae.data.counts import Counts
 from sccvae.data.device_loading import chunk_of
+from sccvae.data.streaming import loading_of
 from sccvae.kernels.parallel import alone
 from sccvae.modules.vae import VAE
 from sccvae.training.gradients import DROPOUT_WAIT, Precision
@@ -74,6 +75,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best_elbo: float = -math.inf
     stopped: Literal["finished", "early", "interrupted"] = "finished"
+    loading: str = ""  # on a GPU: where the counts are, "resident" there or "streamed" to it
 
     def record(
         self, epoch: int, split: str, terms: torch.Tensor, columns: Sequence[str], schedule: dict, seconds: float
@@ -112,6 +114,7 @@ def fit(
     decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
     optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
     minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
+    progress.loading = loading_of(minibatches)
     n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
     epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
     chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)

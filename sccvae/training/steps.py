@@ -12,6 +12,7 @@ import torch
 
 from sccvae.data.counts import Counts, Minibatch
 from sccvae.data.device_loading import DeviceCounts, minibatches_on
+from sccvae.data.streaming import Cells, StreamedCounts
 from sccvae.modules.vae import VAE
 from sccvae.training.gradients import Precision, gradients_of
 from sccvae.training.optimizer import Adam, Number
@@ -19,7 +20,7 @@ from sccvae.training.optimizer import Adam, Number
 LARGEST = 3072  # cells of a step, above which the gradient of torch's embedding waits for the GPU
 
 Outputs = tuple[torch.Tensor, ...]
-# (minibatch, or the numbers of its cells; KL weight; result of `Adam.numbers`; whether zero inflation is frozen)
+# (minibatch, or `Cells` that it is made of; KL weight; result of `Adam.numbers`; whether zero inflation is frozen)
 # -> loss, (); sums over cells of `VAE.columns`, (columns,)
 Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
 
@@ -35,24 +36,24 @@ def steps(
         optimizer.move(*of_adam)
         return loss, elbo.sum(1)
 
-    if vae.device.type == "cuda" and isinstance(minibatches, DeviceCounts) and type(vae) is VAE:
+    if vae.device.type == "cuda" and isinstance(minibatches, DeviceCounts | StreamedCounts) and type(vae) is VAE:
         return minibatches.cells, recorded(step, minibatches, noise, LARGEST // n_draws)
     return minibatches, step
 
 
-def recorded(step: Step, counts: DeviceCounts, noise: torch.Generator, most: int) -> Step:
-    """Return `step` as a function of the numbers of a minibatch's cells; up to `most` cells it is recorded."""
+def recorded(step: Step, counts: DeviceCounts | StreamedCounts, noise: torch.Generator, most: int) -> Step:
+    """Return `step` as a function of the `Cells` of a minibatch; up to `most` cells it is recorded."""
 
-    def work(kind: tuple[int, bool], cells: torch.Tensor, numbers: torch.Tensor) -> Outputs:
+    def work(kind: tuple[tuple[int, ...], bool], data: torch.Tensor, numbers: torch.Tensor) -> Outputs:
         kl_weight, *of_adam = numbers.unbind()
-        return step(counts.minibatch(cells), kl_weight, of_adam, kind[1])
+        return step(counts.minibatch(Cells(data, kind[0])), kl_weight, of_adam, kind[1])
 
     replayed = Replayed(work, noise)
 
-    def recorded_step(cells: torch.Tensor, kl_weight: float, of_adam: Sequence[Number], waits: bool) -> Outputs:
-        if len(cells) > most:
+    def recorded_step(cells: Cells, kl_weight: float, of_adam: Sequence[Number], waits: bool) -> Outputs:
+        if cells.kind[0] > most:
             return step(counts.minibatch(cells), kl_weight, of_adam, waits)
-        return replayed((len(cells), waits), cells, torch.tensor([kl_weight, *of_adam]))
+        return replayed((cells.kind, waits), cells.data, torch.tensor([kl_weight, *of_adam]))
 
     return recorded_step
 
@@ -85,7 +86,9 @@ def cuda_graph(work: Callable[[], Outputs], noise: torch.Generator) -> Callable[
     """Record `work`; return a function that repeats it on the same tensors, with further numbers of `noise`."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(noise)
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(noise.device)):  # torch's own may be another GPU's
+    stream = torch.cuda.Stream(noise.device)  # torch's own may be another GPU's
+    # The thread of `StreamedCounts` waits for its copies meanwhile, which is an error unless capture is of this thread.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = work()
 
     def replay() -> Outputs:

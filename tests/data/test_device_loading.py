@@ -42,6 +42,19 @@ def test_resident_minibatches_equal_those_of_the_cpu(where, batch_size):
         assert_same(x.repeated(2), expected.repeated(2))
 
 
+@pytest.mark.parametrize("where", [CPU, CUDA])
+def test_counts_are_moved_in_parts(where, monkeypatch):
+    counts = small_counts(90, n_batches=3, covariates=True)
+    monkeypatch.setattr(device_loading, "_MOVED", 7)
+    found, expected = device_loading.DeviceCounts(counts, where).all, counts.minibatch(slice(None))
+    for name, value in expected._asdict().items():
+        if isinstance(value, torch.Tensor):
+            assert getattr(found, name).dtype == value.dtype
+            assert torch.equal(getattr(found, name).cpu(), value)
+        else:
+            assert getattr(found, name) == value
+
+
 def test_resident_minibatches_with_cells_that_have_no_counts():
     dense = np.zeros((5, 4), dtype=np.float32)
     dense[1, 2], dense[3] = 3, (1, 0, 2, 5)

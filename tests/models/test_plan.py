@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 
 import pytest
+import torch
 
-from sccvae.models.plan import checked_plan, default_epochs
+from sccvae.models.plan import checked_plan, default_batch_size, default_epochs
 from sccvae.training.loop import Plan
 
 CHOICES = {
@@ -52,3 +53,12 @@ def test_an_unknown_field_is_an_error():
 
 def test_default_epochs():
     assert [default_epochs(n) for n in (128, 128 * 100, 128 * 1000, 10**9)] == [1200, 35, 5, 5]
+
+
+def test_default_cells_of_a_step():
+    """On the CPU 128; on a GPU more, if five epochs then have 4,500 steps."""
+    numbers = (1, 230_399, 230_400, 460_799, 460_800, 921_599, 921_600, 10**9)
+    assert {default_batch_size(n, torch.device("cpu")) for n in numbers} == {128}
+    found = [default_batch_size(n, torch.device("cuda")) for n in numbers]
+    assert found == [128, 128, 256, 256, 512, 512, 1024, 1024]
+    assert all(5 * n / size >= 4500 for n, size in zip(numbers, found, strict=True) if size > 128)

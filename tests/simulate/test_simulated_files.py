@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sccvae import simulate
 from sccvae.simulate import simulation
@@ -89,6 +90,26 @@ def test_many_genes_are_sampled_by_fewer_threads(monkeypatch):
     assert simulation._n_threads(1_000_000) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert 1 <= simulation._n_threads(2000) <= 16
+
+
+def test_threads_of_blas_are_as_before_after_the_last_simulation():
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    parameters = simulation._Simulation.of(_SINGLE.uns["simulate"], keep_truth=False)
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        first, second = (parameters.cells(0, 1300, 512) for _ in range(2))
+        next(first)
+        next(second)
+        assert set(threads()) == {1}
+        first.close()
+        assert set(threads()) == {1}
+        list(second)
+        assert threads() == before
+        with pytest.raises(ValueError, match="n_cells"):
+            simulate.simulate(0, 40)
+        assert threads() == before
 
 
 def test_results_are_in_order_and_errors_reach_the_caller():

@@ -59,7 +59,7 @@ CLIP = Rule((10, np.float32(5), math.inf), (0, -1.0, math.nan, -math.inf, None, 
 NEIGHBOURS = whole()
 TRAINING = {
     "max_epochs": COUNT_OR_NONE._replace(taken=(1.0, np.int16(1))),
-    "batch_size": LIMIT_OR_NONE,  # None, as scripts of scvi-tools have it, is the default
+    "batch_size": LIMIT_OR_NONE,
     "train_size": Rule((1.0, np.float32(0.5), None), (0, -0.5, 1.5, math.nan, math.inf, HUGE, *NO_NUMBER)),
     "patience": LIMIT,
     "learning_rate": real(1e-3, 0, -1.0, 1e300),
