@@ -15,6 +15,7 @@ from sccvae.data.counts import Counts, shuffled
 from sccvae.data.device_loading import chunk_of
 from sccvae.kernels.parallel import alone
 from sccvae.modules.vae import VAE
+from sccvae.training.checkpoint import Checkpoints, State, Weights, weights_of
 from sccvae.training.gradients import DROPOUT_WAIT, Precision
 from sccvae.training.optimizer import Adam
 from sccvae.training.steps import steps
@@ -95,11 +96,13 @@ def fit(
     *,
     seed: int,
     progress_bar: bool = True,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
-    Ctrl-C ends the run early in the same way.
+    Ctrl-C ends the run early in the same way. With `checkpoints`, the state is written every so many steps; if they hold
+    one, the run goes on from it.
 
     Raises
     ------
@@ -111,40 +114,50 @@ def fit(
     trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
     decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
     optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
+    none, start = torch.zeros(len(vae.columns), device=device), weights_of(vae)
+    state = State(first_epoch, rng, noise, optimizer, best=start, last_good=start, total=none)
+    if checkpoints is not None:
+        checkpoints.restore(state, progress)
     minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
     n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
-    epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
     chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)
     held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
-    if progress.best_epoch and held_out:
+    if progress.best_epoch and held_out and state.step == 0:
         progress.best_elbo = _elbo(held_out())
+    epochs = range(state.epoch, first_epoch + plan.max_epochs)
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
-            started, losses, total = time.perf_counter(), [], torch.zeros(len(vae.columns), device=device)
+            state.begin(epoch)
             vae.train()
             groups = shuffled(train, plan.batch_size, rng)
-            for x in minibatches(groups):
-                kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)
-                losses.append(loss)
-                total, step = total + terms, step + 1
-            _check_finite(losses, optimizer.weights, groups, epoch, rate)
-            schedule = {"kl_weight": kl_weight, "learning_rate": rate}
+            for x in minibatches(groups[len(state.losses) :]):
+                numbers = optimizer.numbers(plan.rate(state.step, n_steps))
+                kl_weight, waits = plan.kl_weight(state.step, n_steps), state.step < DROPOUT_WAIT * n_steps
+                state.add(*take_step(x, kl_weight, numbers, waits))
+                if checkpoints is not None:
+                    checkpoints.offer(state, progress)
+            last = state.step - 1
+            schedule = {"kl_weight": plan.kl_weight(last, n_steps), "learning_rate": plan.rate(last, n_steps)}
+            _check_finite(state.losses, optimizer.weights, groups, epoch, schedule["learning_rate"])
             with optimizer.averaged():  # it is what is judged and kept
-                last_good = _close_epoch(vae, held_out, progress, epoch, total / n_drawn, schedule, started)
-            best = last_good if progress.best_epoch == epoch else best
+                terms = state.total / n_drawn
+                state.last_good = _close_epoch(vae, held_out, progress, epoch, terms, schedule, state.started)
+            state.best = state.last_good if progress.best_epoch == epoch else state.best
+            state.end()
             bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
                 progress.stopped = "early"
                 break
+        if checkpoints is not None:
+            checkpoints.finish(state, progress)
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
     except TrainingError:
-        best = last_good
+        state.best = state.last_good
         progress.best_epoch = progress.rows[-1]["epoch"] if progress.rows else progress.best_epoch
         raise
     finally:
-        vae.load_state_dict(best)
+        vae.load_state_dict(state.best)
         vae.zero_grad()
         vae.eval()
 
@@ -157,7 +170,7 @@ def _close_epoch(
     terms: torch.Tensor,
     schedule: dict[str, float],
     started: float,
-) -> dict[str, torch.Tensor]:
+) -> Weights:
     """Score the held-out cells, write the history, note the best epoch; return the weights."""
     trained = time.perf_counter()
     judged = held_out() if held_out else None
@@ -169,7 +182,7 @@ def _close_epoch(
     elbo = progress.rows[-1]["elbo"]
     if elbo > progress.best_elbo or judged is None:
         progress.best_epoch, progress.best_elbo = epoch, elbo
-    return _weights(vae)
+    return weights_of(vae)
 
 
 @torch.no_grad()
@@ -188,10 +201,6 @@ def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, see
 def _elbo(terms: torch.Tensor) -> float:
     reconstruction, kl_z, kl_l, *_ = terms.tolist()
     return reconstruction - kl_z - kl_l
-
-
-def _weights(vae: VAE) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
 def _check_finite(

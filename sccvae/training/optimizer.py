@@ -87,9 +87,9 @@ class Adam:
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
         return rate / bias, 1 / math.sqrt(square_bias), share
 
-    def move(self, rate: Number, correction: Number, share: Number) -> None:
-        """Update the parameters, then their average; the numbers may be tensors on their device."""
-        places, gradients = [], []  # of those that autograd made anew
+    def collect(self) -> None:
+        """Copy the gradients that autograd made anew to the long array; of a parameter without one they are 0."""
+        places, gradients = [], []
         for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
             if w.grad is None and self.moves[k]:
                 place.zero_()
@@ -102,6 +102,10 @@ class Adam:
             torch._foreach_copy_(places, gradients)
         for gradient in self.frozen:
             gradient.zero_()
+
+    def move(self, rate: Number, correction: Number, share: Number) -> None:
+        """Update the parameters, then their average; the numbers may be tensors on their device."""
+        self.collect()
         if not self.compiled:
             self._move(rate, correction, share)
             return
