@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--max-epochs", type=int, default=argparse.SUPPRESS, help="passes over the training cells")
     command.add_argument("--no-expression", action="store_true", help="leave the two expression matrices out")
     command.add_argument("--save-model", metavar="FOLDER", help="also save the trained model there")
+    _add_checkpoints(command)
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=integrate)
@@ -86,6 +87,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("folder", help="folder for integrated.h5ad and integration.png")
     command.set_defaults(run=demo)
     return top
+
+
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", metavar="FOLDER", help="write the state of the training there; if the folder holds this run, "
+        "killed before its end, go on with it",
+    )  # fmt: skip
+    command.add_argument(
+        "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps from one checkpoint to the next"
+    )
 
 
 def integrate(arguments: argparse.Namespace) -> None:
@@ -113,7 +124,8 @@ def integrate(arguments: argparse.Namespace) -> None:
         **options,
     )
     tl.integration.check_spared(arguments.key_added, model)
-    model.train(getattr(arguments, "max_epochs", None))
+    state = {"checkpoint": arguments.checkpoint, "checkpoint_every": arguments.checkpoint_every, "resume": True}
+    model.train(getattr(arguments, "max_epochs", None), **state)
     if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
     tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
@@ -150,10 +162,12 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Check, before training, that output and model can be written."""
-    from sccvae.io import anndata_files, storage
+    """Check, before training, that output, checkpoints and model can be written."""
+    from sccvae.io import anndata_files, checkpoints, storage
 
     target = anndata_files.checked(arguments.output)
+    if arguments.checkpoint is not None:
+        checkpoints.checked(arguments.checkpoint)
     if arguments.save_model is None:
         return
     folder = storage.check_place(arguments.save_model, overwrite=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -92,3 +94,20 @@ def _other_batches(adata: AnnData, schema: Schema, counts: Counts) -> bool:
         return not np.array_equal(schema.codes_of(adata), counts.codes)
     except ValueError:
         return False
+
+
+def fingerprint(counts: Counts, names: pd.Index) -> dict[str, Any]:
+    """Compute a fingerprint of training data: the number of cells, and SHA-256 of what cells have besides counts."""
+
+    def digest(*arrays: np.ndarray) -> str:
+        found = hashlib.sha256()
+        for array in arrays:
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return found.hexdigest()
+
+    return {
+        "number of cells": len(counts),
+        "names of the cells": hashlib.sha256(json.dumps(list(map(str, names))).encode()).hexdigest(),
+        "batches or covariates": digest(counts.codes, counts.continuous),
+        "total counts or library sizes": digest(counts.log_total, counts.log_size),
+    }

@@ -12,9 +12,11 @@ Outputs  outputs   get_latent_representation, get_normalized_expression, get_lat
                    posterior_predictive_sample, describe
 Base     base      get_reconstruction, decode, save, load, source_of, history, gene_names, n_latent, batches,
                    likelihood, device, adata, is_trained
+Training plan      resume
 ======== ========= ================================================================================================
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -195,6 +197,9 @@ class SCCVAE(AnalysisModel):
         weight_decay: float = 0.0,
         n_draws: int = 1,
         precision: Precision = "mixed",
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 1000,
+        resume: bool = False,
         progress_bar: bool = True,
     ) -> None:
         """Fit the model; a further call continues training.
@@ -215,12 +220,14 @@ class SCCVAE(AnalysisModel):
             `mixed` computes the largest matrix products of a step in bfloat16 if the CPU has instructions for it
             (AVX-512 BF16, AMX) and the data are counts: a third less time for the same fit. `full` computes in float32
             throughout, which is closer to other processors. Weights and outputs are float32 in both.
+        {checkpoint}
         {progress_bar}
 
         Raises
         ------
         ValueError
             A number is out of range, or a choice is unknown.
+        {checkpoint_errors}
         {training_error}
 
         Examples
@@ -241,7 +248,7 @@ class SCCVAE(AnalysisModel):
             n_draws=n_draws,
             precision=precision,
         )
-        self._train(plan, train_size, progress_bar)
+        self._train(plan, train_size, progress_bar, checkpoint, checkpoint_every, resume)
 
     def cross_validate(
         self,

@@ -1,13 +1,13 @@
 """State of a training run between two steps, written every so many steps, so that a killed run can go on to the bit.
 
 With the settings and the data of the run, the state is everything that later steps depend on: the arrays of Adam, the
-generators of random numbers, the losses of the epoch so far, the history, the weights of the best epoch. The minibatches
-of an epoch are not stored: they follow from the generator at the start of the epoch.
+generators of random numbers, the losses of the epoch so far, the history, the weights of the best epoch. The
+minibatches of an epoch follow from the generator at the start of the epoch, and are not stored.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from sccvae.training.optimizer import Adam
 
 Weights = dict[str, torch.Tensor]
 _ADAM = ("values", "gradient", "mean", "square", "average")  # `Adam.arrays`; the gradient is of one step
-_BEST, _GOOD = "best.", "last_good."
+BEST, _GOOD = "best.", "last_good."
 
 
 def weights_of(vae: VAE) -> Weights:
@@ -40,13 +40,17 @@ class State:
     total: torch.Tensor  # (columns,) sums of the terms over the steps of the epoch so far
     step: int = 0  # number of steps taken in the run
     losses: list[torch.Tensor] = field(default_factory=list)  # of the steps of the epoch so far
-    shuffling: dict[str, Any] = field(default_factory=dict)  # state of `rng` at the start of the epoch
+    shuffling: Mapping[str, Any] = field(default_factory=dict)  # state of `rng` at the start of the epoch
     seconds: float = 0.0  # of the epoch, spent by an earlier process
     started: float = 0.0  # clock at the start of the epoch, as if this process had begun it
 
     def begin(self, epoch: int) -> None:
         """Note the start of an epoch, before the cells are shuffled."""
-        self.epoch, self.shuffling, self.started = epoch, self.rng.bit_generator.state, time.perf_counter() - self.seconds
+        self.epoch, self.shuffling, self.started = (
+            epoch,
+            self.rng.bit_generator.state,
+            time.perf_counter() - self.seconds,
+        )
 
     def add(self, loss: torch.Tensor, terms: torch.Tensor) -> None:
         """Count a step."""
@@ -95,7 +99,7 @@ class Checkpoints:
     def finish(self, state: State, progress: Any, processes: Any = None) -> None:
         """Write the result of a run that has ended."""
         if processes is None or processes.rank == 0:
-            best = {f"{_BEST}{name}": tensor for name, tensor in state.best.items()}
+            best = {f"{BEST}{name}": tensor for name, tensor in state.best.items()}
             self.write(progress, {"finished": True, "stopped": progress.stopped}, best)
 
     def restore(self, state: State, progress: Any, processes: Any = None) -> None:
@@ -127,7 +131,7 @@ class Checkpoints:
 
 def best_weights(tensors: Weights) -> Weights:
     """Return the arrays of the best epoch from those of a checkpoint."""
-    return {name.removeprefix(_BEST): tensor for name, tensor in tensors.items() if name.startswith(_BEST)}
+    return {name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)}
 
 
 def _numbers(state: State, progress: Any) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def _tensors(state: State, noise: list[torch.Tensor]) -> Weights:
     found = {f"adam.{name}": array for name, array in arrays if name != "gradient"}
     found |= {f"noise.{rank}": one for rank, one in enumerate(noise)}
     found |= {"losses": torch.stack(state.losses) if state.losses else state.total[:0], "total": state.total}
-    found |= {f"{_BEST}{name}": tensor for name, tensor in state.best.items()}
+    found |= {f"{BEST}{name}": tensor for name, tensor in state.best.items()}
     if state.last_good is not state.best:
         found |= {f"{_GOOD}{name}": tensor for name, tensor in state.last_good.items()}
     return found

@@ -101,8 +101,8 @@ def fit(
     """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
-    Ctrl-C ends the run early in the same way. With `checkpoints`, the state is written every so many steps; if they hold
-    one, the run goes on from it.
+    Ctrl-C ends the run early in the same way. With `checkpoints`, the state is written every so many steps. If they
+    hold a state, the run goes on from it.
 
     Raises
     ------
