@@ -21,7 +21,7 @@ from sccvae.models.description import understood
 from sccvae.models.signatures import Understanding
 from sccvae.modules.vae import VAE
 from sccvae.training.checkpoint import BEST, Checkpoints, best_weights
-from sccvae.training.loop import Plan, Progress, fit
+from sccvae.training.loop import Plan, Progress, TrainingError, fit
 from sccvae.validation.arguments import FLOAT32, MOST, check_choice, flag, positive, real, whole
 
 logger = logging.getLogger("sccvae")
@@ -131,6 +131,13 @@ class Run:
         own = {"data": data, "plan": plan, "train_size": self.train_size, "first_epoch": self.progress.first_epoch}
         return model._description() | own
 
+    def facts(self, model: Any) -> dict[str, Any]:
+        """Describe what processes that train together must have in common."""
+        own = self.description(model)
+        start = self.checkpoints.numbers if self.checkpoints is not None else None
+        state = {"step of the checkpoint": None if start is None else start["step"]}
+        return {"versions": storage.versions(), **{name: own[name] for name in _SETTINGS}, **state}
+
     def writer(self, model: Any, folder: Path, description: dict[str, Any], every: int) -> Callable:
         """Return the function that writes a checkpoint: (progress, numbers, arrays)."""
         before = list(model._rows)
@@ -163,6 +170,15 @@ def resumed(kind: Any, path: str | os.PathLike, source: Any, device: Any) -> tup
     if changed := _difference({"data": found["data"]}, {"data": fingerprint(model._counts, model._cell_names)}):
         raise ValueError(f"The data are not those of the run in {path}: {changed}. Pass the data that it began with.")
     return model, Run.going_on(model, Path(path), found, tensors)
+
+
+def _processes(device: torch.device) -> Any:
+    """Return the processes to train with, those of torchrun or of a group of `torch.distributed`; None for one."""
+    if "WORLD_SIZE" not in os.environ and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    from sccvae.training.processes import processes_of
+
+    return processes_of(device)
 
 
 def _where(found: dict[str, Any]) -> str:
@@ -232,8 +248,15 @@ class TrainingModel(metaclass=Understanding):
             logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
         options: dict[str, Any] = {"seed": self._seed, "progress_bar": progress_bar, "checkpoints": run.checkpoints}
         try:
-            if not run.ended:
+            if run.ended:
+                pass
+            elif (processes := _processes(self._vae.device)) is None:
                 fit(self._vae, cast(Counts, self._counts), cells, held_out, plan, progress, **options)
+            else:
+                options |= {"progress_bar": progress_bar and processes.rank == 0, "processes": processes}
+                with processes.together(TrainingError):
+                    processes.check_same(run.facts(self), _difference)
+                    fit(self._vae, cast(Counts, self._counts), cells, held_out, plan, progress, **options)
         finally:
             self._rows += progress.rows
             self._best_epoch = progress.best_epoch

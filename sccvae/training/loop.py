@@ -97,12 +97,13 @@ def fit(
     seed: int,
     progress_bar: bool = True,
     checkpoints: Checkpoints | None = None,
+    processes: Any = None,
 ) -> None:
     """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
     Ctrl-C ends the run early in the same way. With `checkpoints`, the state is written every so many steps. If they
-    hold a state, the run goes on from it.
+    hold a state, the run goes on from it. `batch_size` is that of each of several `processes` (`training.processes`).
 
     Raises
     ------
@@ -111,31 +112,38 @@ def fit(
     """
     device, rng = vae.device, np.random.default_rng([seed, first_epoch := progress.first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    batch_size, mine = plan.batch_size, list
+    if processes is not None:
+        batch_size, mine = plan.batch_size * processes.size, processes.parts
+        noise.manual_seed(processes.seed(seed, first_epoch))
     trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
     decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
-    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
+    room = 0 if processes is None else processes.room(len(vae.columns), len(trained))
+    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays, room=room)
     none, start = torch.zeros(len(vae.columns), device=device), weights_of(vae)
     state = State(first_epoch, rng, noise, optimizer, best=start, last_good=start, total=none)
     if checkpoints is not None:
-        checkpoints.restore(state, progress)
-    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
-    n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
+        checkpoints.restore(state, progress, processes)
+    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws, processes)
+    n_steps, n_drawn = plan.max_epochs * -(-len(train) // batch_size), len(train) * plan.n_draws
     chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)
-    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
+    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed, processes) if len(validation) else None
     if progress.best_epoch and held_out and state.step == 0:
         progress.best_elbo = _elbo(held_out())
     epochs = range(state.epoch, first_epoch + plan.max_epochs)
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
             state.begin(epoch)
+            if processes is not None:
+                processes.align(optimizer)
             vae.train()
-            groups = shuffled(train, plan.batch_size, rng)
-            for x in minibatches(groups[len(state.losses) :]):
+            groups = shuffled(train, batch_size, rng)
+            for x in minibatches(mine(groups[len(state.losses) :])):
                 numbers = optimizer.numbers(plan.rate(state.step, n_steps))
                 kl_weight, waits = plan.kl_weight(state.step, n_steps), state.step < DROPOUT_WAIT * n_steps
                 state.add(*take_step(x, kl_weight, numbers, waits))
                 if checkpoints is not None:
-                    checkpoints.offer(state, progress)
+                    checkpoints.offer(state, progress, processes)
             last = state.step - 1
             schedule = {"kl_weight": plan.kl_weight(last, n_steps), "learning_rate": plan.rate(last, n_steps)}
             _check_finite(state.losses, optimizer.weights, groups, epoch, schedule["learning_rate"])
@@ -149,7 +157,7 @@ def fit(
                 progress.stopped = "early"
                 break
         if checkpoints is not None:
-            checkpoints.finish(state, progress)
+            checkpoints.finish(state, progress, processes)
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
     except TrainingError:
@@ -186,15 +194,22 @@ def _close_epoch(
 
 
 @torch.no_grad()
-def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int) -> torch.Tensor:
+def mean_terms(
+    vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int, processes: Any = None
+) -> torch.Tensor:
     """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
+    if processes is not None:
+        cells, seed = processes.part(cells), processes.seed(seed)
     noise = torch.Generator(vae.device).manual_seed(seed)
     # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
     total, n = torch.zeros(3, device=vae.device), 0
     for _, x in counts.chunks(chunk_size, cells):
         terms = torch.stack(vae(x.to(vae.device), noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
+    if processes is not None:
+        *total, n = processes.summed(torch.cat([total, total.new_tensor([n])]))
+        return torch.stack(total) / n
     return total / n
 
 
