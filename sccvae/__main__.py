@@ -1,10 +1,12 @@
 """Command line: `sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch`."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +128,8 @@ def integrate(arguments: argparse.Namespace) -> None:
     tl.integration.check_spared(arguments.key_added, model)
     state = {"checkpoint": arguments.checkpoint, "checkpoint_every": arguments.checkpoint_every, "resume": True}
     model.train(getattr(arguments, "max_epochs", None), **state)
+    if _rank() > 0:  # process 0 of torchrun writes
+        return
     if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
     tl.store(adata, model, key_added=arguments.key_added, expression=False if arguments.no_expression else None)
@@ -153,6 +157,11 @@ def demo(arguments: argparse.Namespace) -> None:
     from sccvae.demo import run
 
     print(run(arguments.folder))
+
+
+def _rank() -> int:
+    """Return the number of this process among those of torchrun; 0 for a single one."""
+    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
@@ -236,6 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for SIGTERM.
     """
     arguments = parser().parse_args(argv)
+    error_of = f"sccvae: error (process {rank}):" if (rank := _rank()) else "sccvae: error:"
+    if rank:  # warnings are those of process 0
+        logging.disable(logging.WARNING)
+        warnings.showwarning = lambda *_, **__: None
     try:
         with _terminable():
             arguments.run(arguments)
@@ -246,11 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("sccvae: terminated", file=sys.stderr)
         return 143
     except MemoryError as error:
-        print("sccvae: error: not enough memory:", " ".join(str(error).split()) or "none is left", file=sys.stderr)
+        print(error_of, "not enough memory:", " ".join(str(error).split()) or "none is left", file=sys.stderr)
         return 1
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print("sccvae: error:", " ".join(str(text).split()), file=sys.stderr)
+        print(error_of, " ".join(str(text).split()), file=sys.stderr)
         return 1
     return 0
 

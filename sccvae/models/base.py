@@ -488,6 +488,8 @@ def device_of(device: str | torch.device) -> torch.device:
     """Check that the device exists and return it; `auto` takes a GPU when there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and (number := os.environ.get("LOCAL_RANK", "")).isdigit():  # one GPU for each of torchrun
+        device = f"cuda:{number}"
     try:
         device = torch.device(device)
     except RuntimeError:
