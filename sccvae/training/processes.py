@@ -10,6 +10,7 @@ is sent with the message of the next step. After an error, a process leaves the 
 connections, at which their calls fail.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -42,7 +43,13 @@ def processes_of(device: torch.device) -> "Processes | None":
         if not all(os.environ.get(name) for name in _VARIABLES) or int(os.environ["WORLD_SIZE"]) < 2:
             return None
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+        atexit.register(_end)  # threads of gloo that are left abort a process at its end
     return Processes(device) if dist.get_world_size() > 1 else None
+
+
+def _end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Processes:
