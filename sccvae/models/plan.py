@@ -247,10 +247,11 @@ class TrainingModel(metaclass=Understanding):
         if len(held_out) == 0 and plan.early_stopping:
             logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
         options: dict[str, Any] = {"seed": self._seed, "progress_bar": progress_bar, "checkpoints": run.checkpoints}
+        processes = None if run.ended else _processes(self._vae.device)
         try:
             if run.ended:
                 pass
-            elif (processes := _processes(self._vae.device)) is None:
+            elif processes is None:
                 fit(self._vae, cast(Counts, self._counts), cells, held_out, plan, progress, **options)
             else:
                 options |= {"progress_bar": progress_bar and processes.rank == 0, "processes": processes}
@@ -261,7 +262,7 @@ class TrainingModel(metaclass=Understanding):
             self._rows += progress.rows
             self._best_epoch = progress.best_epoch
             self._after_training()
-        if progress.stopped == "interrupted":
+        if progress.stopped == "interrupted" and (processes is None or processes.rank == 0):
             logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
 
     @classmethod

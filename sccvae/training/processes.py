@@ -167,9 +167,9 @@ class Processes:
                 )
 
     def align(self, optimizer: Adam) -> None:
-        """Copy weights of process 0 where processors round differently."""
-        sums = torch.stack([a.double().sum() for a in (optimizer.arrays[0], *optimizer.arrays[2:])])
-        if all(torch.equal(sums, other.to(sums)) for other in self.gathered(sums)):
+        """Copy the weights of process 0 and their moments, where processors of other kinds rounded differently."""
+        bits = optimizer.arrays[0].view(torch.int32).sum()[None]
+        if all(torch.equal(bits, other) for other in self.gathered(bits)):
             return
         with self._connected():
             for array in (optimizer.arrays[0], *optimizer.arrays[2:]):
