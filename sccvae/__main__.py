@@ -161,7 +161,8 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def _rank() -> int:
     """Return the number of this process among those of torchrun; 0 for a single one."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return int(rank) if rank.isdigit() and size.isdigit() and int(size) > 1 else 0
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:

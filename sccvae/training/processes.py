@@ -40,7 +40,7 @@ def processes_of(device: torch.device) -> "Processes | None":
     The backend is gloo for the CPU, nccl for GPUs.
     """
     if not dist.is_initialized():
-        if not all(os.environ.get(name) for name in _VARIABLES) or int(os.environ["WORLD_SIZE"]) < 2:
+        if not all(os.environ.get(name) for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
             return None
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
         atexit.register(_end)  # threads of gloo that are left abort a process at its end
@@ -121,7 +121,7 @@ class Processes:
             parts = (message[: still.start], message[still.stop :]) if len(still) else (message,)
             for work in [dist.all_reduce(part, async_op=True) for part in parts if len(part)]:
                 work.wait()
-        if self.device.type == "cpu":  # a GPU is not made to wait for; there, `summed` sees the interruption
+        if self.device.type == "cpu":  # a GPU is not made to wait; there, `align` and `summed` see an interruption
             optimizer.moves = moves.numpy() > 0
             self._obey(flag.item())
         loss, *rest = sums.clone().split([1, len(terms)])
@@ -167,9 +167,17 @@ class Processes:
                 )
 
     def align(self, optimizer: Adam) -> None:
-        """Copy the weights of process 0 and their moments, where processors of other kinds rounded differently."""
-        bits = optimizer.arrays[0].view(torch.int32).sum()[None]
-        if all(torch.equal(bits, other) for other in self.gathered(bits)):
+        """Copy the weights of process 0 and their moments, where processors of other kinds rounded differently.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            A process was interrupted; raised in all of them.
+        """
+        bits = optimizer.arrays[0].view(torch.int32).sum()
+        every, flags = torch.stack(self.gathered(torch.stack([bits, bits.new_tensor(self.interrupted)]))).unbind(1)
+        self._obey(flags.sum().item())
+        if (every == every[0]).all():
             return
         with self._connected():
             for array in (optimizer.arrays[0], *optimizer.arrays[2:]):

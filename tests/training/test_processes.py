@@ -58,7 +58,7 @@ def results(folder, *tasks, size=2) -> list[dict]:
 def found(tmp_path_factory):
     """What two processes found, one task after another."""
     folder = tmp_path_factory.mktemp("together")
-    return folder, results(folder, "gradient", "runs", "interrupted", "different", "error")
+    return folder, results(folder, "gradient", "runs", "drift", "interrupted", "different", "error")
 
 
 def alone(monkeypatch, folder):
@@ -90,6 +90,11 @@ def test_runs_are_the_same_twice_and_in_all_processes(found, monkeypatch):
         assert first[name] == second[name]
     one = alone(monkeypatch, found[0]).trained(batch_size=32)  # with other noise
     np.testing.assert_allclose(first["history"], one.history["elbo"], rtol=0.1)
+
+
+def test_weights_that_differ_are_made_equal_at_the_next_epoch(found):
+    first, second = found[1]
+    assert first["drift"] == second["drift"]
 
 
 def test_an_interruption_of_one_process_ends_all_and_the_run_goes_on_to_the_bit(found):

@@ -101,6 +101,20 @@ def runs() -> None:
     FOUND["autoencoder"] = bits_of_autoencoder()
 
 
+def drift() -> None:
+    """Change the weights of one process, as a processor that rounds differently does."""
+    add = Processes.add
+
+    def changed(self, optimizer, *given):
+        if RANK == 1 and optimizer.n_steps == 2:
+            optimizer.arrays[0].add_(1e-6)
+        return add(self, optimizer, *given)
+
+    Processes.add = changed  # type: ignore[method-assign]
+    FOUND["drift"] = bits(trained(train_size=1.0))
+    Processes.add = add  # type: ignore[method-assign]
+
+
 def bits_of_autoencoder() -> str:
     model = sccvae.Autoencoder(data(), n_hidden=16, n_latent=3)
     model.train(2, batch_size=16, progress_bar=False)
