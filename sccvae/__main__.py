@@ -1,10 +1,12 @@
 """Command line: `sccvae integrate counts.h5ad -o integrated.h5ad --batch-key batch`."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +84,7 @@ def _add_integrate(commands) -> None:
     command.add_argument("--max-epochs", type=int, default=argparse.SUPPRESS, help="passes over the training cells")
     command.add_argument("--no-expression", action="store_true", help="leave the two expression matrices out")
     command.add_argument("--save-model", metavar="FOLDER", help="also save the trained model there")
+    _add_checkpoints(command)
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     command.set_defaults(run=integrate)
@@ -158,6 +161,16 @@ def _add_storage(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache-dir", metavar="FOLDER", help="keep the counts there as a pack, for the next run")
 
 
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", metavar="FOLDER", help="write the state of the training there; if the folder holds this run, "
+        "killed before its end, go on with it",
+    )  # fmt: skip
+    command.add_argument(
+        "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps from one checkpoint to the next"
+    )
+
+
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
     from sccvae import SCCVAE, tl
@@ -193,7 +206,10 @@ def integrate(arguments: argparse.Namespace) -> None:
         **options,
     )
     tl.integration.check_spared(arguments.key_added, model)
-    model.train(getattr(arguments, "max_epochs", None))
+    state = {"checkpoint": arguments.checkpoint, "checkpoint_every": arguments.checkpoint_every, "resume": True}
+    model.train(getattr(arguments, "max_epochs", None), **state)
+    if _rank() > 0:  # process 0 of torchrun writes
+        return
     if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
     expression = False if arguments.no_expression else None
@@ -254,6 +270,12 @@ def demo(arguments: argparse.Namespace) -> None:
     print(run(arguments.folder))
 
 
+def _rank() -> int:
+    """Return the number of this process among those of torchrun; 0 for a single one."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return int(rank) if rank.isdigit() and size.isdigit() and int(size) > 1 else 0
+
+
 def _check_paths(paths: Sequence[Path]) -> None:
     """Check, before training, that the input exists."""
     for path in paths:
@@ -262,10 +284,12 @@ def _check_paths(paths: Sequence[Path]) -> None:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Check, before training, that output and model can be written."""
-    from sccvae.io import anndata_files, storage
+    """Check, before training, that output, checkpoints and model can be written."""
+    from sccvae.io import anndata_files, checkpoints, storage
 
     target = anndata_files.checked(arguments.output)
+    if arguments.checkpoint is not None:
+        checkpoints.checked(arguments.checkpoint)
     if arguments.save_model is None:
         return
     folder = storage.check_place(arguments.save_model, overwrite=True)
@@ -334,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for SIGTERM.
     """
     arguments = parser().parse_args(argv)
+    error_of = f"sccvae: error (process {rank}):" if (rank := _rank()) else "sccvae: error:"
+    if rank:  # warnings are those of process 0
+        logging.disable(logging.WARNING)
+        warnings.showwarning = lambda *_, **__: None
     try:
         with _terminable():
             arguments.run(arguments)
@@ -344,11 +372,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("sccvae: terminated", file=sys.stderr)
         return 143
     except MemoryError as error:
-        print("sccvae: error: not enough memory:", " ".join(str(error).split()) or "none is left", file=sys.stderr)
+        print(error_of, "not enough memory:", " ".join(str(error).split()) or "none is left", file=sys.stderr)
         return 1
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print("sccvae: error:", " ".join(str(text).split()), file=sys.stderr)
+        print(error_of, " ".join(str(text).split()), file=sys.stderr)
         return 1
     return 0
 

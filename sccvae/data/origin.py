@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,8 @@ from sccvae.data.matrix import holds
 from sccvae.data.schema import Schema
 from sccvae.validation.names import same_names
 from sccvae.validation.wording import warn
+
+_TOGETHER = 100_000  # names of cells
 
 
 class Annotation:
@@ -93,3 +97,24 @@ def _other_batches(adata: AnnData, schema: Schema, counts: Counts) -> bool:
         return not np.array_equal(schema.codes_of(adata), counts.codes)
     except ValueError:
         return False
+
+
+def fingerprint(counts: Counts, names: pd.Index) -> dict[str, Any]:
+    """Compute a fingerprint of training data: the number of cells, and SHA-256 of what cells have besides counts."""
+
+    def digest(*arrays: np.ndarray) -> str:
+        found = hashlib.sha256()
+        for array in arrays:
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return found.hexdigest()
+
+    of_names = hashlib.sha256()
+    for start in range(0, len(names), _TOGETHER):  # the names of an atlas take gigabytes
+        of_names.update(json.dumps(list(map(str, names[start : start + _TOGETHER]))).encode())
+    return {
+        "place of the counts": "file" if counts.stored.in_file else "memory",  # which the order of training depends on
+        "number of cells": len(counts),
+        "names of the cells": of_names.hexdigest(),
+        "batches or covariates": digest(counts.codes, counts.continuous),
+        "total counts or library sizes": digest(counts.log_total, counts.log_size),
+    }

@@ -111,7 +111,7 @@ def save(
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
-    sums = {"sha256": _checksum(tensors), "replaces": _replaced(folder / WEIGHTS)}
+    sums = {"sha256": checksum(tensors), "replaces": _replaced(folder / WEIGHTS)}
     text = json.dumps({"format": FORMAT, "versions": versions(), **sums, **description}, indent=1, allow_nan=False)
     if len(text) > LARGEST:
         raise ValueError(f"The description of the model takes {len(text):,} bytes; load() reads at most {LARGEST:,}.")
@@ -119,13 +119,9 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], description: dict[str
     with files.part_beside(readable) as one, files.part_beside(weights) as other:
         described, stored = one / readable.name, other / weights.name
         described.write_text(text, encoding="utf-8")
-        try:
-            save_file(tensors, stored, metadata={"model": text})
-        except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]) if found else None, str(error), str(weights)) from error
+        save_arrays(tensors, stored, text, weights)
         os.chmod(stored, described.stat().st_mode)  # safetensors restricts the file to its owner
-        with _Saved.opened(folder, stored) as saved:
+        with Saved.opened(folder, stored) as saved:
             saved.check({name: (_DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
             saved.tensors()
         files.put(described, readable)
@@ -134,7 +130,16 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], description: dict[str
         (folder / f"{name}.part").unlink(missing_ok=True)  # left by a killed save of sccvae 0.1.0
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+def save_arrays(tensors: dict[str, torch.Tensor], part: Path, text: str, target: Path) -> None:
+    """Write arrays to the file `part`, with a text in its header; OSError names the target."""
+    try:
+        save_file(tensors, part, metadata={"model": text})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(found[1]) if found else None, str(error), str(target)) from error
+
+
+def checksum(tensors: dict[str, torch.Tensor]) -> str:
     """Compute the SHA-256 of the arrays: names, dtypes, shapes, bytes."""
     found = hashlib.sha256()
     for name in sorted(tensors):
@@ -147,7 +152,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 def _replaced(weights: Path) -> str | None:
     """Return the SHA-256 of the text in the header of the weights to replace; None without weights."""
     try:
-        with _Saved.opened(weights.parent, weights) as saved:
+        with Saved.opened(weights.parent, weights) as saved:
             return saved.text_checksum
     except (ModelFileError, OSError):
         return None
@@ -162,7 +167,7 @@ def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
 # ---------------------------------------------------------------------------------------------------------------- read
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """Saved weights; only the header is read until `tensors` is called."""
 
     folder: Path
@@ -172,7 +177,7 @@ class _Saved(NamedTuple):
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, weights: Path) -> Iterator["_Saved"]:
+    def opened(cls, folder: Path, weights: Path) -> Iterator["Saved"]:
         """Open a file of weights and read its header, after a check of the header's size."""
         _check_header(weights)
         try:
@@ -195,23 +200,15 @@ class _Saved(NamedTuple):
 
     def check(self, expected: Arrays) -> None:
         """Raise ValueError unless the file has exactly the expected arrays."""
-        found = self.arrays
-        for name, (dtype, shape) in expected.items():
-            if name not in found:
-                raise ValueError(f"the weight {name!r} of shape {shape} is missing")
-            if found[name][1] != shape:
-                raise ValueError(f"the weight {name!r} has shape {found[name][1]}, expected {shape} by the description")
-            if found[name][0] != dtype:
-                raise ValueError(f"the weight {name!r} is of type {found[name][0]}, expected {dtype}")
-        if unknown := [name for name in found if name not in expected]:
-            raise ValueError(f"the weight {unknown[0]!r} is not one of the model described")
+        check_arrays(self.arrays, expected)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Read the arrays; raise ValueError unless their checksum agrees and they are finite."""
+    def tensors(self, *, finite: bool = True) -> dict[str, torch.Tensor]:
+        """Read the arrays; raise ValueError unless their checksum agrees and, if asked, they are finite."""
         tensors = {name: self.handle.get_tensor(name) for name in self.handle.keys()}  # noqa: SIM118
-        if "sha256" in self.description and self.description["sha256"] != _checksum(tensors):
+        if "sha256" in self.description and self.description["sha256"] != checksum(tensors):
             raise ValueError("the weights have changed since they were saved: their SHA-256 differs")
-        _check_finite(tensors)
+        if finite:
+            _check_finite(tensors)
         return tensors
 
     def agrees(self, readable: bytes, found: dict[str, Any]) -> bool:
@@ -221,8 +218,21 @@ class _Saved(NamedTuple):
         return found.get("replaces") == self.text_checksum  # a save was killed before it replaced the weights
 
 
+def check_arrays(found: Arrays, expected: Arrays) -> None:
+    """Raise ValueError unless the arrays found are exactly the expected ones."""
+    for name, (dtype, shape) in expected.items():
+        if name not in found:
+            raise ValueError(f"the weight {name!r} of shape {shape} is missing")
+        if found[name][1] != shape:
+            raise ValueError(f"the weight {name!r} has shape {found[name][1]}, expected {shape} by the description")
+        if found[name][0] != dtype:
+            raise ValueError(f"the weight {name!r} is of type {found[name][0]}, expected {dtype}")
+    if unknown := [name for name in found if name not in expected]:
+        raise ValueError(f"the weight {unknown[0]!r} is not one of the model described")
+
+
 @contextmanager
-def opened(path: str | os.PathLike, kind: str) -> Iterator[_Saved]:
+def opened(path: str | os.PathLike, kind: str) -> Iterator[Saved]:
     """Yield the saved model of the class `kind`; errors inside the block become a `ModelFileError`.
 
     Raises
@@ -242,21 +252,28 @@ def opened(path: str | os.PathLike, kind: str) -> Iterator[_Saved]:
         found = saved.description.get("kind", "SCCVAE")  # early saved models lack the entry
         if found != kind:
             raise ModelFileError(f"{folder} contains a model of {found}; expected {kind}: read it with {found}.load().")
-        try:
+        with incomplete_is_damaged(folder, "a complete sccvae model"):
             yield saved
-        except ModelFileError:
-            raise
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            reason = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
-            raise ModelFileError(f"{folder} does not contain a complete sccvae model ({reason}).") from error
 
 
 @contextmanager
-def _agreeing(folder: Path) -> Iterator[_Saved]:
+def incomplete_is_damaged(folder: Path, what: str) -> Iterator[None]:
+    """Convert errors of wrong contents inside the block to a `ModelFileError`."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        reason = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+        raise ModelFileError(f"{folder} does not contain {what} ({reason}).") from error
+
+
+@contextmanager
+def _agreeing(folder: Path) -> Iterator[Saved]:
     """Open both files, if they are of one model; retry, because a save may replace them between the two reads."""
     for _ in range(3):
-        with _Saved.opened(folder, folder / WEIGHTS) as saved:
+        with Saved.opened(folder, folder / WEIGHTS) as saved:
             readable = _read(folder / DESCRIPTION)
             if saved.agrees(readable, _parse(readable, folder / DESCRIPTION)):
                 yield saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -79,6 +80,9 @@ class AutoencodingModel(BaseModel):
         learning_rate: float = 3e-3,
         gradient_clip: float = 50.0,
         weight_decay: float = 0.0,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 1000,
+        resume: bool = False,
         progress_bar: bool = True,
     ) -> None:
         """Fit the model; a further call continues training.
@@ -89,10 +93,12 @@ class AutoencodingModel(BaseModel):
         ----------
         {run}
         {gradients}
+        {checkpoint}
         {progress_bar}
 
         Raises
         ------
+        {checkpoint_errors}
         {training_error}
 
         Examples
@@ -113,7 +119,7 @@ class AutoencodingModel(BaseModel):
             n_draws=1,
             precision="full",
         )
-        self._train(plan, train_size, progress_bar)
+        self._train(plan, train_size, progress_bar, checkpoint, checkpoint_every, resume)
 
     def _after_training(self) -> None:
         self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])

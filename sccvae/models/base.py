@@ -24,12 +24,11 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
-from sccvae.models.plan import default_batch_size, default_epochs
-from sccvae.models.signatures import Understanding, missing, with_history
+from sccvae.models.plan import TrainingModel, default_batch_size, default_epochs
+from sccvae.models.signatures import missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
 from sccvae.modules.vae import VAE
-from sccvae.training.loop import Plan, Progress, fit
 from sccvae.validation.arguments import checked_library_size, flag, limit, real, unless_none
 from sccvae.validation.cells import numbers_of_cells
 from sccvae.validation.wording import Text, warn
@@ -37,14 +36,13 @@ from sccvae.validation.wording import Text, warn
 logger = logging.getLogger("sccvae")
 
 
-class BaseModel(metaclass=Understanding):
+class BaseModel(TrainingModel):
     """Base class of `SCCVAE`, `Autoencoder` and `DenoisingAutoencoder`.
 
     It holds everything that is saved, and the outputs of every model. Outputs are deterministic: means, or samples from
     a generator with the given seed.
     """
 
-    kind: ClassVar[str]  # name of the class in a saved model
     objective: ClassVar[str] = "ELBO"  # maximised in training
     generated: ClassVar[tuple[str, ...]] = ("sccvae_library",)  # columns of `obs` that `generate` writes
 
@@ -90,24 +88,6 @@ class BaseModel(metaclass=Understanding):
         self._set(schema, architecture, profiles.tolist(), frequencies.tolist(), seed, device, options)
         self._vae.start_from(counts)
         self._remember(given, frame, counts)
-
-    def _train(self, plan: Plan, train_size: float, progress_bar: bool) -> None:
-        """Train, or continue training, by the plan."""
-        cells, held_out = self._split(train_size)
-        if len(held_out) == 0 and plan.early_stopping:
-            logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
-        progress_bar = flag("progress_bar", progress_bar)
-        first_epoch = self._rows[-1]["epoch"] + 1 if self._rows else 1
-        progress = Progress(first_epoch=first_epoch, best_epoch=self._best_epoch)
-        counts = cast(Counts, self._counts)
-        try:
-            fit(self._vae, counts, cells, held_out, plan, progress, seed=self._seed, progress_bar=progress_bar)
-        finally:
-            self._rows += progress.rows
-            self._best_epoch, self._loading = progress.best_epoch, progress.loading
-            self._after_training()
-        if progress.stopped == "interrupted":
-            logger.warning("Interrupted: the model holds the weights of epoch %d.", self._best_epoch)
 
     def _split(self, train_size: float) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the cells to train on, and of the cells held out."""
@@ -246,7 +226,11 @@ class BaseModel(metaclass=Understanding):
         >>> model.save("my_model", overwrite=True)
         """
         overwrite = flag("overwrite", overwrite)
-        description = {
+        storage.save(path, self._tensors(), self._description(), overwrite=overwrite)
+
+    def _description(self) -> dict[str, Any]:
+        """Everything that is saved besides arrays."""
+        return {
             "kind": self.kind,
             "architecture": asdict(self._vae.architecture),
             "schema": asdict(self._schema),
@@ -257,7 +241,6 @@ class BaseModel(metaclass=Understanding):
             "best_epoch": self._best_epoch,
             "history": self._rows,
         }
-        storage.save(path, self._tensors(), description, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -519,6 +502,8 @@ def device_of(device: str | torch.device) -> torch.device:
     """Check that the device exists and return it; `auto` takes a GPU when there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and (number := os.environ.get("LOCAL_RANK", "")).isdigit():  # one GPU for each of torchrun
+        device = f"cuda:{number}"
     try:
         device = torch.device(device)
     except RuntimeError:

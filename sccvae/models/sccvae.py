@@ -12,6 +12,7 @@ Outputs  outputs   get_latent_representation, get_normalized_expression, get_lat
                    posterior_predictive_sample, describe
 Base     base      get_reconstruction, decode, save, load, source_of, history, gene_names, n_latent, batches,
                    likelihood, device, adata, is_trained
+Training plan      resume
 ======== ========= ================================================================================================
 """
 
@@ -216,6 +217,9 @@ class SCCVAE(AnalysisModel):
         weight_decay: float = 0.0,
         n_draws: int = 1,
         precision: Precision = "mixed",
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 1000,
+        resume: bool = False,
         progress_bar: bool = True,
     ) -> None:
         """Fit the model; a further call continues training.
@@ -236,12 +240,14 @@ class SCCVAE(AnalysisModel):
             `mixed` computes the largest matrix products of a step in bfloat16 if the CPU has instructions for it
             (AVX-512 BF16, AMX) and the data are counts: a third less time for the same fit. `full` computes in float32
             throughout, which is closer to other processors. Weights and outputs are float32 in both.
+        {checkpoint}
         {progress_bar}
 
         Raises
         ------
         ValueError
             A number is out of range, or a choice is unknown.
+        {checkpoint_errors}
         {training_error}
 
         Examples
@@ -262,7 +268,7 @@ class SCCVAE(AnalysisModel):
             n_draws=n_draws,
             precision=precision,
         )
-        self._train(plan, train_size, progress_bar)
+        self._train(plan, train_size, progress_bar, checkpoint, checkpoint_every, resume)
 
     def cross_validate(
         self,

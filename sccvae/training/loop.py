@@ -16,6 +16,7 @@ from sccvae.data.device_loading import chunk_of
 from sccvae.data.streaming import loading_of
 from sccvae.kernels.parallel import alone
 from sccvae.modules.vae import VAE
+from sccvae.training.checkpoint import Checkpoints, State, Weights, weights_of
 from sccvae.training.gradients import DROPOUT_WAIT, Precision
 from sccvae.training.optimizer import Adam
 from sccvae.training.steps import steps
@@ -97,11 +98,14 @@ def fit(
     *,
     seed: int,
     progress_bar: bool = True,
+    checkpoints: Checkpoints | None = None,
+    processes: Any = None,
 ) -> None:
     """Maximise the ELBO of the cells `train`; leave the averaged weights of the best epoch in `vae`.
 
     The best epoch is that of the highest held-out ELBO with full KL weight; without validation cells, the last.
-    Ctrl-C ends the run early in the same way.
+    Ctrl-C ends the run early in the same way. With `checkpoints`, the state is written every so many steps. If they
+    hold a state, the run goes on from it. `batch_size` is that of each of several `processes` (`training.processes`).
 
     Raises
     ------
@@ -110,44 +114,61 @@ def fit(
     """
     device, rng = vae.device, np.random.default_rng([seed, first_epoch := progress.first_epoch])
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    batch_size, mine = plan.batch_size, list
+    if processes is not None:
+        batch_size, mine = plan.batch_size * processes.size, processes.parts
+        noise.manual_seed(processes.seed(seed, first_epoch))
     trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
     decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
-    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays)
-    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws)
+    room = 0 if processes is None else processes.room(len(vae.columns), len(trained))
+    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays, room=room)
+    none, start = torch.zeros(len(vae.columns), device=device), weights_of(vae)
+    state = State(first_epoch, rng, noise, optimizer, best=start, last_good=start, total=none)
+    if checkpoints is not None:
+        checkpoints.restore(state, progress, processes)
+    minibatches, take_step = steps(vae, counts, optimizer, noise, plan.precision, plan.n_draws, processes)
     progress.loading = loading_of(minibatches)
-    n_steps, n_drawn = plan.max_epochs * -(-len(train) // plan.batch_size), len(train) * plan.n_draws
-    epochs, step, best = range(first_epoch, first_epoch + plan.max_epochs), 0, (last_good := _weights(vae))
+    n_steps, n_drawn = plan.max_epochs * -(-len(train) // batch_size), len(train) * plan.n_draws
     chunk_size = plan.batch_size if device.type == "cpu" else chunk_of(counts.n_genes, device)
-    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed) if len(validation) else None
-    if progress.best_epoch and held_out:
+    held_out = partial(mean_terms, vae, counts, validation, chunk_size, seed, processes) if len(validation) else None
+    if progress.best_epoch and held_out and state.step == 0:
         progress.best_elbo = _elbo(held_out())
+    epochs = range(state.epoch, first_epoch + plan.max_epochs)
     try:
         for epoch in (bar := tqdm(epochs, desc="sccvae", unit="epoch", leave=False, disable=not progress_bar or None)):
-            started, losses, total = time.perf_counter(), [], torch.zeros(len(vae.columns), device=device)
+            state.begin(epoch)
+            if processes is not None:
+                processes.align(optimizer)
             vae.train()
-            groups = counts.shuffled(train, plan.batch_size, rng)
-            for x in minibatches(groups):
-                kl_weight, rate = plan.kl_weight(step, n_steps), plan.rate(step, n_steps)
-                loss, terms = take_step(x, kl_weight, optimizer.numbers(rate), step < DROPOUT_WAIT * n_steps)
-                losses.append(loss)
-                total, step = total + terms, step + 1
-            _check_finite(losses, optimizer.weights, groups, epoch, rate)
-            schedule = {"kl_weight": kl_weight, "learning_rate": rate}
+            groups = counts.shuffled(train, batch_size, rng)
+            for x in minibatches(mine(groups[len(state.losses) :])):
+                numbers = optimizer.numbers(plan.rate(state.step, n_steps))
+                kl_weight, waits = plan.kl_weight(state.step, n_steps), state.step < DROPOUT_WAIT * n_steps
+                state.add(*take_step(x, kl_weight, numbers, waits))
+                if checkpoints is not None:
+                    checkpoints.offer(state, progress, processes)
+            last = state.step - 1
+            schedule = {"kl_weight": plan.kl_weight(last, n_steps), "learning_rate": plan.rate(last, n_steps)}
+            _check_finite(state.losses, optimizer.weights, groups, epoch, schedule["learning_rate"])
             with optimizer.averaged():  # it is what is judged and kept
-                last_good = _close_epoch(vae, held_out, progress, epoch, total / n_drawn, schedule, started)
-            best = last_good if progress.best_epoch == epoch else best
+                terms = state.total / n_drawn
+                state.last_good = _close_epoch(vae, held_out, progress, epoch, terms, schedule, state.started)
+            state.best = state.last_good if progress.best_epoch == epoch else state.best
+            state.end()
             bar.set_postfix_str(f"ELBO {progress.rows[-1]['elbo']:.1f} nats per cell", refresh=False)
             if plan.early_stopping and epoch - max(progress.best_epoch, first_epoch - 1) >= plan.patience:
                 progress.stopped = "early"
                 break
+        if checkpoints is not None:
+            checkpoints.finish(state, progress, processes)
     except KeyboardInterrupt:
         progress.stopped = "interrupted"
     except TrainingError:
-        best = last_good
+        state.best = state.last_good
         progress.best_epoch = progress.rows[-1]["epoch"] if progress.rows else progress.best_epoch
         raise
     finally:
-        vae.load_state_dict(best)
+        vae.load_state_dict(state.best)
         vae.zero_grad()
         vae.eval()
 
@@ -160,7 +181,7 @@ def _close_epoch(
     terms: torch.Tensor,
     schedule: dict[str, float],
     started: float,
-) -> dict[str, torch.Tensor]:
+) -> Weights:
     """Score the held-out cells, write the history, note the best epoch; return the weights."""
     trained = time.perf_counter()
     judged = held_out() if held_out else None
@@ -172,29 +193,32 @@ def _close_epoch(
     elbo = progress.rows[-1]["elbo"]
     if elbo > progress.best_elbo or judged is None:
         progress.best_epoch, progress.best_elbo = epoch, elbo
-    return _weights(vae)
+    return weights_of(vae)
 
 
 @torch.no_grad()
-def mean_terms(vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int) -> torch.Tensor:
+def mean_terms(
+    vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int, processes: Any = None
+) -> torch.Tensor:
     """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
     vae.eval()
+    if processes is not None:
+        cells, seed = processes.part(cells), processes.seed(seed)
     noise = torch.Generator(vae.device).manual_seed(seed)
     # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
     total, n = torch.zeros(3, device=vae.device), 0
     for _, x in counts.chunks(chunk_size, cells):
         terms = torch.stack(vae(x.to(vae.device), noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
+    if processes is not None:
+        *total, n = processes.summed(torch.cat([total, total.new_tensor([n])]))
+        return torch.stack(total) / n
     return total / n
 
 
 def _elbo(terms: torch.Tensor) -> float:
     reconstruction, kl_z, kl_l, *_ = terms.tolist()
     return reconstruction - kl_z - kl_l
-
-
-def _weights(vae: VAE) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
 def _check_finite(

@@ -40,6 +40,8 @@ class Adam:
         For each weight, the multiple of it that is added to its gradient; None: 0 for all.
     rows
         Of a weight by its number, the range of its first axis that moves; the rest is frozen. None: all of each.
+    room
+        Entries behind the gradient in `message`, for what processes send with it.
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class Adam:
         decays: list[float] | None = None,
         eps: float = 1e-4,
         rows: Mapping[int, range] | None = None,
+        room: int = 0,
     ):
         self.weights, self.clip, self.eps = weights, clip, eps
         self.decays = np.zeros(len(weights), np.float32) if decays is None else np.array(decays, np.float32)
         self.n_steps, self.compiled = 0, all(map(fits, weights))
-        self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights)
+        self.arrays, (places, self.places, *_, self.averages) = _side_by_side(weights, room)
+        self.message = self.arrays[1]
+        self.arrays[1] = self.message[: len(self.arrays[0])]
         self.moves = np.ones(len(weights), bool)
         self.starts, self.stops = _ranges(weights, rows or {})
         # Gradients of rows that do not move, which must not count in the norm.
@@ -87,9 +92,9 @@ class Adam:
         bias, square_bias = (1 - beta**self.n_steps for beta in BETAS)
         return rate / bias, 1 / math.sqrt(square_bias), share
 
-    def move(self, rate: Number, correction: Number, share: Number) -> None:
-        """Update the parameters, then their average; the numbers may be tensors on their device."""
-        places, gradients = [], []  # of those that autograd made anew
+    def collect(self) -> None:
+        """Copy the gradients that autograd made anew to the long array; of a parameter without one they are 0."""
+        places, gradients = [], []
         for k, (w, place) in enumerate(zip(self.weights, self.places, strict=True)):
             if w.grad is None and self.moves[k]:
                 place.zero_()
@@ -102,6 +107,10 @@ class Adam:
             torch._foreach_copy_(places, gradients)
         for gradient in self.frozen:
             gradient.zero_()
+
+    def move(self, rate: Number, correction: Number, share: Number) -> None:
+        """Update the parameters, then their average; the numbers may be tensors on their device."""
+        self.collect()
         if not self.compiled:
             self._move(rate, correction, share)
             return
@@ -112,6 +121,11 @@ class Adam:
         scale = 1.0 if norm <= self.clip else self.clip / (norm + 1e-6)
         numbers = (rate, correction, *(1 - beta for beta in BETAS), share, self.eps, scale)
         CPU.adam(self.segments(), self.arrays, numbers)
+
+    def range_of(self, weight: torch.nn.Parameter) -> range:
+        """Return where a parameter is in the long arrays."""
+        k = next(k for k, w in enumerate(self.weights) if w is weight)
+        return range(int(self.starts[k]), int(self.stops[k]))
 
     def segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return where the parts that move begin and end in the long arrays, and their decays."""
@@ -150,11 +164,15 @@ def _ranges(weights: list[torch.nn.Parameter], rows: Mapping[int, range]) -> tup
     return starts, stops
 
 
-def _side_by_side(weights: list[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Return long arrays, (entries,), and each parameter's views of them: values, gradient, mean, square, average."""
-    sizes = _sizes(weights)
-    arrays = [weights[0].new_zeros(sum(sizes)) for _ in range(5)]  # one by one: the values outlive the others
-    views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a.split(sizes), strict=True)] for a in arrays]
+def _side_by_side(weights: list[torch.nn.Parameter], room: int) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Return long arrays, (entries,), and each parameter's views of them: values, gradient, mean, square, average.
+
+    The gradient is longer by `room` entries.
+    """
+    sizes, n = _sizes(weights), sum(_sizes(weights))
+    # One by one: the values outlive the others.
+    arrays = [weights[0].new_zeros(n + more) for more in (0, room, 0, 0, 0)]
+    views = [[t[: w.numel()].view_as(w) for w, t in zip(weights, a[:n].split(sizes), strict=True)] for a in arrays]
     _set(views[0], weights)
     _set(views[-1], weights)
     return arrays, views

@@ -26,19 +26,43 @@ Step = Callable[[Any, Any, Sequence[Number], bool], Outputs]
 
 
 def steps(
-    vae: VAE, counts: Counts, optimizer: Adam, noise: torch.Generator, precision: Precision, n_draws: int
+    vae: VAE,
+    counts: Counts,
+    optimizer: Adam,
+    noise: torch.Generator,
+    precision: Precision,
+    n_draws: int,
+    processes: Any = None,
 ) -> tuple[Callable[[list[np.ndarray]], Iterator[Any]], Step]:
-    """Return a function from groups of cells to the inputs of steps, and the function that takes a step."""
+    """Return a function from groups of cells to the inputs of steps, and the function that takes a step.
+
+    With several `processes`, gradients are added up between the recorded part and the step of Adam.
+    """
     gradients, minibatches = gradients_of(vae, precision), minibatches_on(vae.device, counts)
 
     def step(x: Minibatch, kl_weight: Number, of_adam: Sequence[Number], waits: bool) -> Outputs:
         loss, elbo = gradients(x.repeated(n_draws), noise, kl_weight, waits)
-        optimizer.move(*of_adam)
+        optimizer.collect() if processes else optimizer.move(*of_adam)
         return loss, elbo.sum(1)
 
+    inputs: Callable[[list[np.ndarray]], Iterator[Any]] = minibatches
+    take: Step = step
     if vae.device.type == "cuda" and isinstance(minibatches, DeviceCounts | StreamedCounts) and type(vae) is VAE:
-        return minibatches.cells, recorded(step, minibatches, noise, LARGEST // n_draws)
-    return minibatches, step
+        inputs, take = minibatches.cells, recorded(step, minibatches, noise, LARGEST // n_draws)
+    return inputs, take if processes is None else together(take, vae, optimizer, processes)
+
+
+def together(step: Step, vae: VAE, optimizer: Adam, processes: Any) -> Step:
+    """Return a step of several processes; `step` leaves the gradient of this one's cells in the optimizer."""
+    head = vae.decoder.dropout
+    frozen = range(0) if head is None else optimizer.range_of(head.weight)
+
+    def step_together(x: Any, kl_weight: Number, of_adam: Sequence[Number], waits: bool) -> Outputs:
+        outputs = processes.add(optimizer, *step(x, kl_weight, of_adam, waits), frozen if waits else range(0))
+        optimizer.move(*of_adam)
+        return outputs
+
+    return step_together
 
 
 def recorded(step: Step, counts: DeviceCounts | StreamedCounts, noise: torch.Generator, most: int) -> Step:

@@ -51,6 +51,18 @@ learning_rate
     "gradients": """\
 gradient_clip, weight_decay
     Highest norm of the gradient, infinity for none; L2 penalty.""",
+    "checkpoint": """\
+checkpoint
+    Folder for the state of the run, from which `resume` goes on after a kill; None writes none. It holds the newest
+    state only, about six times the size of the weights. A run that has ended is replaced.
+checkpoint_every
+    Steps from one checkpoint to the next. Epochs of a run need not be complete.
+resume
+    If `checkpoint` holds this run, with the same data and settings, go on with it. False raises an error for a run that
+    has not ended.""",
+    "checkpoint_errors": """\
+FileExistsError
+    `checkpoint` holds a run that has not ended, and `resume` is False.""",
     "progress_bar": """\
 progress_bar
     One line on a terminal; nothing elsewhere.""",

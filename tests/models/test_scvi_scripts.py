@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import sccvae
-from sccvae.models import base, scvi_names, signatures
+from sccvae.models import scvi_names, signatures
 from sccvae.models.scvi_attributes import ATTRIBUTES, PACKAGE
 from sccvae.statistics import differential_expression
 
@@ -31,7 +31,7 @@ def plan(model, monkeypatch):
     def of(*args, **arguments):
         seen = []
         monkeypatch.setattr(
-            base, "fit", lambda vae, counts, cells, held_out, plan, *_, **__: seen.extend([plan, held_out])
+            "sccvae.models.plan.fit", lambda vae, counts, cells, held_out, plan, *_, **__: seen.extend([plan, held_out])
         )
         untrained.train(*args, progress_bar=False, **arguments)
         return seen[0], len(seen[1])

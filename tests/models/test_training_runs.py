@@ -36,7 +36,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(adata):
 def test_number_of_epochs_by_default(adata, monkeypatch, n_cells, epochs):
     plans = []
     monkeypatch.setattr("sccvae.models.base.split", lambda *_: (np.arange(n_cells), np.arange(10)))
-    monkeypatch.setattr("sccvae.models.base.fit", lambda *a, **_: plans.append(a[4]))
+    monkeypatch.setattr("sccvae.models.plan.fit", lambda *a, **_: plans.append(a[4]))
     sccvae.SCCVAE(adata, n_hidden=4).train()
     assert [plan.max_epochs for plan in plans] == [epochs]
 
