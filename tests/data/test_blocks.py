@@ -249,13 +249,13 @@ def test_read_lazy_itself(adata, model, tmp_path):
     adata.write_h5ad(tmp_path / "counts.h5ad")
     lazy = ad.experimental.read_lazy(tmp_path / "counts.h5ad")
     with pytest.raises(TypeError, match="read lazily"):
-        sccvae.tl.similarity(lazy, "kind", key="X_pca")
+        sccvae.tl.similarity(lazy)
     np.testing.assert_array_equal(model.get_latent_representation(lazy), model.get_latent_representation(adata))
 
 
 def test_functions_that_write_into_an_anndata_say_so_of_a_path():
     with pytest.raises(TypeError, match=r"Read the file first: sc\.read_h5ad\('counts\.h5ad'\)"):
-        sccvae.tl.similarity("counts.h5ad", "kind")
+        sccvae.tl.similarity("counts.h5ad")
     with pytest.raises(TypeError, match=r"^adata is a path; expected an AnnData to write into\. .*out='new\.h5ad'"):
         sccvae.tl.integrate("counts.h5ad")
 
