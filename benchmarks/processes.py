@@ -7,9 +7,9 @@ two threads, two processes with one thread each. `batch_size` is that of each pr
 processes, which train ten epochs at each batch size. The first epoch is left out, because compilation belongs to it.
 `cells_per_s` are the training cells over the mean of two medians: of epochs with a frozen zero-inflation head (2 to 5),
 and of epochs without (6 to 10). `best_cells_per_s` takes the fastest epochs in place of the medians, for machines that
-do something else as well. `cpu_s` are the processor seconds of one process for an epoch. Two processes also measure gloo's all_reduce of a gradient alone (2,080,904 entries), and
-one process the time of a checkpoint. The script prints medians over repeats, and the ratios to one process with one
-thread.
+do something else as well. `cpu_s` are the processor seconds of one process for an epoch. Two processes also measure
+gloo's all_reduce of a gradient alone (2,080,904 entries), and one process the time of a checkpoint. The script prints
+medians over repeats, and the ratios to one process with one thread.
 """
 
 import argparse

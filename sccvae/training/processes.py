@@ -122,7 +122,7 @@ class Processes:
             for work in [dist.all_reduce(part, async_op=True) for part in parts if len(part)]:
                 work.wait()
         if self.device.type == "cpu":  # a GPU is not made to wait; there, `align` and `summed` see an interruption
-            optimizer.moves = moves.numpy() > 0
+            optimizer.take_along(moves.numpy() > 0)
             self._obey(flag.item())
         loss, *rest = sums.clone().split([1, len(terms)])
         return loss[0], rest[0]
@@ -199,7 +199,7 @@ class Processes:
             self.interrupted = True
 
         listens = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGINT)
+        before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
         if listens:
             signal.signal(signal.SIGINT, note)
         try:
