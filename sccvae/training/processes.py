@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import rendezvous
 
 from sccvae.training.optimizer import Adam
 
@@ -42,7 +43,11 @@ def processes_of(device: torch.device) -> "Processes | None":
     if not dist.is_initialized():
         if not all(os.environ.get(name) for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
             return None
-        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+        store, rank, size = next(rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store may hold the addresses before a restart
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(_end)  # threads of gloo that are left abort a process at its end
     return Processes(device) if dist.get_world_size() > 1 else None
 
