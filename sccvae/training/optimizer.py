@@ -108,6 +108,12 @@ class Adam:
         for gradient in self.frozen:
             gradient.zero_()
 
+    def take_along(self, moves: np.ndarray) -> None:
+        """Let exactly these parameters move, (parameters,) bool, with the gradients in the long array."""
+        self.moves = moves
+        for w, place, moved in zip(self.weights, self.places, moves, strict=True):
+            w.grad = place if moved else None
+
     def move(self, rate: Number, correction: Number, share: Number) -> None:
         """Update the parameters, then their average; the numbers may be tensors on their device."""
         self.collect()
@@ -123,7 +129,7 @@ class Adam:
         CPU.adam(self.segments(), self.arrays, numbers)
 
     def range_of(self, weight: torch.nn.Parameter) -> range:
-        """Return where a parameter is in the long arrays."""
+        """Return where a parameter is in the long arrays, with the entries up to the next one."""
         k = next(k for k, w in enumerate(self.weights) if w is weight)
         return range(int(self.starts[k]), int(self.stops[k]))
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import rendezvous
 
 from sccvae.training.optimizer import Adam
 
@@ -42,7 +43,11 @@ def processes_of(device: torch.device) -> "Processes | None":
     if not dist.is_initialized():
         if not all(os.environ.get(name) for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
             return None
-        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+        store, rank, size = next(rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store may hold the addresses before a restart
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(_end)  # threads of gloo that are left abort a process at its end
     return Processes(device) if dist.get_world_size() > 1 else None
 
@@ -122,7 +127,7 @@ class Processes:
             for work in [dist.all_reduce(part, async_op=True) for part in parts if len(part)]:
                 work.wait()
         if self.device.type == "cpu":  # a GPU is not made to wait; there, `align` and `summed` see an interruption
-            optimizer.moves = moves.numpy() > 0
+            optimizer.take_along(moves.numpy() > 0)
             self._obey(flag.item())
         loss, *rest = sums.clone().split([1, len(terms)])
         return loss[0], rest[0]
@@ -199,7 +204,7 @@ class Processes:
             self.interrupted = True
 
         listens = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGINT)
+        before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
         if listens:
             signal.signal(signal.SIGINT, note)
         try:

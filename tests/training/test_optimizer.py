@@ -229,3 +229,31 @@ def test_rows_of_a_weight_move_as_a_weight_of_their_own_and_the_rest_stays(rows,
     with adam.averaged(), expected.averaged():
         torch.testing.assert_close(weights[0][some], alone[0])
         assert torch.equal(weights[0][kept], before[kept])
+
+
+def test_the_message_is_the_gradient_with_room_behind_it():
+    weights = weights_of()
+    optimizer = Adam(weights, clip=1e9, room=5)
+    give_gradients(weights, 0)
+    optimizer.collect()
+    assert optimizer.message[:-5].data_ptr() == optimizer.arrays[1].data_ptr()
+    assert len(optimizer.message) == len(optimizer.arrays[1]) + 5 == len(optimizer.arrays[0]) + 5
+    place = optimizer.range_of(weights[1])
+    torch.testing.assert_close(optimizer.message[place.start :][:7], weights[1].grad)
+
+
+def test_what_moves_can_be_decided_elsewhere():
+    """By other processes: with the gradient in the long array, or not at all."""
+    weights, same = weights_of(), weights_of()
+    optimizer, other = Adam(weights, clip=1e9), Adam(same, clip=1e9)
+    give_gradients(weights, 0)
+    give_gradients(same, 0)
+    weights[3].grad, same[0].grad = None, None
+    optimizer.collect()
+    optimizer.places[3].copy_(same[3].grad)
+    optimizer.take_along(np.array([False, True, True, True]))
+    for each in (optimizer, other):
+        move(each, 1e-3)
+    for w, expected in zip(weights[1:], same[1:], strict=True):
+        torch.testing.assert_close(w, expected)
+    torch.testing.assert_close(weights[0], weights_of()[0])
