@@ -538,7 +538,7 @@ def test_x_may_be_none_only_with_a_layer(adata, layers):
         assert not re.search(r"one of \.", text)
 
 
-@pytest.mark.parametrize("thing", [np.ones((3, 4)), sp.csr_matrix((3, 4)), pd.DataFrame({"a": [1]}), "x.h5ad", None])
+@pytest.mark.parametrize("thing", [np.ones((3, 4)), sp.csr_matrix((3, 4)), pd.DataFrame({"a": [1]}), [], None])
 @pytest.mark.parametrize("options", [{}, {"mask_var": "highly_variable"}], ids=["plain", "mask"])
 def test_only_an_anndata_will_do(thing, options):
     text = message_of(TypeError, sccvae.SCCVAE, thing, **options)
