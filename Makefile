@@ -63,12 +63,13 @@ types: $(VENV)/lint
 pre-commit: $(VENV)/pre-commit
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
+COVERED = $(BIN)/python -m pytest --numprocesses 2 --cov --cov-report= --cov-fail-under=0
+
 # All tests, with an empty cache of numba, so that its compiler runs; then those of numba's loops with the loops as Python.
 coverage: $(VENV)/coverage
 	rm -rf .coverage .coverage.* $(VENV)/numba
-	OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=$(CURDIR)/$(VENV)/numba $(BIN)/python -m coverage run -m pytest --numprocesses 2 --dist loadfile $(TESTS)
-	OMP_NUM_THREADS=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest --numprocesses 2 -m loops -W ignore::RuntimeWarning
-	$(BIN)/python -m coverage combine --quiet
+	OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=$(CURDIR)/$(VENV)/numba $(COVERED) --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 NUMBA_DISABLE_JIT=1 $(COVERED) --cov-append -m loops -W ignore::RuntimeWarning
 	$(BIN)/python -m coverage report
 
 build: $(VENV)/build
