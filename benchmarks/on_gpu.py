@@ -124,8 +124,11 @@ def train_two_epochs(args) -> None:
     """Print the seconds of two epochs, in one of the processes that torchrun started, or alone."""
     import torch
 
+    from sccvae import SCCVAE, simulate
+
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         torch.distributed.init_process_group("gloo")  # nccl refuses two processes on one card
+    SCCVAE(simulate.simulate(200, 40), device=args.device).train(1, progress_bar=False)  # what compiles and loads once
     model, started = made(args), time.perf_counter()
     model.train(2, progress_bar=False, batch_size=1024)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -5,21 +5,19 @@ cell. A `Minibatch` is sparse; dense (cells, genes) arrays are made of at most o
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
 from sccvae.data.packed_rows import PackedRows, log_factorials
+from sccvae.data.stored_arrays import ahead
 
-T = TypeVar("T")
 ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
 _GATHERED = 8  # minibatches gathered at once: fewer calls, with little memory
-# Counts in a file are read in blocks of neighbouring cells, of so many bytes; minibatches are mixed from the cells of
-# many blocks, a window of at most so many bytes and cells.
+# Of counts in a file: bytes of neighbouring cells read at once; most bytes and cells that minibatches are mixed from.
 _BLOCK_BYTES, _WINDOW_BYTES, _WINDOW_CELLS = 2**16, 2**25, 2**15
 
 
@@ -225,10 +223,7 @@ class Counts:
         return max(int(_BLOCK_BYTES / bytes_per_cell), 1), max(window, 1)
 
     def minibatches(self, groups: list[np.ndarray]) -> Iterator[Minibatch]:
-        """Yield a minibatch for each group of cells; several are gathered at once.
-
-        Counts in a file are read a window ahead, by a thread.
-        """
+        """Yield a minibatch for each group of cells; several are gathered at once, and files are read ahead."""
         for counts, some in self._near(groups):
             for start in range(0, len(some), _GATHERED):
                 together = some[start : start + _GATHERED]
@@ -272,16 +267,6 @@ class Counts:
         variance = np.bincount(batch, (log_size - mean[batch]) ** 2, len(n)) / n
         overall = max(float(log_size.var()), 1e-2)
         return mean.astype(np.float32), np.where(variance < 1e-4, overall, variance).astype(np.float32)
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items of an iterator, each made by a thread while the one before is used."""
-    with ThreadPoolExecutor(1, "sccvae-reader") as reader:
-        none: Any = object()
-        coming = reader.submit(next, items, none)
-        while (item := coming.result()) is not none:
-            coming = reader.submit(next, items, none)
-            yield item
 
 
 def split(batch: np.ndarray, train_size: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

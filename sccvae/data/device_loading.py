@@ -32,6 +32,12 @@ def minibatches_on(device: torch.device, counts: Counts) -> Minibatches:
     return DeviceCounts(counts, device)
 
 
+def loading_of(minibatches: Callable) -> str:
+    """Return where the minibatches of a run come from: "resident" on a GPU, "streamed" to it; else an empty text."""
+    owner = getattr(minibatches, "__self__", minibatches)
+    return getattr(owner, "loading", "") if getattr(owner, "device", torch.device("cpu")).type == "cuda" else ""
+
+
 def chunk_of(n_genes: int, device: torch.device) -> int:
     """Return the number of cells to decode at once: about half a million values, for speed at little memory.
 

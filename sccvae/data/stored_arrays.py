@@ -7,11 +7,14 @@ interpreter is released meanwhile, a forked process reads the same file, and a f
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 _lock = threading.Lock()  # for systems without `pread`
 
 
@@ -106,3 +109,13 @@ class Appended:
     def finished(self) -> StoredArray:
         """Return the array to read."""
         return StoredArray(self.file, self.dtype, self.length)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items of an iterator, each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(1, "sccvae-reader") as reader:
+        none: Any = object()
+        coming = reader.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = reader.submit(next, items, none)
+            yield item

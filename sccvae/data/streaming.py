@@ -7,7 +7,7 @@ memory (two arrays), a stream of its own copies it to the device (two arrays), a
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -236,9 +236,3 @@ def dense_minibatch(values: torch.Tensor, gene: torch.Tensor, along: dict[str, t
     n, n_genes = len(along["log_total"]), len(gene)
     indptr = n_genes * torch.arange(n + 1, device=values.device)
     return Minibatch(indptr, gene.int().repeat(n), values, n_genes, **along, full=True)  # type: ignore[arg-type]
-
-
-def loading_of(minibatches: Callable) -> str:
-    """Return where the minibatches of a run come from: "resident" on a GPU, "streamed" to it; else an empty text."""
-    owner = getattr(minibatches, "__self__", minibatches)
-    return getattr(owner, "loading", "") if getattr(owner, "device", torch.device("cpu")).type == "cuda" else ""

@@ -24,7 +24,7 @@ from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
-from sccvae.models.plan import TrainingModel, default_batch_size, default_epochs
+from sccvae.models.plan import TrainingModel, count_of_processes, default_batch_size, default_epochs
 from sccvae.models.signatures import missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
@@ -104,7 +104,9 @@ class BaseModel(TrainingModel):
 
     def _batch_size(self, batch_size: int | None, train_size: float) -> int:
         """Cells per step; for None, by the number of cells to train on and the device."""
-        return default_batch_size(len(self._split(train_size)[0]), self.device) if batch_size is None else batch_size
+        if batch_size is not None:
+            return batch_size
+        return default_batch_size(len(self._split(train_size)[0]), self.device, count_of_processes())
 
     def _length_of_run(self, max_epochs: int | None, train_size: float, batch_size: int | None) -> tuple[float, float]:
         """Epochs and steps of a run with these arguments of `train`; infinite if the model has no data."""

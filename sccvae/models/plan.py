@@ -36,11 +36,19 @@ def default_epochs(n_cells: int) -> int:
     return max(5, round(n_steps * 128 / n_cells))
 
 
-def default_batch_size(n_cells: int, device: torch.device) -> int:
-    """Default number of cells per step: 128, and on a GPU up to 1,024 if five epochs still have 4,500 steps."""
+def default_batch_size(n_cells: int, device: torch.device, n_processes: int = 1) -> int:
+    """Default cells per step and process: 128, and on a GPU up to 1,024 if five epochs still have 4,500 steps."""
     if device.type != "cuda":
         return 128
-    return max((size for size in (256, 512, 1024) if 5 * n_cells >= 4500 * size), default=128)
+    return max((size for size in (256, 512, 1024) if 5 * n_cells >= 4500 * size * n_processes), default=128)
+
+
+def count_of_processes() -> int:
+    """Return the number of processes that train together, by torchrun or a group of `torch.distributed`."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    asked = os.environ.get("WORLD_SIZE", "")
+    return max(int(asked), 1) if asked.isdecimal() else 1
 
 
 def checked_plan(**choices: Any) -> Plan:

@@ -40,7 +40,7 @@ max_epochs
     least 5.
 batch_size
     Cells per step. None takes 128. On a GPU it takes 256, 512 or 1,024 if five epochs then have at least 4,500 steps:
-    from 230,400, 460,800 or 921,600 training cells on.
+    from 230,400, 460,800 or 921,600 training cells on, for each process.
 train_size
     Fraction of each batch's cells to train on; the others choose the best epoch.
 early_stopping, patience

@@ -22,10 +22,10 @@ import scipy.sparse as sp
 
 import sccvae
 from sccvae.data import packs
-from sccvae.data.counts import Counts, ahead
+from sccvae.data.counts import Counts
 from sccvae.data.packed_rows import PackedRows
 from sccvae.data.packs import Collector
-from sccvae.data.stored_arrays import Appended, StoredArray
+from sccvae.data.stored_arrays import Appended, StoredArray, ahead
 
 OPTIONS = {"batch_key": "batch", "seed": 0, "n_hidden": 16, "n_latent": 3}
 

@@ -15,7 +15,7 @@ import sccvae
 from sccvae import simulate
 from sccvae.data import streaming
 from sccvae.data.counts import Counts, shuffled
-from sccvae.data.device_loading import DeviceCounts
+from sccvae.data.device_loading import DeviceCounts, loading_of
 from sccvae.data.packed_rows import PackedRows
 from sccvae.data.streaming import StreamedCounts
 from sccvae.kernels.reference import PLAIN, for_device
@@ -280,10 +280,10 @@ def test_no_thread_outlives_a_run_that_ends_early(monkeypatch, error):
 def test_a_run_says_where_the_counts_were():
     for found, expected in ((StreamedCounts, "streamed"), (DeviceCounts, "resident")):
         source = found(KINDS["small"], CPU)
-        assert streaming.loading_of(source.cells) == streaming.loading_of(source) == ""  # on the CPU there is no other
+        assert loading_of(source.cells) == loading_of(source) == ""  # on the CPU there is no other
         source.device = torch.device("cuda")
-        assert streaming.loading_of(source.cells) == streaming.loading_of(source) == expected
-    assert streaming.loading_of(KINDS["small"].minibatches) == ""
+        assert loading_of(source.cells) == loading_of(source) == expected
+    assert loading_of(KINDS["small"].minibatches) == ""
 
 
 @pytest.mark.parametrize("source", [DeviceCounts, StreamedCounts])

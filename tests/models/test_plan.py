@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 
-from sccvae.models.plan import checked_plan, default_batch_size, default_epochs
+from sccvae.models.plan import checked_plan, count_of_processes, default_batch_size, default_epochs
 from sccvae.training.loop import Plan
 
 CHOICES = {
@@ -61,4 +61,11 @@ def test_default_cells_of_a_step():
     assert {default_batch_size(n, torch.device("cpu")) for n in numbers} == {128}
     found = [default_batch_size(n, torch.device("cuda")) for n in numbers]
     assert found == [128, 128, 256, 256, 512, 512, 1024, 1024]
+    assert [default_batch_size(n, torch.device("cuda"), 4) for n in (921_599, 921_600, 4_000_000)] == [128, 256, 1024]
     assert all(5 * n / size >= 4500 for n, size in zip(numbers, found, strict=True) if size > 128)
+
+
+@pytest.mark.parametrize(("size", "n"), [("", 1), ("no", 1), ("0", 1), ("1", 1), ("4", 4)])
+def test_the_processes_are_counted(monkeypatch, size, n):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert count_of_processes() == n
