@@ -28,7 +28,7 @@ def new_array(path: str | os.PathLike, shape: tuple[int, ...], dtype: np.dtype) 
     is_zarr = given.suffix.lower() == ".zarr"
     if not is_zarr and given.suffix.lower() != ".npy":
         raise ValueError(f"out is {given}; expected an array, or a path that ends in .npy or .zarr.")
-    with files.writing(given, "out", folder=is_zarr) as part:
+    with files.writing(given, folder=is_zarr) as part:
         if is_zarr:
             array = Rows(_zarr_array(part, shape, dtype))
             yield array
