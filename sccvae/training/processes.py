@@ -179,7 +179,7 @@ class Processes:
         KeyboardInterrupt
             A process was interrupted; raised in all of them.
         """
-        bits = optimizer.arrays[0].view(torch.int32).sum()
+        bits = optimizer.arrays[0].view(torch.int64).sum()
         every, flags = torch.stack(self.gathered(torch.stack([bits, bits.new_tensor(self.interrupted)]))).unbind(1)
         self._obey(flags.sum().item())
         if (every == every[0]).all():
