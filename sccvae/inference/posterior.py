@@ -24,6 +24,7 @@ from sccvae.statistics.differential_expression import Group
 
 SAMPLED = 64  # cells whose x is sampled at once, from one random stream
 SUMMED = 256  # cells whose expression is summed at once
+TAKEN = 2**16  # cells whose counts are in memory at once
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def group_expression(
         decoded = expression(vae, some, 1.0, None, Request(batches, repeats, samples_seed, chunk_size))
         samples = _bootstrap((rho for _, rho in decoded), n_samples, min(len(taken), SUMMED), counts.n_genes, rng)
         observed, expected, library = _counts_and_expectation(vae, some, chunk_size, by_batch=None not in batches)
-        raw = counts.stored.take(of_group)
+        raw, detected = _gene_sums(counts, of_group)
         groups.append(
             Group(
                 n_cells=len(of_group),
@@ -219,11 +220,21 @@ def group_expression(
                 observed=observed,
                 expected=expected,
                 library=library * len(of_group) / len(taken),
-                raw=raw.gene_sums(lambda x: x),
-                detected=raw.gene_sums(np.ones_like).astype(np.int64),
+                raw=raw,
+                detected=detected,
             )
         )
     return groups
+
+
+def _gene_sums(counts: Counts, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the counts of each gene over cells, (genes,) float64; count the cells that have any, (genes,) int64."""
+    total, detected = np.zeros((2, counts.n_genes))
+    for start in range(0, len(cells), TAKEN):
+        some = counts.stored.take(cells[start : start + TAKEN])
+        total += some.gene_sums(lambda x: x)
+        detected += some.gene_sums(np.ones_like)
+    return total, detected.astype(np.int64)
 
 
 def _bootstrap(
