@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -652,7 +653,7 @@ def two_groups():
     mean = rate / rate.sum(1, keepdims=True) * rng.lognormal(np.log(600), 0.3, (400, 1))
     counts = rng.poisson(rng.gamma(2, mean / 2)).astype(np.float32)
     obs = pd.DataFrame({"kind": np.array(["a", "b"])[kind], "batch": np.array(["s", "t"])[batch]})
-    adata = sccvae.simulate.AnnData(sp.csr_matrix(counts), obs=obs.set_index(obs.index.astype(str)))
+    adata = ad.AnnData(sp.csr_matrix(counts), obs=obs.set_index(obs.index.astype(str)))
     model = sccvae.SCCVAE(adata, batch_key="batch", n_hidden=64, n_latent=8)
     model.train(40, progress_bar=False)
     return model, pd.Series(lfc, adata.var_names), adata
