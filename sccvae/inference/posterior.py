@@ -70,7 +70,16 @@ def noise_of(vae: VAE, seed: int) -> Callable[[slice, int], Iterator[torch.Tenso
 
 
 @alone()
-def latent(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+def latent(vae: VAE, counts: Counts) -> np.ndarray:
+    """Compute the mean of q(z|x), (cells, n_latent) float32."""
+    mean = np.empty((len(counts), vae.architecture.n_latent), dtype=np.float32)
+    for rows, _, q_z, _ in encode(vae, counts):
+        mean[rows] = q_z.mean.cpu().numpy()
+    return mean
+
+
+@alone()
+def latent_moments(vae: VAE, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and variance of q(z|x), (cells, n_latent) float32 each."""
     mean, variance = np.empty((2, len(counts), vae.architecture.n_latent), dtype=np.float32)
     for rows, _, q_z, _ in encode(vae, counts):

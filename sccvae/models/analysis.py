@@ -175,7 +175,7 @@ class AnalysisModel(OutputsModel):
             genes, ranks = predictive_check(draws, counts.matrix, self.gene_names, n_samples=n_samples, seed=seed)
         log_likelihood, kl, _ = posterior.elbo_terms(self._vae, counts, seed=seed)
         return diagnostics.diagnosis(
-            *posterior.latent(self._vae, counts),
+            *posterior.latent_moments(self._vae, counts),
             log_likelihood=log_likelihood,
             kl=kl,
             log_size=counts.log_total,
@@ -241,7 +241,7 @@ class AnalysisModel(OutputsModel):
                 counts.matrix,
                 obs=pd.DataFrame(columns, index=names),
                 var=pd.DataFrame(index=self.gene_names),
-                obsm={"X_sccvae": posterior.latent(self._vae, counts)[0]},
+                obsm={"X_sccvae": posterior.latent(self._vae, counts)},
             ),
             self.diagnose(adata, batch_key=batch_key, max_cells=max_cells, seed=seed),
             self.describe(),

@@ -122,7 +122,7 @@ class AutoencodingModel(BaseModel):
         self._train(plan, train_size, progress_bar, checkpoint, checkpoint_every, resume)
 
     def _after_training(self) -> None:
-        self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts))[0])
+        self._vae.remember_codes(posterior.latent(self._vae, cast(Counts, self._counts)))
 
     @property
     def history(self) -> pd.DataFrame:
@@ -152,7 +152,7 @@ class AutoencodingModel(BaseModel):
         >>> adata.obsm["X_autoencoder"].shape
         (300, 20)
         """
-        return posterior.latent(self._vae, self._cells(adata, indices)[0])[0]
+        return posterior.latent(self._vae, self._cells(adata, indices)[0])
 
 
 class Autoencoder(AutoencodingModel):

@@ -64,8 +64,7 @@ class OutputsModel(BaseModel):
         """
         both = flag("return_variance", return_variance)
         counts, _ = self._cells(adata, indices)
-        mean, variance = posterior.latent(self._vae, counts)
-        return (mean, variance) if both else mean
+        return (posterior.latent_moments if both else posterior.latent)(self._vae, counts)
 
     def get_normalized_expression(
         self,
