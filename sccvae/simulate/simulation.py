@@ -308,7 +308,7 @@ def _one_thread_of_blas() -> Iterator[None]:
 
     The limit is that of the process, and ends with the last simulation that runs.
     """
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     with _lock:
         _limits.append(_limits[0] if _limits else threadpool_limits(1, user_api="blas"))
