@@ -357,6 +357,8 @@ class BaseModel(TrainingModel):
     def adata(self) -> AnnData:
         """AnnData that the model was built on or loaded with, if it still exists: the model does not keep it.
 
+        For a model of files, their tables: `obs` of all cells and `var`, without counts.
+
         Examples
         --------
         >>> model.adata is adata

@@ -319,7 +319,7 @@ _LATENT_DRAW = (
 OUTPUT: Table = {
     "batch_size": _chunk,
     "silent": anything,  # no output shows its progress
-    "dataloader": without("Pass the cells as adata."),
+    "dataloader": without("Pass the cells as adata, an AnnData or the path of a file."),
     **dict.fromkeys(("data_loader_kwargs", "num_workers", "pin_memory"), anything),
 }
 OUTPUTS: dict[str, Table] = {
@@ -401,7 +401,7 @@ STORAGE: dict[str, Table] = {
         "use_gpu": _load_on,
         "map_location": _load_on,
         "backup_url": without("Models are read from folders: download it before."),
-        "datamodule": without("Pass the data as adata."),
+        "datamodule": without("Pass the data as adata, an AnnData or the paths of files."),
         "allowed_classes_names_list": without("A model is loaded by the class that saved it."),
     },
 }

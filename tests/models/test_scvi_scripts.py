@@ -274,7 +274,7 @@ def test_an_observed_library_size_is_no_draw(adata, fit):
         ("get_latent_library_size", {"give_mean": False}, "The inferred size is the median of q(l|x)"),
         ("get_likelihood_parameters", {"n_samples": 5}, "Parameters are those at the posterior means"),
         ("posterior_predictive_sample", {"gene_list": ["gene1"]}, "All genes are sampled"),
-        ("get_elbo", {"dataloader": object()}, "Pass the cells as adata."),
+        ("get_elbo", {"dataloader": object()}, "Pass the cells as adata, an AnnData or the path of a file."),
         ("save", {"path": "m", "save_anndata": True}, "A model is saved without its data: leave it out, and write"),
         ("save", {"path": "m", "prefix": "a"}, "Each model has a folder of its own"),
         ("generate", {"n_cels": 3}, "has no argument 'n_cels'. Did you mean 'n_cells'?"),
