@@ -60,6 +60,7 @@ NEIGHBOURS = whole()
 TRAINING = {
     "max_epochs": COUNT_OR_NONE._replace(taken=(1.0, np.int16(1))),
     "batch_size": LIMIT_OR_NONE,
+    "checkpoint_every": COUNT,
     "train_size": Rule((1.0, np.float32(0.5), None), (0, -0.5, 1.5, math.nan, math.inf, HUGE, *NO_NUMBER)),
     "patience": LIMIT,
     "learning_rate": real(1e-3, 0, -1.0, 1e300),
@@ -86,6 +87,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         "batch_mixing": WEIGHT,
         "weight_precision": WEIGHT,
         "thinning": DROPOUT,
+        "memory_budget": real(1e9, -1.0, none=True),
     },
     "SCCVAE.train": {**TRAINING, "kl_warmup": real(1.0, -0.1, 1.1, HUGE), "n_draws": whole(taken=2)},
     "SCCVAE.cross_validate": {"n_splits": whole(taken=1), "kept": SHARE, "seed": SEED},
@@ -215,6 +217,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         "batch_strength": real(0.5, -0.1, HUGE),
         "dropout": DROPOUT,
         "mean_library": real(50.0, 0, -1.0, HUGE),
+        "n_files": whole(none=True, taken=2),
         "seed": SEED,
     },
     "tl.denoise": {"interval": SHARE, "n_samples": whole(20, taken=25), "seed": SEED},
@@ -380,6 +383,8 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
     }
     if name == "tl.integrate" and "seed" in given:
         given = {**given, "expression": False}
+    if given.get("n_files") is not None:
+        given = {**given, "out": d.path.with_name("cells.h5ad")}
     if name == "pl.latent_grid" and "shape" not in given:
         given = {**given, "gene_list": ["gene1"]}
     if name == "cross_validate":
