@@ -272,13 +272,11 @@ def kept(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path]
             write(target, contents, frame, fill)
             return opened(target, budget)
     pack = opened(target, budget)
-    found = pack.contents
-    for name, expected in asdict(contents).items():
-        if getattr(found, name) != expected or not contents.sources:
-            raise ValueError(
-                f"The pack in cache_dir {str(target)!r} holds other data ({_difference(found, contents)}): choose "
-                "another cache_dir, or delete that one."
-            )
+    if pack.contents != contents or not contents.sources or len(pack.rows) != frame.n_obs:
+        raise ValueError(
+            f"The pack in cache_dir {str(target)!r} holds other data ({_difference(pack.contents, contents)}): choose "
+            "another cache_dir, or delete that one."
+        )
     return pack
 
 

@@ -56,8 +56,8 @@ class Source:
             layers = {key: adata.layers[key] for key in adata.layers if key is not None}
             adata = AnnData(adata.X, obs=adata.obs.to_memory(), var=adata.var.to_memory(), layers=layers)
         check_adata(adata)
-        files = (Path(adata.filename),) if adata.isbacked and adata.filename is not None else ()
-        return cls(adata, (Part(None, adata),), files)
+        in_file = adata.filename is not None and not adata.is_view  # a view may be of some cells
+        return cls(adata, (Part(None, adata),), (Path(adata.filename),) if in_file else ())
 
     def layer_of(self, layer: str | None) -> str | None:
         """Return the layer to read: that of the pack, where the source is one."""

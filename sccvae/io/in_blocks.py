@@ -107,8 +107,10 @@ def _begin(group: Any, arrays: dict[str, np.ndarray], *, full: bool = False) -> 
         if not _in_zarr(group):
             options |= {"maxshape": (None, *array.shape[1:]), **_COMPRESSION}
         start = np.zeros(1, np.int32) if name == "X/indptr" else array[:0]
-        del group[name]
-        write_elem(group, name, array if full else start, dataset_kwargs=options)
+        folder, _, key = name.rpartition("/")
+        place = group[folder] if folder else group
+        del place[key]
+        write_elem(place, key, array if full else start, dataset_kwargs=options)
     return {name: int(name == "X/indptr") for name in arrays}
 
 

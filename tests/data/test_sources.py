@@ -111,6 +111,7 @@ def test_a_collection_of_sharded_zarr_is_one_set(plain, tmp_path):
         assert [part.name[-9:] for part in source.parts] == ["dataset_0", "ataset_10"]
 
 
+@pytest.mark.filterwarnings("ignore:Element '/obs' was written without encoding metadata")
 def test_files_of_an_earlier_format_are_read(plain, tmp_path):
     plain.write_h5ad(tmp_path / "cells.h5ad")
     with h5py.File(tmp_path / "cells.h5ad", "r+") as file:

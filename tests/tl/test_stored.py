@@ -37,6 +37,11 @@ def read(path):
     return ad.read_h5ad(path) if str(path).endswith(".h5ad") else ad.read_zarr(path)
 
 
+def layers_of(adata):
+    """Names of the layers, without None, by which anndata 0.13 means X."""
+    return sorted(name for name in adata.layers if name is not None)
+
+
 @pytest.mark.parametrize("out", ["new.h5ad", "new.zarr"])
 def test_a_new_file_has_what_is_written_in_memory(cells, out):
     expected = tl.integrate(cells, batch_key="batch", copy=True, **OPTIONS)
@@ -65,7 +70,7 @@ def test_a_trained_model_is_applied_to_a_file(cells):
     backed = ad.read_h5ad("a.h5ad", backed="r")
     tl.store(backed, model, out="backed.zarr", expression=False)
     found = read("backed.zarr")
-    assert list(found.layers) == []
+    assert layers_of(found) == []
     np.testing.assert_allclose(found.obsm["X_sccvae"], model.get_latent_representation()[:50], atol=1e-5)
 
 
@@ -89,9 +94,9 @@ def test_large_expression_is_left_out_unless_asked_for(cells, monkeypatch):
     monkeypatch.setattr("sccvae.tl.stored.MAX_BYTES", 1000)
     with pytest.warns(UserWarning, match="Expression was left out, since it would take more than 2 GiB"):
         tl.integrate("a.h5ad", batch_key="batch", out="new.h5ad", **OPTIONS)
-    assert list(read("new.h5ad").layers) == []
+    assert layers_of(read("new.h5ad")) == []
     tl.integrate("a.h5ad", batch_key="batch", out="new.h5ad", expression=True, **OPTIONS)
-    assert sorted(read("new.h5ad").layers) == ["sccvae", "sccvae_corrected"]
+    assert layers_of(read("new.h5ad")) == ["sccvae", "sccvae_corrected"]
 
 
 def test_bad_places_are_refused_before_training(cells, monkeypatch):
