@@ -62,8 +62,8 @@ def test_a_set_larger_than_its_memory_is_trained_and_embedded(tmp_path):
         env |= {name: value for name, value in os.environ.items() if name in ("PYTHONPATH", "HOME")}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    # By the guide: 0.3 GiB, and for each cell 150 bytes and 8 for each dimension of z.
-    mib = int(0.3 * 1024 + N_CELLS * (150 + 16) / 2**20)
+    # By the guide: 0.3 GiB, and for each cell 150 bytes and 4 for each dimension of z.
+    mib = int(0.3 * 1024 + N_CELLS * (150 + 8) / 2**20)
     found = run(None, mib)
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stdout == f"True ({N_CELLS}, 2) (20000, {N_GENES})\n"
