@@ -14,7 +14,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,6 +158,12 @@ def _replaced(weights: Path) -> str | None:
         return None
 
 
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what tells a file from another of the same name."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
 def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not (finite := torch.isfinite(tensor)).all():
@@ -179,9 +185,14 @@ class Saved(NamedTuple):
     @contextmanager
     def opened(cls, folder: Path, weights: Path) -> Iterator["Saved"]:
         """Open a file of weights and read its header, after a check of the header's size."""
-        _check_header(weights)
         try:
-            with safe_open(weights, framework="pt", device="cpu") as handle:
+            with ExitStack() as stack:
+                before = None
+                # safetensors opens the file twice, and another process may replace it in between.
+                while before != (before := _identity(weights)):
+                    stack.close()
+                    _check_header(weights)
+                    handle = stack.enter_context(safe_open(weights, framework="pt", device="cpu"))
                 text = (handle.metadata() or {}).get("model", "").encode()
                 yield cls(folder, handle, text, _parse(text, weights))
         except (SafetensorError, OSError) as error:
