@@ -16,9 +16,6 @@ FORMATS = (
 )
 
 
-JOIN = "genes of several files: those that all have (inner), or an error where they differ (exact)"
-
-
 class Terminated(BaseException):
     """SIGTERM from the system or a batch queue; unlike Ctrl-C, training does not catch this exception."""
 
@@ -69,13 +66,12 @@ def _add_integrate(commands) -> None:
         "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
     )
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
-    command.add_argument("--layer", help="layer with the counts, where they are not in X")
+    _add_reading(command)
     _add_storage(command)
     command.add_argument(
         "--mask-var", metavar="COLUMN", help="boolean column of var: genes to model; 'all' for all of them; "
         "without it, var['highly_variable'] if there is one",
     )  # fmt: skip
-    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
     command.add_argument(
         "--likelihood", choices=("zinb", "nb", "poisson"), default=argparse.SUPPRESS, help="distribution of the counts"
@@ -123,9 +119,7 @@ def _add_pack(commands) -> None:
     )
     command.add_argument("input", type=Path, nargs="+", help=FORMATS)
     command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help="folder to write; a new name")
-    command.add_argument("--layer", help="layer with the counts, where they are not in X")
-    command.add_argument("--join", choices=("inner", "exact"), default="inner", help=JOIN)
-    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
+    _add_reading(command)
     command.set_defaults(run=pack)
 
 
@@ -151,9 +145,18 @@ def _add_simulate(commands) -> None:
     command.set_defaults(run=simulate)
 
 
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is read from files."""
+    command.add_argument("--layer", help="layer with the counts, where they are not in X")
+    command.add_argument(
+        "--join", choices=("inner", "exact"), default="inner", help="genes of several files: those that all have "
+        "(inner), or an error where they differ (exact)",
+    )  # fmt: skip
+    command.add_argument("--round-counts", action="store_true", help="round expected counts, as of RSEM or Salmon")
+
+
 def _add_storage(command: argparse.ArgumentParser) -> None:
-    """Add the options of data in several files, or larger than memory."""
-    command.add_argument("--join", choices=("inner", "exact"), default="inner", help=JOIN)
+    """Add the options of data larger than memory."""
     command.add_argument(
         "--memory-budget", type=float, metavar="GIB", help="GiB of memory for the counts, which beyond it go into a "
         "file; without it, half of the free memory",
@@ -173,29 +176,36 @@ def _add_checkpoints(command: argparse.ArgumentParser) -> None:
 
 def integrate(arguments: argparse.Namespace) -> None:
     """Run `sccvae integrate`."""
-    from sccvae import SCCVAE, tl
-    from sccvae.io import anndata_files
+    from sccvae import tl
+    from sccvae.data.sources import open_source
     from sccvae.validation.names import check_key
 
     _check_paths(arguments.input)
     check_key("--key-added", arguments.key_added)
     _check_outputs(arguments)
-    in_blocks = _in_blocks(arguments.input)
-    if in_blocks:
-        tl.stored.check_place(arguments.input, arguments.output)
-        mask = arguments.mask_var or tl.stored.default_mask(arguments.input)
-        adata = arguments.input
-    else:
+    if not _in_blocks(arguments.input):
         adata = _read(arguments.input[0])
         _check_names(adata, arguments)
-        mask = arguments.mask_var or ("highly_variable" if "highly_variable" in adata.var else None)
+        _integrate(adata, arguments)
+        return
+    with open_source(arguments.input, join=arguments.join, budget=_budget(arguments)) as source:
+        tl.stored.check_place(source, arguments.output)
+        _integrate(source, arguments)
+
+
+def _integrate(adata, arguments: argparse.Namespace) -> None:
+    """Train a model on an AnnData, or on files that are open, and write its results."""
+    from sccvae import SCCVAE, tl
+    from sccvae.data.sources import Source
+    from sccvae.io import anndata_files
+
+    mask = arguments.mask_var or tl.stored.default_mask(Source.of(adata))
     given = {"n_latent": "n_latent", "likelihood": "gene_likelihood"}
     options = {name: getattr(arguments, flag) for flag, name in given.items() if hasattr(arguments, flag)}
-    gib = arguments.memory_budget
     model = SCCVAE(
         adata,
         join=arguments.join,
-        memory_budget=None if gib is None else gib * 2**30,
+        memory_budget=_budget(arguments),
         cache_dir=arguments.cache_dir,
         batch_key=arguments.batch_key,
         layer=arguments.layer,
@@ -212,13 +222,18 @@ def integrate(arguments: argparse.Namespace) -> None:
         return
     if arguments.save_model:  # first, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
-    expression = False if arguments.no_expression else None
-    if in_blocks:
-        tl.store(adata, model, key_added=arguments.key_added, expression=expression, out=arguments.output)
+    results = {"key_added": arguments.key_added, "expression": False if arguments.no_expression else None}
+    if isinstance(adata, Source):
+        tl.stored.write(adata, model, arguments.output, **results, own=True)
     else:
-        tl.store(adata, model, key_added=arguments.key_added, expression=expression)
+        tl.store(adata, model, **results)
         anndata_files.write(adata, arguments.output)
     print(f"{model}\nwritten: {arguments.output}")
+
+
+def _budget(arguments: argparse.Namespace) -> float | None:
+    """Return the bytes of memory for the counts; None where the user gives no number."""
+    return None if arguments.memory_budget is None else arguments.memory_budget * 2**30
 
 
 def pack(arguments: argparse.Namespace) -> None:

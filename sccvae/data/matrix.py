@@ -21,7 +21,6 @@ from sccvae.validation.wording import Text, did_you_mean, listed_names
 Support = Literal["counts", "real", "binary"]
 MAX_COUNT = 2**24  # float32 represents all whole numbers up to here exactly
 BLOCK_BYTES = 64 * 2**20  # rows read at once from a dense or backed matrix
-_QUIET = {False: True, True: None}  # whether parts are files -> `disable` of tqdm, which for None needs a terminal
 
 
 class Part(NamedTuple):
@@ -69,8 +68,8 @@ def read_rows(
         True if the data are those of a new model; False if an existing model reads them. Selects the advice in errors.
     """
     n_cells = sum(part.adata.n_obs for part in parts)
-    of_files = parts[0].name is not None
-    with tqdm(total=n_cells, desc=_reading(parts), unit="cell", delay=1, leave=False, disable=_QUIET[of_files]) as bar:
+    quiet = None if parts[0].name is not None else True  # None: unless the output is a terminal
+    with tqdm(total=n_cells, desc=_reading(parts), unit="cell", delay=1, leave=False, disable=quiet) as bar:
         for part in parts:
             with named(part):
                 columns = columns_of(part.adata, genes) if at is None else at

@@ -82,13 +82,14 @@ def free_memory() -> int:
 class Collector:
     """Rows in the order in which they are added; `finished` returns them."""
 
-    def __init__(self, n_genes: int, *, counts: bool = True, budget: float, folder: Path | None = None):
+    def __init__(self, n_genes: int, *, counts: bool = True, budget: float = 0.0, folder: Path | None = None):
         """`budget`: bytes that may be in memory. `folder`: where files go in any case; None: unnamed temporary files.
 
         `counts` as in `PackedRows.of`.
         """
         self.n_genes, self.counts, self.budget, self.folder = n_genes, counts, budget, folder
         self.parts: list[PackedRows] = []
+        self.n_bytes = 0  # of the parts
         self.narrow: bool | None = None  # whether the files have uint8; None before there are files
         self.lengths: list[np.ndarray] = []  # numbers of values of each cell
         self.large: list[np.ndarray] = []
@@ -101,7 +102,8 @@ class Collector:
             self._append(part)
             return
         self.parts.append(part)
-        if self.folder is not None or sum(part.nbytes for part in self.parts) > self.budget:
+        self.n_bytes += part.nbytes
+        if self.folder is not None or self.n_bytes > self.budget:
             self._begin_files()
 
     def finished(self) -> PackedRows:
@@ -129,6 +131,9 @@ class Collector:
             self.large.append(part.large)
             self.genes.append(part.genes[:])
             self.values.append(part.values[:])
+
+
+Read = Callable[[Collector], PackedRows]  # reads rows into a collector, and returns what it has collected
 
 
 @contextmanager
@@ -196,8 +201,8 @@ def stamps(paths: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def write(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path], PackedRows]) -> None:
-    """Write a pack; `fill` writes the values and genes of the cells into a folder. A killed run leaves nothing.
+def write(target: Path, contents: Contents, frame: AnnData, read: Read) -> None:
+    """Write a pack; `read` collects the rows of the cells. A killed run leaves nothing.
 
     Raises
     ------
@@ -211,7 +216,7 @@ def write(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path
     with files.named_if_full(target), files.part_beside(target) as beside:
         part = beside / target.name
         part.mkdir()
-        rows = fill(part)
+        rows = read(Collector(len(contents.genes), counts=contents.support != "real", folder=part))
         for name in SMALL:
             np.ascontiguousarray(getattr(rows, name), SMALL[name]).tofile(part / f"{name}.bin")
         anndata_files.write(AnnData(obs=frame.obs, var=frame.var.loc[list(contents.genes)]), part / CELLS, "pack")
@@ -257,7 +262,7 @@ def opened(path: Path, budget: float) -> Pack:
     return Pack(path, contents, frame, rows)
 
 
-def kept(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path], PackedRows], budget: float) -> Pack:
+def kept(target: Path, contents: Contents, frame: AnnData, read: Read, budget: float) -> Pack:
     """Return the pack at `target`; make it first if there is none.
 
     Raises
@@ -269,7 +274,7 @@ def kept(target: Path, contents: Contents, frame: AnnData, fill: Callable[[Path]
         files.checked(target, "cache_dir", folder=True)
     with files.alone_in(target.resolve().parent):  # of several processes one makes it, and the others open it
         if not is_pack(target):
-            write(target, contents, frame, fill)
+            write(target, contents, frame, read)
             return opened(target, budget)
     pack = opened(target, budget)
     if pack.contents != contents or not contents.sources or len(pack.rows) != frame.n_obs:

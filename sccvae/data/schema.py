@@ -29,7 +29,7 @@ from sccvae.data.columns import (
 from sccvae.data.counts import Counts
 from sccvae.data.matrix import Support, check_adata, check_known_genes, check_unique, read_rows
 from sccvae.data.packed_rows import PackedRows
-from sccvae.data.packs import Collector, Contents, Storage
+from sccvae.data.packs import Contents, Storage
 from sccvae.data.sources import Given, Join, Source, open_source
 from sccvae.io.files import path_of
 from sccvae.validation.arguments import flag
@@ -101,7 +101,7 @@ class Schema:
         ValueError, KeyError, TypeError
             The data are invalid; the message has the location and a fix.
         """
-        source = data if isinstance(data, Source) else Source.of(data)
+        source = Source.of(data)
         adata, layer = source.frame, source.layer_of(layer)
         if source.pack is not None:
             round_counts = round_counts or source.pack.contents.round_counts
@@ -150,7 +150,7 @@ class Schema:
 
     def values_of(self, data: AnnData | Source, storage: Storage = IN_MEMORY) -> PackedRows:
         """Read only the values of new data, with genes in the model's order."""
-        source = data if isinstance(data, Source) else Source.of(data)
+        source = Source.of(data)
         options: dict[str, Any] = {"round_counts": self.round_counts, "learning": False}
         layer = self.layer if source.pack is None else source.pack.contents.layer
         contents = Contents(self.genes, layer, self.support, self.round_counts, ())
@@ -175,8 +175,9 @@ class Schema:
         ValueError, KeyError
             The data are invalid; the message has the location and a fix.
         """
-        source = data if isinstance(data, Source) else Source.of(data)
-        source.check_columns([self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys])
+        source = Source.of(data)
+        keys = (self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys, self.size_factor_key)
+        source.check_columns(keys)
         return self.assemble(source.frame, self.values_of(source, storage))
 
     def read_given(self, given: Any, storage: Storage = IN_MEMORY) -> tuple[AnnData, Counts]:
@@ -307,12 +308,10 @@ def pack(
         names, layer = _chosen(opened.frame.var_names.astype(str), genes), opened.layer_of(layer)
         rounded = flag("round_counts", round_counts)
         contents = Contents(tuple(names), layer, "counts", rounded, packs.stamps(opened.files))
-
-        def fill(folder: Path) -> PackedRows:
-            collector = Collector(len(names), budget=0, folder=folder)
-            return read_rows(opened.parts, layer, "counts", names, collector, round_counts=rounded)
-
-        packs.write(target, contents, opened.frame, fill)
+        options: dict[str, Any] = {"round_counts": rounded}
+        packs.write(
+            target, contents, opened.frame, lambda to: read_rows(opened.parts, layer, "counts", names, to, **options)
+        )
     return target
 
 

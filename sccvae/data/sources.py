@@ -1,6 +1,6 @@
 """What cells are read from: an AnnData, or files, of which several are one set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -18,14 +18,13 @@ from sccvae.data.blocks import blocks_of
 from sccvae.data.columns import column_of
 from sccvae.data.matrix import BLOCK_BYTES, Part, check_adata, columns_of, matrix_of, named, where_of
 from sccvae.data.packed_rows import PackedRows
-from sccvae.data.packs import Collector, Contents, Pack, Storage
+from sccvae.data.packs import Collector, Contents, Pack, Read, Storage
 from sccvae.io.opening import opened
 from sccvae.validation.arguments import check_choice
 from sccvae.validation.wording import listed_names
 
 Join = Literal["inner", "exact"]
 Given = AnnData | str | PathLike | Sequence[str | PathLike]
-Read = Callable[[Collector], PackedRows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +49,10 @@ class Source:
     pack: Pack | None = None
 
     @classmethod
-    def of(cls, adata: AnnData) -> "Source":
+    def of(cls, adata: "AnnData | Source") -> "Source":
         """Return an AnnData as a source; tables that were read lazily are read."""
+        if isinstance(adata, Source):
+            return adata
         if isinstance(adata, AnnData) and not isinstance(adata.obs, pd.DataFrame) and hasattr(adata.obs, "to_memory"):
             layers = {key: adata.layers[key] for key in adata.layers if key is not None}
             adata = AnnData(adata.X, obs=adata.obs.to_memory(), var=adata.var.to_memory(), layers=layers)
@@ -94,15 +95,10 @@ class Source:
         """
         if self.pack is not None and replace(self.pack.contents, sources=()) == contents:
             return self.pack.rows
-        counts = contents.support != "real"
         if storage.cache_dir is None:
-            return read(Collector(len(contents.genes), counts=counts, budget=storage.budget))
-
-        def fill(folder: Path) -> PackedRows:
-            return read(Collector(len(contents.genes), counts=counts, budget=storage.budget, folder=folder))
-
+            return read(Collector(len(contents.genes), counts=contents.support != "real", budget=storage.budget))
         contents = replace(contents, sources=packs.stamps(self.files))
-        return packs.kept(storage.cache_dir, contents, self.frame, fill, storage.budget).rows
+        return packs.kept(storage.cache_dir, contents, self.frame, read, storage.budget).rows
 
     def check_columns(self, keys: Sequence[str | None]) -> None:
         """Raise if a file lacks one of the columns of `obs`, or a value in it."""
@@ -141,9 +137,6 @@ def open_source(given: Any, *, join: Join = "inner", budget: float | None = None
         `given` is something else; a file cannot be read; the files have no gene in common.
     """
     check_choice("join", join, ("inner", "exact"))
-    if isinstance(given, Source):
-        yield given
-        return
     if not is_paths(given):
         yield Source.of(given)
         return
@@ -161,12 +154,6 @@ def open_source(given: Any, *, join: Join = "inner", budget: float | None = None
             with named(part):
                 check_adata(part.adata)
         yield Source(_frame(parts, join), tuple(parts), tuple(paths))
-
-
-def table_of(given: Any) -> pd.DataFrame:
-    """Return the table of the cells that a user gave."""
-    with open_source(given) as source:
-        return source.frame.obs
 
 
 def is_paths(given: Any) -> bool:

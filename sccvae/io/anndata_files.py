@@ -48,11 +48,18 @@ def write(adata: Any, path: str | os.PathLike, what: str = "output") -> None:
             write_zarr(adata, part)
         else:
             _write_h5ad(adata, part)
-        try:
+        with read_back(given, what):
             check(adata, part)
-        except Exception as error:  # damaged files make anndata raise errors of any type
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"The {what} {given} cannot be read back, so it was not written ({reason}).") from error
+
+
+@contextmanager
+def read_back(path: Path, what: str) -> Iterator[None]:
+    """Convert errors of the check of a written file to a ValueError."""
+    try:
+        yield
+    except Exception as error:  # damaged files make anndata raise errors of any type
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"The {what} {path} cannot be read back, so it was not written ({reason}).") from error
 
 
 def is_zarr(path: Path) -> bool:

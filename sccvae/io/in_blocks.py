@@ -45,11 +45,8 @@ def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "outpu
     anndata_files.checked(given, what)
     with files.writing(given, what, folder=anndata_files.is_zarr(given)) as part:
         lengths = _write(iter(blocks), part)
-        try:
+        with anndata_files.read_back(given, what):
             _check(part, lengths)
-        except Exception as error:  # damaged files make anndata raise errors of any type
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"The {what} {given} cannot be read back, so it was not written ({reason}).") from error
 
 
 def _write(blocks: Iterator[AnnData], part: Path) -> dict[str, int]:

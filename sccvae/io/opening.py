@@ -43,8 +43,10 @@ def size_of(path: Path) -> float:
     """
     with ExitStack() as stack:
         group = _group(path, stack)
-        if group is None or "obs" not in group:
-            return 0.0 if group is None or not _data_sets(group, str(path)) else float("inf")
+        if group is None:
+            return 0.0
+        if "obs" not in group:
+            return float("inf") if _is_collection(group) else 0.0
         return float(_arrays_in(group))
 
 
@@ -80,10 +82,15 @@ def _data_sets(group: Any, name: str) -> list[tuple[str, anndata.AnnData]]:
     if "obs" in group and "var" in group:
         tables = all("encoding-type" in group[table].attrs for table in ("obs", "var"))
         return [(name, _lazily(group))] if tables and "row_attrs" not in group else []
-    parts = {key: group[key] for key in sorted(group, key=_in_order)}
-    if not parts or any(part.attrs.get("encoding-type") != "anndata" for part in parts.values()):
+    if not _is_collection(group):
         return []
-    return [(f"{name}/{key}", _lazily(part)) for key, part in parts.items()]
+    return [(f"{name}/{key}", _lazily(group[key])) for key in sorted(group, key=_in_order)]
+
+
+def _is_collection(group: Any) -> bool:
+    """Return whether a group holds data sets and nothing else."""
+    kinds = {group[key].attrs.get("encoding-type") for key in group}
+    return kinds == {"anndata"}
 
 
 def _in_order(key: str) -> tuple[str, int, str]:

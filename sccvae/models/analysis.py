@@ -102,8 +102,8 @@ class AnalysisModel(OutputsModel):
         options = differential_expression.Options(mode, delta, pseudocount, fdr_target)
         n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
         max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)
-        counts, names = self._cells(adata, None)
-        labels = None if groupby is None else self._labels(groupby, adata, names, "groupby")
+        counts, names, obs = self._cells_and_table(adata)
+        labels = None if groupby is None else self._labels(groupby, obs, names, "groupby")
         design = differential_expression.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
         batches = self._batch_codes(self.batches if flag("batch_correction", batch_correction) else None)
         groups = posterior.group_expression(
@@ -158,11 +158,11 @@ class AnalysisModel(OutputsModel):
         """
         n_samples, n_neighbors = positive("n_samples", n_samples), limit("n_neighbors", n_neighbors)
         max_cells, seed = unless_none(limit, "max_cells", max_cells), checked_seed(seed)
-        counts, names = self._cells(adata, None)
+        counts, names, obs = self._cells_and_table(adata)
         if len(counts) < 10:
             raise ValueError(f"diagnose() found {len(counts)} cells; expected at least 10.")
         if batch_key is not None:
-            batches = self._labels(batch_key, adata, names, "batch_key")
+            batches = self._labels(batch_key, obs, names, "batch_key")
         else:
             batches = pd.Series(np.array(self.batches)[counts.codes[:, 0]], index=names)
         known = batch_key is None or batch_key == self._schema.batch_key
@@ -230,12 +230,12 @@ class AnalysisModel(OutputsModel):
 
         report.checked_path(path)
         max_cells, seed = limit("max_cells", max_cells), checked_seed(seed, most=SEEDS)
-        counts, names = self._cells(adata, None)
+        counts, names, obs = self._cells_and_table(adata)
         for what, key in (("batch_key", batch_key), ("label_key", label_key)):
             if not isinstance(key, str | None):
                 raise TypeError(f"{what} is a {type(key).__name__}; expected the name of a column of adata.obs.")
         batch_key = self._schema.batch_key if batch_key is None else batch_key
-        columns = {key: self._labels(key, adata, names, "key") for key in (batch_key, label_key) if key is not None}
+        columns = {key: self._labels(key, obs, names, "key") for key in (batch_key, label_key) if key is not None}
         text = report.page(
             AnnData(
                 counts.matrix,

@@ -19,7 +19,7 @@ from sccvae.data.counts import Counts, split
 from sccvae.data.matrix import check_adata
 from sccvae.data.origin import Annotation, is_training_data
 from sccvae.data.schema import Schema
-from sccvae.data.sources import table_of
+from sccvae.data.sources import Given
 from sccvae.inference import posterior
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
@@ -404,19 +404,23 @@ class BaseModel(TrainingModel):
 
     def _cells(self, adata: AnnData | None, indices: Any) -> tuple[Counts, pd.Index]:
         """Counts and names of the cells that a method is called with."""
+        counts, names, _ = self._cells_and_table(adata)
+        if indices is None:
+            return counts, names
+        at = numbers_of_cells(indices, "indices", len(counts), names)
+        return counts[at], names[at]
+
+    def _cells_and_table(self, adata: Given | None) -> tuple[Counts, pd.Index, pd.DataFrame | None]:
+        """Counts, names and `obs` of all cells that a method is called with; no `obs` for the training data."""
         self._check_trained()
         if adata is None and self._counts is None:
             raise ValueError(
                 f"This model was loaded without data: pass adata, here or as {self.kind}.load(path, adata)."
             )
-        counts, names = cast(Counts, self._counts), cast(pd.Index, self._cell_names)
-        if adata is not None:
-            frame, counts = self._schema.read_given(adata)
-            names = frame.obs_names
-        if indices is None:
-            return counts, names
-        at = numbers_of_cells(indices, "indices", len(counts), names)
-        return counts[at], names[at]
+        if adata is None:
+            return cast(Counts, self._counts), cast(pd.Index, self._cell_names), None
+        frame, counts = self._schema.read_given(adata)
+        return counts, frame.obs_names, frame.obs
 
     def source_of(self, adata: AnnData) -> AnnData | None:
         """None if `adata` holds the training data, else `adata`: what to pass to the other methods as their `adata`.
@@ -451,10 +455,10 @@ class BaseModel(TrainingModel):
         """Current `obs` of the training data."""
         return cast(Annotation, self._annotation).now()
 
-    def _labels(self, key: Any, adata: AnnData | None, names: pd.Index, what: str) -> pd.Series:
-        """Labels of the cells `names` of `adata`; None means the training data. See `labels_of`."""
-        if adata is not None:
-            return labels_of(key, table_of(adata), names, what)
+    def _labels(self, key: Any, obs: pd.DataFrame | None, names: pd.Index, what: str) -> pd.Series:
+        """Labels of the cells `names` of a table; None means that of the training data. See `labels_of`."""
+        if obs is not None:
+            return labels_of(key, obs, names, what)
         try:
             return labels_of(key, self._obs, names, what)
         except KeyError as error:

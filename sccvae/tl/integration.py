@@ -8,14 +8,14 @@ import numpy as np
 from anndata import AnnData
 
 from sccvae.data.matrix import check_adata
-from sccvae.data.sources import Given, is_paths
+from sccvae.data.packs import checked_storage
+from sccvae.data.sources import Given, is_paths, open_source
 from sccvae.models.sccvae import SCCVAE
-from sccvae.tl import stored
+from sccvae.tl import results, stored
+from sccvae.tl.results import MAX_LAYER_BYTES
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
 from sccvae.validation.wording import warn
-
-MAX_LAYER_BYTES = 2 * 2**30
 
 
 @scanpy_like()
@@ -98,19 +98,22 @@ def integrate(
     """
     if out is None:
         _check_in_memory(adata)
-    else:
-        stored.check_place(adata, out)
     check_key("key_added", key_added)
-    if mask_var is ...:
-        mask_var = stored.default_mask(adata)
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
-    model = SCCVAE(adata, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
-    check_spared(key_added, model)
-    model.train(**(train_options or {}))
-    if out is not None:
-        stored.write(adata, model, out, key_added=key_added, expression=expression)
-    else:
-        _store(cast(AnnData, adata), None, model, key_added, expression)
+    budget = checked_storage(options.get("memory_budget"), None).memory_budget
+    with open_source(adata, join=options.get("join", "inner"), budget=budget) as source:
+        if out is not None:
+            stored.check_place(source, out)
+        if mask_var is ...:
+            mask_var = stored.default_mask(source)
+        given = adata if out is None else source
+        model = SCCVAE(given, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
+        check_spared(key_added, model)
+        model.train(**(train_options or {}))
+        if out is not None:
+            stored.write(source, model, out, key_added=key_added, expression=expression, own=True)
+        else:
+            _store(cast(AnnData, adata), None, model, key_added, expression)
     return None
 
 
@@ -195,32 +198,10 @@ def check_spared(key_added: str, model: SCCVAE) -> None:
 
 def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
     """Write the outputs for the cells of `source` to `adata`; None means the training data."""
-    embedding = model.get_latent_representation(source)
-    _remove_earlier(adata, key_added)
-    modelled = adata.var_names.isin(model.gene_names)
     where = "layers" if expression else None
     if expression is None:
-        where = _place(adata.n_obs, adata.n_vars, int(modelled.sum()), key_added)
-    scale = 1.0
-    if model.likelihood.has_library:
-        library = model.get_latent_library_size(source)
-        scale = float(np.median(library))
-        adata.obs[f"{key_added}_library"] = library
-    adata.obsm[f"X_{key_added}"] = embedding
-    adata.uns[key_added] = {**model.describe(), "expression_library_size": scale}
-    if not modelled.all():
-        adata.var[f"{key_added}_modelled"] = modelled
-    if where is None:
-        return
-    genes = adata.var_names[modelled]
-    for key, batches in ((key_added, None), (f"{key_added}_corrected", model.batches)):
-        values = model.get_normalized_expression(
-            source, transform_batch=batches, library_size=scale, gene_list=genes, return_numpy=True
-        )
-        if where == "layers" and not modelled.all():
-            known, values = values, np.full(adata.shape, np.nan, dtype=np.float32)
-            values[:, modelled] = known
-        getattr(adata, where)[key] = values
+        where = _place(adata.n_obs, adata.n_vars, int(adata.var_names.isin(model.gene_names).sum()), key_added)
+    results.write(adata, source, model, key_added, where)
 
 
 def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:
@@ -239,17 +220,3 @@ def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:
         "streams it into a memmap or zarr array, and expression=True stores it all the same."
     )
     return None
-
-
-def _remove_earlier(adata: AnnData, key_added: str) -> None:
-    """Remove results of an earlier run, so that no matrix of another model remains under the same keys."""
-    earlier = adata.uns.get(key_added)
-    if not hasattr(earlier, "keys") or not {"parameters", "versions", "expression_library_size"} <= set(earlier.keys()):
-        return
-    for key in (key_added, f"{key_added}_corrected"):
-        for place in (adata.layers, adata.obsm):
-            if key in place:
-                del place[key]
-    for table, column in ((adata.obs, f"{key_added}_library"), (adata.var, f"{key_added}_modelled")):
-        if column in table:
-            del table[column]

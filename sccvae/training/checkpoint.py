@@ -46,11 +46,8 @@ class State:
 
     def begin(self, epoch: int) -> None:
         """Note the start of an epoch, before the cells are shuffled."""
-        self.epoch, self.shuffling, self.started = (
-            epoch,
-            self.rng.bit_generator.state,
-            time.perf_counter() - self.seconds,
-        )
+        self.epoch, self.shuffling = epoch, self.rng.bit_generator.state
+        self.started = time.perf_counter() - self.seconds
 
     def add(self, loss: torch.Tensor, terms: torch.Tensor) -> None:
         """Count a step."""

@@ -91,7 +91,7 @@ def test_a_likelihood_without_library_size(cells):
 
 
 def test_large_expression_is_left_out_unless_asked_for(cells, monkeypatch):
-    monkeypatch.setattr("sccvae.tl.stored.MAX_BYTES", 1000)
+    monkeypatch.setattr("sccvae.tl.stored.MAX_LAYER_BYTES", 1000)
     with pytest.warns(UserWarning, match="Expression was left out, since it would take more than 2 GiB"):
         tl.integrate("a.h5ad", batch_key="batch", out="new.h5ad", **OPTIONS)
     assert layers_of(read("new.h5ad")) == []
