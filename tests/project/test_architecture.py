@@ -161,6 +161,7 @@ def test_the_drawing_in_architecture_md_is_this_plan():
     drawn = dict(re.findall(r"^(\w+) +<- ([\w, ]+)$", text, re.MULTILINE))
     expected = {room: sorted(before - {"__init__"}) for room, before in ARROWS.items() if before - {"__init__"}}
     assert {room: sorted(before.split(", ")) for room, before in drawn.items()} == expected
+    assert f" {sum(map(len, expected.values()))} arrows" in text
 
 
 def test_the_core_imports_no_leaf_but_inside_a_function():
