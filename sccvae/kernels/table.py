@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sccvae.data.counts import Minibatch
 
 Keep = Callable[..., torch.Tensor]
+# Values of float32 between an array that compiled loops write to and any other. Such a loop begins with a check of
+# addresses. If two arrays are less than some vectors apart, it does not use vectors, and adds up in another order.
+APART = 128
 
 
 class Rows(NamedTuple):

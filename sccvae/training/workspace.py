@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
+from sccvae.kernels.table import APART
+
 
 class Workspace:
     """Arrays by name, kept from step to step: fresh memory costs as much as the arithmetic on it."""
@@ -21,7 +23,7 @@ class Workspace:
             size = int(np.prod(shape))
             if name not in self.kept or self.kept[name].numel() < size:
                 self.views = {key: view for key, view in self.views.items() if key[0] != name}
-                self.kept[name] = torch.empty(size, dtype=dtype)
+                self.kept[name] = torch.empty(size + 2 * APART, dtype=dtype)[APART : APART + size]
             view = self.views[(name, *shape)] = self.kept[name][:size].view(shape)
         return view
 

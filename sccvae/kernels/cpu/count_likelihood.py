@@ -14,7 +14,19 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, exp, f32, log, log1p_and_share, narrow, stirling, widen
+from sccvae.kernels.cpu.vector_math import (
+    EXACT,
+    INNER,
+    LOOP,
+    empty,
+    exp,
+    f32,
+    log,
+    log1p_and_share,
+    narrow,
+    stirling,
+    widen,
+)
 from sccvae.kernels.parallel import alone, rows_worth, share
 
 # Beyond these, float32 intermediates could overflow: exp(LOG_MAX) squared must stay below 3.4e38.
@@ -178,11 +190,6 @@ def _put(terms, out):
 
 
 @numba.njit(**EXACT, **INNER)
-def _empty(size):
-    return np.empty(size, f32)
-
-
-@numba.njit(**EXACT, **INNER)
 def _place(mode, row, cell):
     return row if mode == ADD else cell if mode == PUT else 0
 
@@ -229,9 +236,9 @@ def _cells(
     n_genes, fine = logits.shape[1], True
     has_theta, has_pi = theta.shape[1] > 0, pi.shape[1] > 0
     # One by one: LLVM does not vectorise loops over the rows of one array, which it cannot tell apart.
-    e, value, log1p, share = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    grad_theta, lost, kept, stored_logit = _empty(n_genes), _empty(n_genes), _empty(n_genes), _empty(n_genes)
-    grad_mean, grad_pi = _empty(n_genes), _empty(n_genes)
+    e, value, log1p, share = empty(n_genes), empty(n_genes), empty(n_genes), empty(n_genes)
+    grad_theta, lost, kept, stored_logit = empty(n_genes), empty(n_genes), empty(n_genes), empty(n_genes)
+    grad_mean, grad_pi = empty(n_genes), empty(n_genes)
     for i in range(first, last):
         b, t, start, stop = bias_row[i], theta_row[i], indptr[i], indptr[i + 1]
         top, total, check = softmax(logits[i], bias[b], e)

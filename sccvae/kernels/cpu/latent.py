@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from sccvae.kernels.cpu.layers import SOME, multiple
-from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, exp, f32
+from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, apart, empty, exp, f32
 from sccvae.kernels.parallel import share
 
 DISTANCES = 2**22  # between cells, kept at once
@@ -193,7 +193,7 @@ def _pull(z, i, grad_square, grad_z):
 def _own_batch_excess(first, last, z, batch, copies, width, smoothing, n_neighbours, begin, value, grad_square):
     """Cells first..last after number `begin`: fill value, and grad_square, (cells, cells), where that is above 0."""
     n = batch.size
-    nearest, square = np.empty(n_neighbours, f32), np.empty(n, f32)
+    nearest, square = np.empty(n_neighbours, f32), empty(n)
     for row in range(first, last):
         i = begin + row
         value[i], expected = f32(0.0), f32((batch == batch[i]).sum() - copies) / f32(n - copies)
@@ -231,7 +231,8 @@ def own_batch_excess(arguments):
     *given, value = arguments
     z, (n, n_cells) = given[0], given[0].shape
     some = min(max(DISTANCES // n_cells, 1), n_cells)
-    grad_z, grad_square = np.zeros_like(z), np.empty((some, n_cells), f32)
+    grad_z, grad_square = apart(n, n_cells), apart(some, n_cells)
+    grad_z[:] = f32(0.0)
     for begin in range(0, n_cells, some):
         kept = begin, value, grad_square
         part = max(SOME, COMPARED // (n * n_cells))

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from sccvae.kernels.cpu.count_likelihood import softmax
-from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, f32, log1p_and_share
+from sccvae.kernels.cpu.vector_math import EXACT, INNER, LOOP, empty, f32, log1p_and_share
 from sccvae.kernels.parallel import WORTH, rows_worth, share
 
 LAYER_NORM_EPS = f32(1e-5)
@@ -115,7 +115,7 @@ def multiple(share, e, out):
 @numba.njit(**LOOP)
 def _expression(first, last, logits, bias, row, factor, add, out):
     """Cells first..last of `expression`."""
-    e = np.empty(out.shape[1], f32)
+    e = empty(out.shape[1])
     for i in range(first, last):
         total, check = softmax(logits[i], bias[row[i]], e)[1:]
         share = factor[i] / total if math.isfinite(check) else f32(math.nan)

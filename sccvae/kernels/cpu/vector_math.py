@@ -11,6 +11,8 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
+from sccvae.kernels.table import APART
+
 f32, _I32 = np.float32, ir.IntType(32)
 
 
@@ -88,6 +90,18 @@ def narrow(typing, x, like):
         return builder.trunc(builder.lshr(rounded, ir.Constant(_I32, 16)), ir.IntType(16))
 
     return like(x, like), generate
+
+
+def apart(*shape: int) -> np.ndarray:
+    """Return an array of float32 with whatever it holds, apart from all others (see `APART`)."""
+    size = math.prod(shape)
+    return np.empty(size + 2 * APART, f32)[APART : APART + size].reshape(shape)
+
+
+@numba.njit(**EXACT, **INNER)
+def empty(size):
+    """As `apart`, for one dimension."""
+    return np.empty(size + 2 * APART, f32)[APART : APART + size]
 
 
 @numba.njit(**EXACT, **INNER)
