@@ -218,17 +218,17 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
     tl.integration.check_spared(arguments.key_added, model)
     state = {"checkpoint": arguments.checkpoint, "checkpoint_every": arguments.checkpoint_every, "resume": True}
     model.train(getattr(arguments, "max_epochs", None), **state)
-    if _rank() > 0:  # process 0 of torchrun writes
-        return
-    if arguments.save_model:  # first, because training took most of the time
+    first = _rank() == 0  # of torchrun's processes
+    if arguments.save_model and first:  # before the rest, because training took most of the time
         model.save(arguments.save_model, overwrite=True)
     results = {"key_added": arguments.key_added, "expression": False if arguments.no_expression else None}
     if isinstance(adata, Source):
         tl.stored.write(adata, model, arguments.output, **results, own=True)
-    else:
+    elif first:
         tl.store(adata, model, **results)
         anndata_files.write(adata, arguments.output)
-    print(f"{model}\nwritten: {arguments.output}")
+    if first:
+        print(f"{model}\nwritten: {arguments.output}")
 
 
 def _budget(arguments: argparse.Namespace) -> float | None:

@@ -18,9 +18,9 @@ NUMBERS = "biuf"  # kinds of dtype for counts
 
 
 def blocks_of(
-    matrix: Any, where: str, shape: tuple[int, int], n_bytes: int, most: float = np.inf
+    matrix: Any, where: str, shape: tuple[int, int], n_bytes: int, most: float = np.inf, cells: range | None = None
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """Yield all rows in order as (first row, block); a sparse matrix in memory is one block, unless it is large.
+    """Yield rows in order as (first row, block); a sparse matrix in memory is one block, unless it is large.
 
     Parameters
     ----------
@@ -32,14 +32,17 @@ def blocks_of(
         Size of a block read from a dense matrix or a file, at 8 bytes a value.
     most
         Bytes above which a sparse matrix is not one block, at 3 bytes a value.
+    cells
+        The rows to read; None reads all.
 
     Raises
     ------
     TypeError, ValueError
         The matrix is not numeric, or cannot be read.
     """
-    start, parts = 0, _parts(matrix, shape[0], max(1, n_bytes // (8 * shape[1])), most)
-    while start < shape[0]:
+    cells = range(shape[0]) if cells is None else cells
+    start, parts = cells.start, _parts(matrix, cells, max(1, n_bytes // (8 * shape[1])), most)
+    while start < cells.stop:
         try:
             part: Any = next(parts, None)
             if not (sp.issparse(part) or np.ma.isMaskedArray(part)):
@@ -51,7 +54,7 @@ def blocks_of(
                 f"{where}, a {type(matrix).__name__}, cannot be read ({type(error).__name__}: {error}). Read it into "
                 "memory first: adata = adata.to_memory(). Check that its file exists and is open."
             ) from error
-        if part.ndim != 2 or part.shape[1] != shape[1] or not 0 < part.shape[0] <= shape[0] - start:
+        if part.ndim != 2 or part.shape[1] != shape[1] or not 0 < part.shape[0] <= cells.stop - start:
             raise ValueError(
                 f"{where}, a {type(matrix).__name__}, gives rows of shape {part.shape}; expected {shape} in total. "
                 "Read it into memory first: adata = adata.to_memory()."
@@ -68,17 +71,18 @@ def rows_of(matrix: Any, where: str, cells: np.ndarray) -> sp.csr_matrix:
     return _csr(part if sp.issparse(part) else np.asarray(part), where)
 
 
-def _parts(matrix: Any, n_cells: int, rows: int, most: float) -> Iterator[Any]:
-    """Yield whole rows in order as stored: sparse matrices or arrays."""
+def _parts(matrix: Any, cells: range, rows: int, most: float) -> Iterator[Any]:
+    """Yield the rows `cells` in order as stored: sparse matrices or arrays."""
+    some = slice(cells.start, cells.stop)
     if sp.issparse(matrix) and (matrix.format != "csr" or 3 * matrix.nnz <= most):
-        yield matrix
+        yield matrix if len(cells) == matrix.shape[0] else matrix[some]
     elif hasattr(matrix, "to_memory") and getattr(matrix, "format", None) == "csc":
-        yield _by_genes(matrix).to_memory()  # each block of rows would read the whole file
+        yield _by_genes(matrix).to_memory()[some]  # each block of rows would read the whole file
     elif hasattr(matrix, "compute") and getattr(matrix, "chunks", None) is not None:
-        yield from _computed(matrix, rows)
+        yield from _computed(matrix if len(cells) == matrix.shape[0] else matrix[some], rows)
     else:
-        for start in range(0, n_cells, rows):
-            yield matrix[start : min(start + rows, n_cells)]
+        for start in range(cells.start, cells.stop, rows):
+            yield matrix[start : min(start + rows, cells.stop)]
 
 
 def _by_genes(matrix: Any) -> Any:

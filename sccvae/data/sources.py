@@ -71,14 +71,16 @@ class Source:
             )
         return self.pack.contents.layer
 
-    def blocks(self, layer: str | None) -> Iterator[tuple[slice, sp.csr_matrix]]:
-        """Yield (rows, values) of the genes of `frame`, in its order, for all cells in blocks."""
-        begin = 0
+    def blocks(self, layer: str | None, cells: range | None = None) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        """Yield (rows, values) of the genes of `frame`, in its order, for a range of cells in blocks; None for all."""
+        begin, cells = 0, range(self.frame.n_obs) if cells is None else cells
         for part in self.parts:
+            here = range(part.adata.n_obs)[max(cells.start - begin, 0) : max(cells.stop - begin, 0)]
             with named(part):
                 columns = columns_of(part.adata, list(self.frame.var_names.astype(str)))
                 matrix = matrix_of(part.adata, layer) if part.matrix is None else part.matrix
-                for start, whole in blocks_of(matrix, where_of(layer), part.adata.shape, BLOCK_BYTES, BLOCK_BYTES):
+                where, sizes = where_of(layer), (BLOCK_BYTES, BLOCK_BYTES)
+                for start, whole in blocks_of(matrix, where, part.adata.shape, *sizes, here) if here else ():
                     rows = slice(begin + start, begin + start + whole.shape[0])
                     yield rows, whole if columns is None else whole[:, columns]
             begin += part.adata.n_obs

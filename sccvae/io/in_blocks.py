@@ -21,7 +21,7 @@ _MARGIN = 2**21  # bytes that HDF5 may write in addition to a block
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # counts: 0.15 of their bytes
 
 
-def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "output") -> None:
+def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "output", more: Iterable[Path] = ()) -> None:
     """Write blocks of cells as one AnnData, in the format of the suffix, replacing an existing file.
 
     `X`, `obs`, `obsm` and `layers` grow along the cells; all else is that of the first block.
@@ -33,24 +33,31 @@ def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "outpu
         categories; `obsm` and `layers` hold dense arrays.
     path, what
         As in `anndata_files.write`.
+    more
+        Files that this function wrote, of the same format: cells that come after the blocks.
 
     Raises
     ------
     ValueError
-        The suffix is unknown, blocks differ, or the written file cannot be read back; the target is then unchanged.
+        The suffix is unknown, blocks or files differ, or the written file cannot be read back. The target is unchanged.
     OSError
         `path` cannot be written, or the disk is full.
     """
     given = files.path_of(path, what)
     anndata_files.checked(given, what)
     with files.writing(given, what, folder=anndata_files.is_zarr(given)) as part:
-        lengths = _write(iter(blocks), part)
+        lengths = _write(iter(blocks), part, more)
         with anndata_files.read_back(given, what):
             _check(part, lengths)
 
 
-def _write(blocks: Iterator[AnnData], part: Path) -> dict[str, int]:
-    """Write all blocks; return the length of each array along the cells."""
+def layer_rows(n_genes: int) -> int:
+    """Return the number of cells in a chunk of a layer."""
+    return max(_DENSE // max(n_genes, 1), 1)
+
+
+def _write(blocks: Iterator[AnnData], part: Path, more: Iterable[Path]) -> dict[str, int]:
+    """Write all blocks, then the cells of other files; return the length of each array along the cells."""
     first = next(blocks)
     empty = AnnData(
         X=first.X[:0], obs=first.obs.iloc[:0], obsm={k: v[:0] for k, v in first.obsm.items()},
@@ -65,15 +72,16 @@ def _write(blocks: Iterator[AnnData], part: Path) -> dict[str, int]:
         while block is not None:
             if _categories(block) != categories:
                 raise ValueError("Blocks have different columns of obs or categories; expected those of the first.")
-            _check_room(part, block)
+            _check_room(part, anndata_files.size_of(block))
             for name, array in _along_cells(block, names, lengths["X/data"]).items():
-                lengths[name] += len(array)
-                if name == "X/indptr" and lengths["X/data"] > _MOST and group[name].dtype == np.int32:
-                    _begin(group, {name: group[name][:].astype(np.int64)}, full=True)
-                _append(group[name], array, lengths[name])
+                _grow(group, name, array, lengths)
             if hasattr(group, "flush"):
                 group.flush()
             block = next(blocks, None)
+        for other in more:
+            _check_room(part, 0 if other.is_dir() else other.stat().st_size)
+            with anndata_files.opened(other) as theirs:
+                _join(group, theirs, lengths, categories)
         group["X"].attrs["shape"] = [lengths[names], first.n_vars]
         return lengths
 
@@ -99,7 +107,7 @@ def _begin(group: Any, arrays: dict[str, np.ndarray], *, full: bool = False) -> 
 
     for name, array in arrays.items():
         width = int(np.prod(array.shape[1:]))
-        rows = max(_DENSE // width, 1) if name.startswith("layers/") else _CELLS
+        rows = layer_rows(width) if name.startswith("layers/") else _CELLS
         options: dict[str, Any] = {"chunks": (_NONZERO if name.startswith("X/") else rows, *array.shape[1:])}
         if not _in_zarr(group):
             options |= {"maxshape": (None, *array.shape[1:]), **_COMPRESSION}
@@ -111,10 +119,51 @@ def _begin(group: Any, arrays: dict[str, np.ndarray], *, full: bool = False) -> 
     return {name: int(name == "X/indptr") for name in arrays}
 
 
-def _append(stored: Any, array: np.ndarray, length: int) -> None:
-    """Append to an array of the file, which then has `length` rows."""
-    stored.resize((length, *array.shape[1:]))
-    stored[length - len(array) :] = array
+def _grow(group: Any, name: str, array: np.ndarray, lengths: dict[str, int]) -> None:
+    """Append to an array of the file."""
+    lengths[name] += len(array)
+    if name == "X/indptr" and lengths["X/data"] > _MOST and group[name].dtype == np.int32:
+        _begin(group, {name: group[name][:].astype(np.int64)}, full=True)
+    stored = group[name]
+    stored.resize((lengths[name], *array.shape[1:]))
+    stored[lengths[name] - len(array) :] = array
+
+
+def _join(group: Any, other: Any, lengths: dict[str, int], categories: dict[str, list | None]) -> None:
+    """Append the cells of another file."""
+    from anndata.io import read_elem
+
+    for key, expected in categories.items():
+        place = f"obs/{key}/categories" if expected is not None else f"obs/{key}"
+        if place not in other or (expected is not None and list(read_elem(other[place])) != expected):
+            raise ValueError("Files have different columns of obs or categories; expected those of the first.")
+    n_stored = lengths["X/data"]
+    for name in lengths:
+        source, begin = other[name], int(name == "X/indptr")
+        if _same_chunks(group[name], source, lengths[name]):
+            lengths[name] = _copy_chunks(group[name], source, lengths[name])
+            continue
+        for start in range(begin, source.shape[0], rows := source.chunks[0]):
+            some = source[start : start + rows]
+            _grow(group, name, some + np.int64(n_stored) if name == "X/indptr" else some, lengths)
+
+
+def _same_chunks(stored: Any, source: Any, length: int) -> bool:
+    """Return whether the chunks of a dataset of HDF5, compressed as they are, can follow those of another."""
+    if _in_zarr(stored) or source.ndim == 1 or length % stored.chunks[0] or source.shape[0] == 0:
+        return False
+    alike = ("chunks", "dtype", "compression", "compression_opts", "shuffle")
+    return all(getattr(stored, name) == getattr(source, name) for name in alike)
+
+
+def _copy_chunks(stored: Any, source: Any, length: int) -> int:
+    """Append the rows of a dataset without decompressing them; return the new length."""
+    stored.resize((length + source.shape[0], *source.shape[1:]))
+    for k in range(source.id.get_num_chunks()):
+        first, *others = source.id.get_chunk_info(k).chunk_offset
+        mask, content = source.id.read_direct_chunk((first, *others))
+        stored.id.write_direct_chunk((length + first, *others), content, mask)
+    return stored.shape[0]
 
 
 def _in_zarr(group: Any) -> bool:
@@ -129,11 +178,11 @@ def _categories(block: AnnData) -> dict[str, list | None]:
     }
 
 
-def _check_room(part: Path, block: AnnData) -> None:
-    """Raise OSError unless an .h5ad can grow by a block: HDF5 crashes at Python's exit after a failed write."""
+def _check_room(part: Path, n_bytes: int) -> None:
+    """Raise OSError unless an .h5ad can grow by so much: HDF5 crashes at Python's exit after a failed write."""
     if part.is_dir():
         return
-    needed = anndata_files.size_of(block) + _MARGIN
+    needed = n_bytes + _MARGIN
     with suppress(ImportError):  # not POSIX
         import resource
 

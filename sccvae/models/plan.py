@@ -190,8 +190,8 @@ def resumed(kind: Any, path: str | os.PathLike, source: Any, device: Any, cache_
     return model, Run.going_on(model, Path(path), found, tensors)
 
 
-def _processes(device: torch.device) -> Any:
-    """Return the processes to train with, those of torchrun or of a group of `torch.distributed`; None for one."""
+def processes_beside(device: torch.device) -> Any:
+    """Return the processes that work together, of torchrun or of a group of `torch.distributed`; None for one."""
     if "WORLD_SIZE" not in os.environ and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     from sccvae.training.processes import processes_of
@@ -266,7 +266,7 @@ class TrainingModel(metaclass=Understanding):
         if len(held_out) == 0 and plan.early_stopping:
             logger.warning("No cell is held out: early stopping is off, and the last epoch is kept.")
         options: dict[str, Any] = {"seed": self._seed, "progress_bar": progress_bar, "checkpoints": run.checkpoints}
-        processes = None if run.ended else _processes(self._vae.device)
+        processes = None if run.ended else processes_beside(self._vae.device)
         try:
             if run.ended:
                 pass

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.data.sources import Source, open_source
-from sccvae.io import anndata_files, in_blocks
+from sccvae.io import anndata_files, files, in_blocks
+from sccvae.models.plan import processes_beside
 from sccvae.models.sccvae import SCCVAE
 from sccvae.tl import results
 from sccvae.tl.results import MAX_LAYER_BYTES
@@ -25,20 +28,74 @@ def write(
     The file has the counts in `X`, `obs`, `var`, and what `integrate` writes. Of files, the other layers, `obsm` and
     `uns` are not copied. A block of cells is in memory at once.
 
+    With `own`, all processes that trained together call this function. Each computes and compresses the results of a
+    range of cells. Process 0 writes its range to the new file, and appends those that the others wrote beside it.
+
     Parameters
     ----------
     given
         What the cells are read from; see `sccvae.data.sources.open_source`.
     own
-        Whether these are the cells that the model was trained on.
+        Whether these are the cells that the model was trained on, just now.
     """
-    with open_source(given) as source:
+    processes = processes_beside(model.device) if own else None
+    with nullcontext() if processes is None else processes.announcing(), open_source(given) as source:
         check_place(source, out)
-        with_expression, scale = _with_expression(source, expression), 1.0
+        with_expression, scale, cells = _with_expression(source, expression), 1.0, _range(source, processes)
         if with_expression and model.likelihood.has_library:
-            blocks = [None] if own else _cells(source, model)  # None: the training data
-            scale = float(np.median(np.concatenate([model.get_latent_library_size(block) for block in blocks])))
-        in_blocks.write(_blocks(source, model, key_added, scale, with_expression=with_expression), out)
+            scale = _median_library(source, model, cells, processes, own=own)
+        blocks = _blocks(source, model, key_added, scale, cells, with_expression=with_expression)
+        if processes is None:
+            in_blocks.write(blocks, out)
+        else:
+            _write_together(blocks if cells else None, Path(out), processes)
+
+
+def _range(source: Source, processes: Any) -> range:
+    """Return the cells that this process computes; the ranges meet where chunks of layers do."""
+    n_cells, rows = source.frame.n_obs, in_blocks.layer_rows(source.frame.n_vars)
+    if processes is None:
+        return range(n_cells)
+    groups = processes.part(np.arange(-(-n_cells // rows)))  # the first processes have the longer parts
+    return range(rows * groups[0], min(rows * (groups[-1] + 1), n_cells)) if len(groups) else range(0)
+
+
+def _median_library(source: Source, model: SCCVAE, cells: range, processes: Any, *, own: bool) -> float:
+    """Return the median library size of all cells; each process computes those of its own."""
+    found = [np.empty(0, np.float32)]
+    if own and cells:
+        found.append(model.get_latent_library_size(indices=None if processes is None else np.array(cells)))
+    elif cells:
+        found += [model.get_latent_library_size(block) for block in _cells(source, model, cells)]
+    here = np.concatenate(found)
+    return float(np.median(here if processes is None else np.concatenate(processes.rows(here))))
+
+
+def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any) -> None:
+    """Write the blocks of every process, None for none, in the order of the processes; all return when it is done."""
+
+    def parts() -> Iterator[Path]:
+        for rank, text in enumerate(processes.texts("")):
+            if text and not (part := Path(text)).exists():
+                raise FileNotFoundError(
+                    f"Process {rank} wrote its cells to {part}, which process 0 cannot see: the folder of the output "
+                    "must be one that all machines share."
+                )
+            if text:
+                yield part
+
+    if processes.rank == 0:
+        in_blocks.write(blocks or (), out, more=parts())
+        processes.texts("")
+        return
+    with ExitStack() as stack:
+        name = ""
+        if blocks is not None:
+            part = stack.enter_context(files.part_beside(files.path_of(out, "out").absolute())) / out.name
+            in_blocks.write(blocks, part)
+            name = str(part)
+        processes.texts(name)
+        processes.texts("")  # process 0 has read it
 
 
 def check_place(source: Source, out: str | os.PathLike) -> None:
@@ -64,13 +121,13 @@ def _with_expression(source: Source, expression: bool | None) -> bool:
     return fits
 
 
-def _cells(source: Source, model: SCCVAE) -> Iterator[AnnData]:
-    """Yield the cells of a source in blocks, with the counts in `X` and where the model reads them."""
+def _cells(source: Source, model: SCCVAE, cells: range) -> Iterator[AnnData]:
+    """Yield a range of the cells of a source in blocks, with the counts in `X` and where the model reads them."""
     layer, frame = model.describe()["parameters"].get("layer"), source.frame
     obs = frame.obs.copy()
     for name in obs.columns[[not _can_be_appended(column) for _, column in obs.items()]]:
         obs[name] = pd.Categorical(obs[name].astype(str).where(obs[name].notna()))
-    for rows, counts in source.blocks(layer):
+    for rows, counts in source.blocks(layer, cells):
         x = sp.csr_matrix(counts, dtype=np.float32)
         yield AnnData(x, obs=obs.iloc[rows], var=frame.var, layers={} if layer is None else {layer: x})
 
@@ -79,10 +136,12 @@ def _can_be_appended(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "biuf"
 
 
-def _blocks(source: Source, model: SCCVAE, key: str, scale: float, *, with_expression: bool) -> Iterator[AnnData]:
+def _blocks(
+    source: Source, model: SCCVAE, key: str, scale: float, cells: range, *, with_expression: bool
+) -> Iterator[AnnData]:
     """Yield the blocks of the new file."""
     where = "layers" if with_expression else None
-    for given in _cells(source, model):
+    for given in _cells(source, model, cells):
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
         yield block

@@ -152,14 +152,17 @@ class Processes:
             dist.all_gather(every, here)
         return [each.to(values.device) for each in every]
 
+    def rows(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return an array of each process, (n,) with another n in each."""
+        lengths = [int(n) for n in self.gathered(torch.tensor([len(values)]))]
+        padded = np.zeros(max(lengths), values.dtype)
+        padded[: len(values)] = values
+        every = self.gathered(torch.from_numpy(padded))
+        return [each.numpy()[:n] for each, n in zip(every, lengths, strict=True)]
+
     def texts(self, text: str) -> list[str]:
         """Return a text of each process."""
-        content = np.frombuffer(text.encode(), np.uint8)
-        lengths = [int(n) for n in self.gathered(torch.tensor([len(content)]))]
-        padded = np.zeros(max(lengths), np.uint8)
-        padded[: len(content)] = content
-        every = self.gathered(torch.from_numpy(padded))
-        return [bytes(each.numpy()[:n]).decode() for each, n in zip(every, lengths, strict=True)]
+        return [bytes(each).decode() for each in self.rows(np.frombuffer(text.encode(), np.uint8))]
 
     def check_same(self, facts: dict[str, Any], difference: Any) -> None:
         """Raise `Disagreement` unless all processes have the same facts; `difference(ours, theirs)` names one."""
@@ -208,14 +211,21 @@ class Processes:
         if listens:
             signal.signal(signal.SIGINT, note)
         try:
+            with self.announcing(*alike):
+                yield
+        finally:
+            if listens:
+                signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def announcing(self, *alike: type[BaseException]) -> Iterator[None]:
+        """Context in which an error ends the other processes, with its text; but those `alike` in all."""
+        try:
             yield
         except BaseException as error:
             if not isinstance(error, (*alike, Disagreement, ConnectionError)):
                 self._announce(error)
             raise
-        finally:
-            if listens:
-                signal.signal(signal.SIGINT, before)
 
     def _announce(self, error: BaseException) -> None:
         """Leave the text of an error for the other processes, and close the connections, at which their calls fail."""

@@ -75,6 +75,21 @@ def test_every_form_of_a_file(plain, tmp_path, form, suffix, layer):
     np.testing.assert_array_equal(counts_of([str(path)], layer=layer, memory_budget=0), expected)
 
 
+@pytest.mark.parametrize("cells", [range(0, 120), range(0, 50), range(17, 93), range(50, 51), range(119, 120)])
+def test_a_range_of_the_cells_is_read(plain, files, tmp_path, cells):
+    expected = plain.X.toarray()
+    forms = {"dense": plain.X.toarray(), "csr": plain.X, "csc": plain.X.tocsc(), "lazy": Chunked(plain.X, (7, 60))}
+    given = [files, *(with_matrix(plain, form) for form in forms.values())]
+    plain.X = plain.X.tocsc()
+    plain.write_h5ad(tmp_path / "csc.h5ad")
+    for each in [*given, tmp_path / "csc.h5ad", sccvae.pack(files, tmp_path / "a.pack")]:
+        with open_source(each) as source:
+            blocks = list(source.blocks(None, cells))
+        assert blocks[0][0].start == cells.start
+        assert blocks[-1][0].stop == cells.stop
+        np.testing.assert_array_equal(sp.vstack([x for _, x in blocks]).toarray(), expected[cells.start : cells.stop])
+
+
 def test_a_backed_anndata_and_its_file_are_alike(plain, tmp_path):
     plain.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")

@@ -40,6 +40,35 @@ def parts(whole: ad.AnnData, *edges: int) -> list[ad.AnnData]:
     return found
 
 
+@pytest.mark.parametrize("rows", [4, 7, 2**20])
+@pytest.mark.parametrize("suffix", READ)
+def test_other_files_follow_the_blocks(tmp_path, monkeypatch, suffix, rows):
+    """Layers are copied as they are compressed where chunks meet, and otherwise read."""
+    whole = cells()
+    monkeypatch.setattr(in_blocks, "_DENSE", 7 * rows)
+    first, second, third = parts(whole, 28, 36)
+    copied, copy_chunks = [], in_blocks._copy_chunks
+    monkeypatch.setattr(in_blocks, "_copy_chunks", lambda *given: (copied.append(1), copy_chunks(*given))[1])
+    in_blocks.write([second], one := tmp_path / f"one{suffix}")
+    in_blocks.write(parts(third, 3), two := tmp_path / f"two{suffix}")
+    monkeypatch.setattr(in_blocks, "_MOST", whole.X[:30].nnz)
+    in_blocks.write([first], path := tmp_path / f"o{suffix}", more=iter([one, two]))
+    found = READ[suffix](path)
+    assert len(copied) == ({4: 2, 7: 1}.get(rows, 0) if suffix == ".h5ad" else 0)
+    for a, b in ((found.X, whole.X), (found.obsm["z"], whole.obsm["z"]), (found.layers["l"], whole.layers["l"])):
+        np.testing.assert_array_equal(*(m.toarray() if sp.issparse(m) else m for m in (a, b)))
+    pd.testing.assert_frame_equal(found.obs, whole.obs)
+    assert found.X.indptr.dtype == np.int64
+
+
+@pytest.mark.parametrize("suffix", READ)
+def test_other_files_with_other_categories_are_refused(tmp_path, suffix):
+    in_blocks.write([cells(kind="c")], other := tmp_path / f"other{suffix}")
+    with pytest.raises(ValueError, match="Files have different columns of obs or categories"):
+        in_blocks.write([cells()], tmp_path / f"o{suffix}", more=[other])
+    assert os.listdir(tmp_path) == [other.name]
+
+
 @pytest.mark.parametrize("edges", [(), (1, 20), (0, 13, 13, 49)])
 @pytest.mark.parametrize("suffix", READ)
 def test_blocks_are_written_as_one(tmp_path, suffix, edges):
@@ -96,9 +125,9 @@ def test_an_error_between_blocks_leaves_nothing(tmp_path, suffix, error):
 def test_a_file_that_is_not_as_it_was_written_does_not_take_the_name(tmp_path, monkeypatch):
     original = in_blocks._write
 
-    def damaged(blocks, part):
-        lengths = original(blocks, part)
-        with in_blocks.anndata_files.opened(part, "r+") as group:
+    def damaged(*given):
+        lengths = original(*given)
+        with in_blocks.anndata_files.opened(given[1], "r+") as group:
             group["obsm/z"].resize(3, axis=0)
         return lengths
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -58,7 +59,8 @@ def results(folder, *tasks, size=2) -> list[dict]:
 def found(tmp_path_factory):
     """What two processes found, one task after another."""
     folder = tmp_path_factory.mktemp("together")
-    return folder, results(folder, "gradient", "runs", "drift", "interrupted", "different", "error")
+    sccvae.simulate.simulate(90, 30, n_batches=2, seed=0).write_h5ad(folder / "cells.h5ad")
+    return folder, results(folder, "gradient", "runs", "drift", "interrupted", "different", "outputs", "error")
 
 
 def alone(monkeypatch, folder):
@@ -121,6 +123,26 @@ def test_an_error_in_one_process_ends_all_with_its_text(found):
     first, second = found[1]
     assert second["error"] == "ValueError: a value of this process"
     assert first["error"] == "ConnectionError: Process 1 of 2 ended the run: ValueError: a value of this process"
+
+
+def test_outputs_of_all_processes_are_in_one_file_in_the_order_of_the_cells(found):
+    folder, (first, second) = found
+    alone = anndata.read_h5ad(folder / "alone.h5ad")
+    assert first["seen"] == second["seen"] == ["together.h5ad", "together.zarr"]
+    for together in (anndata.read_h5ad(folder / "together.h5ad"), anndata.read_zarr(folder / "together.zarr")):
+        pd.testing.assert_frame_equal(together.obs, alone.obs, rtol=1e-5)
+        np.testing.assert_array_equal(together.X.toarray(), alone.X.toarray())
+        np.testing.assert_allclose(together.obsm["X_sccvae"], alone.obsm["X_sccvae"], atol=1e-5)
+        for layer in ("sccvae", "sccvae_corrected"):
+            np.testing.assert_allclose(together.layers[layer], alone.layers[layer], rtol=1e-4)
+
+
+def test_an_error_while_outputs_are_written_ends_all_and_leaves_no_file(tmp_path):
+    sccvae.simulate.simulate(90, 30, n_batches=2, seed=0).write_h5ad(tmp_path / "cells.h5ad")
+    first, second = results(tmp_path, "outputs_with_error")
+    assert second["outputs"] == "ValueError: a value of this process"
+    assert first["outputs"] == "ConnectionError: Process 1 of 2 ended the run: ValueError: a value of this process"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", "cells.h5ad"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

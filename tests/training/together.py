@@ -167,6 +167,41 @@ def error() -> None:
     FOUND["error"] = said(trained)
 
 
+def outputs() -> None:
+    """Integrate a file together; process 0 also alone."""
+    from sccvae import tl
+    from sccvae.io import in_blocks
+
+    source = FOLDER / "cells.h5ad"
+    in_blocks._DENSE = 30 * 8  # 8 cells are a chunk of a layer
+    train = {"max_epochs": 1, "batch_size": 16, "progress_bar": False}
+    given = {"batch_key": "batch", "train_options": train, "model_options": {"n_hidden": 16, "n_latent": 3}}
+    for out in ("together.h5ad", "together.zarr"):
+        tl.integrate(source, out=FOLDER / out, **given)
+    FOUND["seen"] = sorted(path.name for path in FOLDER.glob("together*"))
+    model = made(source)
+    model.train(**train)
+    if RANK == 0:
+        tl.store(source, model, out=FOLDER / "alone.h5ad")
+
+
+def outputs_with_error() -> None:
+    """Integrate a file together, with an error in process 1 while it writes its cells."""
+    from sccvae import tl
+    from sccvae.io import in_blocks
+    from sccvae.tl import results
+
+    def fail(*_):
+        raise ValueError("a value of this process")
+
+    in_blocks._DENSE = 30 * 8
+    if RANK == 1:
+        results.write = fail
+    train = {"max_epochs": 1, "progress_bar": False}
+    given = {"batch_key": "batch", "train_options": train, "out": FOLDER / "failed.h5ad"}
+    FOUND["outputs"] = said(lambda: tl.integrate(FOLDER / "cells.h5ad", **given))
+
+
 def killed() -> None:
     """Kill the process named on the command line."""
     if int(sys.argv[-1]) == RANK:
