@@ -128,6 +128,7 @@ def minibatch_of(dense, dtype=torch.float64) -> Minibatch:
         log_factorial=torch.from_numpy(log_factorial).to(dtype),
         codes=torch.zeros(n_cells, 1, dtype=torch.int64),
         continuous=torch.zeros(n_cells, 0, dtype=dtype),
+        labels=torch.full((n_cells,), -1),
     )
 
 

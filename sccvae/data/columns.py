@@ -86,6 +86,41 @@ def codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
     return np.array([position_of(name, known, "category", key) for name in categorical.categories])[categorical.codes]
 
 
+def label_names_of(adata: AnnData, key: str, unlabeled: Any) -> tuple[str, ...]:
+    """Return the labels in a column that has missing values, as text and without `unlabeled`; at least two."""
+    categorical = _labels(adata, key)
+    names = tuple(name for name in distinct_texts(categorical.categories, f"adata.obs[{key!r}]") if name != unlabeled)
+    if unlabeled is not None and len(names) == len(categorical.categories):
+        raise ValueError(
+            f"unlabeled is {unlabeled!r}, and no cell has it in adata.obs[{key!r}]; expected the value of cells without"
+            f" a label, one of {listed_names(names, 20)}, or None: missing values are cells without a label."
+        )
+    if len(names) < 2:
+        found = f"one label, {names[0]!r}" if names else "no label: all values are missing"
+        raise ValueError(
+            f"adata.obs[{key!r}] has {found}; expected at least two labels. Without labels, leave labels_key out."
+        )
+    return names
+
+
+def label_codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
+    """Return the number of each cell's label among the known ones, (cells,); -1 for missing and other values."""
+    categorical = _labels(adata, key)
+    texts = distinct_texts(categorical.categories, f"adata.obs[{key!r}]")
+    found = np.array([known.index(name) if name in known else -1 for name in texts] + [-1])
+    return found[categorical.codes]
+
+
+def _labels(adata: AnnData, key: str) -> pd.Categorical:
+    column = one_column(adata.obs, key)
+    if column.dtype.kind == "f":
+        raise TypeError(
+            f"adata.obs[{key!r}] has decimal numbers (dtype {column.dtype}); expected labels, as text or categories. "
+            f"Of whole numbers make text: adata.obs[{key!r}] = adata.obs[{key!r}].astype('Int64').astype('string')."
+        )
+    return pd.Categorical(column).remove_unused_categories()
+
+
 def _categorical(adata: AnnData, key: str) -> pd.Categorical:
     return pd.Categorical(column_of(adata.obs, key)).remove_unused_categories()
 

@@ -15,7 +15,7 @@ import torch
 from sccvae.data.packed_rows import PackedRows, log_factorials
 from sccvae.data.stored_arrays import ahead
 
-ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous")
+ALONG_CELLS = ("log_total", "log_size", "log_factorial", "codes", "continuous", "labels")
 _GATHERED = 8  # minibatches gathered at once: fewer calls, with little memory
 # Of counts in a file: bytes of neighbouring cells read at once; most bytes and cells that minibatches are mixed from.
 _BLOCK_BYTES, _WINDOW_BYTES, _WINDOW_CELLS = 2**16, 2**25, 2**15
@@ -33,6 +33,7 @@ class Minibatch(NamedTuple):
     log_factorial: torch.Tensor  # (cells,) sum over genes of log(x!), a constant of the data
     codes: torch.Tensor  # (cells, 1 + categorical covariates) int64; column 0 is the batch
     continuous: torch.Tensor  # (cells, continuous covariates) float32, standardised
+    labels: torch.Tensor  # (cells,) int64 number of the label; -1 for none
     copies: int = 1  # adjacent copies of each cell
     full: bool = False  # whether zeros are stored, too, so that values has all entries in order
 
@@ -50,6 +51,7 @@ class Minibatch(NamedTuple):
             log_factorial=torch.zeros(n),
             codes=torch.from_numpy(codes),
             continuous=torch.zeros(n, n_continuous),
+            labels=torch.full((n,), -1),
         )
 
     @property
@@ -130,6 +132,8 @@ class Counts:
         (cells,) float32, log of the observed library size: the total count unless size factors are given.
     log_total, log_factorial
         (cells,) float32: log total count; sum over genes of log(x!).
+    labels
+        (cells,) int64, number of each cell's label; -1 for a cell without one.
     """
 
     stored: PackedRows
@@ -139,6 +143,7 @@ class Counts:
     log_size: np.ndarray
     log_total: np.ndarray
     log_factorial: np.ndarray
+    labels: np.ndarray
 
     @classmethod
     def of(
@@ -149,6 +154,7 @@ class Counts:
         n_levels: tuple[int, ...] = (1,),
         continuous: np.ndarray | None = None,
         log_size: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
         nonnegative: bool = True,
     ) -> "Counts":
         """Create `Counts` from rows, without a copy.
@@ -168,6 +174,7 @@ class Counts:
             log_size=log_total if log_size is None else log_size,
             log_total=log_total,
             log_factorial=log_factorial,
+            labels=np.full(n, -1) if labels is None else labels,
         )
         for array in [getattr(owner, f.name) for owner in (counts, stored) for f in fields(owner)]:
             if isinstance(array, np.ndarray):

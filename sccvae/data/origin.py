@@ -116,5 +116,6 @@ def fingerprint(counts: Counts, names: pd.Index) -> dict[str, Any]:
         "number of cells": len(counts),
         "names of the cells": of_names.hexdigest(),
         "batches or covariates": digest(counts.codes, counts.continuous),
+        **({"labels": digest(counts.labels)} if (counts.labels >= 0).any() else {}),
         "total counts or library sizes": digest(counts.log_total, counts.log_size),
     }

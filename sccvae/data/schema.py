@@ -18,6 +18,8 @@ from sccvae.data import packs
 from sccvae.data.columns import (
     categories_of,
     codes_of,
+    label_codes_of,
+    label_names_of,
     log_sizes,
     moments_of,
     numbers_of,
@@ -55,6 +57,8 @@ class Schema:
         Added to log size factors so that the mean library size is the mean total count; 0 without size factors.
     round_counts
         Whether counts are rounded to whole numbers.
+    labels_key, unlabeled, labels
+        Column of labels, which may be missing; the value of cells without one; the names of the labels.
     """
 
     genes: tuple[str, ...]
@@ -69,6 +73,9 @@ class Schema:
     scales: tuple[float, ...]
     log_size_offset: float
     round_counts: bool = False
+    labels_key: str | None = None
+    unlabeled: str | None = None
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def learn(
@@ -83,6 +90,8 @@ class Schema:
         size_factor_key: str | None = None,
         genes: np.ndarray | Sequence[str] | None = None,
         round_counts: bool = False,
+        labels_key: str | None = None,
+        unlabeled: str | None = None,
         storage: Storage = IN_MEMORY,
     ) -> tuple["Schema", Counts]:
         """Check the training data of a model; return their schema and counts.
@@ -122,6 +131,7 @@ class Schema:
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         source.check_columns([*keys, *continuous_covariate_keys, size_factor_key])
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
+        labels = () if labels_key is None else label_names_of(adata, labels_key, unlabeled)
         moments = [
             moments_of(numbers_of(adata, key), one_column(adata.obs, key).dtype) for key in continuous_covariate_keys
         ]
@@ -145,6 +155,9 @@ class Schema:
             scales=tuple(scale for _, scale in moments),
             log_size_offset=offset,
             round_counts=bool(round_counts),
+            labels_key=labels_key,
+            unlabeled=unlabeled,
+            labels=labels,
         )
         return schema, schema.assemble(adata, rows)
 
@@ -220,7 +233,9 @@ class Schema:
         for column, key in enumerate(self.continuous_covariate_keys):
             moments = self.means[column], self.scales[column]
             continuous[:, column] = standardised(numbers_of(adata, key), *moments, key, adata.obs_names)
-        log_size = None
+        log_size, labels = None, None
+        if self.labels_key is not None and self.labels_key in adata.obs:
+            labels = label_codes_of(adata, self.labels_key, self.labels)
         if self.size_factor_key is not None:
             log_size = log_sizes(adata, self.size_factor_key, self.log_size_offset).astype(np.float32)
         return Counts.of(
@@ -229,6 +244,7 @@ class Schema:
             n_levels=tuple(map(len, self.categories)),
             continuous=continuous,
             log_size=log_size,
+            labels=labels,
             nonnegative=self.support != "real",
         )
 

@@ -127,7 +127,7 @@ class StreamedCounts:
         """Return the layout of so many cells and stored values."""
         n, n_stored = kind
         n_codes, n_continuous = self.counts.codes.shape[1], self.counts.continuous.shape[1]
-        fields: list[tuple[str, Any, tuple[int, ...]]] = [("codes", np.int64, (n, n_codes))]
+        fields: list[tuple[str, Any, tuple[int, ...]]] = [("codes", np.int64, (n, n_codes)), ("labels", np.int64, (n,))]
         fields += [(name, np.float32, (n,)) for name in ("log_total", "log_size", "log_factorial")]
         fields += [("continuous", np.float32, (n, n_continuous))]
         fields += [("values", self._dense if self.stores_all else np.float32, (n_stored,))]

@@ -79,6 +79,10 @@ class Operations(NamedTuple):
     # (keep, z, logits, mean, log_variance, floor, weight, gradients of the three) -> value (cells,), grad_z:
     # log N(z; 0, I) - log p(z), and gradients of weight * its sum.
     mixture_prior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    # (keep, z, logits, mean, log_variance, label_logits, labels, floor, weight, penalty_weight, gradients of the four)
+    # -> value, penalty (cells,), grad_z: log N(z; 0, I) - log p(z, y), and -log p(y | z); labels of -1 are none. The
+    # gradients are those of the sums, times weight and penalty_weight, together.
+    labelled_prior: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     # (keep, mean, batch, copies, width, smoothing, n_neighbours) -> value (cells,), gradient of its sum by mean: see
     # `modules.batch_penalty.own_batch_excess`.
     own_batch_excess: Callable[..., tuple[torch.Tensor, torch.Tensor]]

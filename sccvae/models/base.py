@@ -29,6 +29,7 @@ from sccvae.models.signatures import missing, with_history
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import Likelihood
 from sccvae.modules.vae import VAE
+from sccvae.statistics.calibration import Calibration
 from sccvae.validation.arguments import checked_library_size, flag, limit, real, unless_none
 from sccvae.validation.cells import numbers_of_cells
 from sccvae.validation.wording import Text, warn
@@ -59,6 +60,7 @@ class BaseModel(TrainingModel):
         self._annotation: Annotation | None = None
         self._rows: list[dict[str, Any]] = []
         self._best_epoch = 0
+        self._calibration: Calibration | None = None  # of labels and novelty
         self._loading = ""  # of the last run on a GPU: whether counts were "resident" there or "streamed" to it
 
     def _begin(
@@ -273,7 +275,7 @@ class BaseModel(TrainingModel):
             saved.check(cls._expected(found, saved.arrays))
             model._set(*found[:2], found.profiles, found.frequencies, found.seed, device, found.options)
             model._take(saved.tensors())
-            model._rows, model._best_epoch = found.history, found.best_epoch
+            model._rows, model._best_epoch, model._calibration = found.history, found.best_epoch, found.calibration
         if adata is not None:
             model._remember(adata, *found.schema.read_given(adata))
         return model

@@ -13,9 +13,11 @@ from sccvae.corruption import CORRUPTIONS
 from sccvae.data.schema import Schema
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import LIKELIHOODS
+from sccvae.statistics.calibration import Calibration
 
+_OPTIONAL = {"known_batches"}  # options that a model may lack
 _OPTIONS: dict[str, dict[str, Any]] = {  # by class: arguments of its network besides the architecture
-    "SCCVAE": {},
+    "SCCVAE": {"known_batches": int},
     "Autoencoder": {"scale": float | None},
     "DenoisingAutoencoder": {"scale": float | None, "corruption": tuple[dict[str, Any], ...], "continuation": float},
 }
@@ -32,6 +34,7 @@ class Description(NamedTuple):
     seed: int
     history: list[dict[str, Any]]
     best_epoch: int
+    calibration: Calibration | None = None
 
 
 def understood(found: dict[str, Any], kind: str) -> Description:
@@ -51,7 +54,12 @@ def understood(found: dict[str, Any], kind: str) -> Description:
     if not 0 <= best_epoch <= last:
         raise ValueError(f"best_epoch is {best_epoch}; expected an epoch of the history, of {last}")
     _expect("versions", found.get("versions", {}), dict[str, str])
-    return Description(schema, architecture, options, profiles, frequencies, seed, history, best_epoch)
+    calibration = None
+    if found.get("calibration") is not None:
+        calibration = _made(Calibration, _field(found, "calibration", dict[str, Any]), "calibration")
+        if not calibration.temperature > 0 or len(calibration.densities) < 1:
+            raise ValueError(f"calibration.temperature is {calibration.temperature}; expected more than 0")
+    return Description(schema, architecture, options, profiles, frequencies, seed, history, best_epoch, calibration)
 
 
 def _check_together(schema: Schema, a: Architecture) -> None:
@@ -62,6 +70,7 @@ def _check_together(schema: Schema, a: Architecture) -> None:
         "the number of genes named, and n_genes": (len(names), a.n_genes),
         "the genes named, and those that differ": (len(names), len(set(names))),
         "the numbers of categories, and n_levels": (tuple(map(len, schema.categories)), a.n_levels),
+        "the labels named, and n_labels": (len(set(schema.labels)), a.n_labels),
         "the columns with categories, and n_levels": (len(keys), len(a.n_levels)),
         "the continuous covariates, and n_continuous": (len(schema.continuous_covariate_keys), a.n_continuous),
         "the continuous covariates, and their means": (len(schema.continuous_covariate_keys), len(schema.means)),
@@ -82,10 +91,12 @@ def _check_together(schema: Schema, a: Architecture) -> None:
 def _options(found: Any, kind: str, a: Architecture) -> dict[str, Any]:
     expected = _OPTIONS[kind]
     _expect("options", found, dict[str, Any])
-    if set(found) != set(expected):
+    if not set(expected) - _OPTIONAL <= set(found) <= set(expected):
         raise ValueError(f"options are {sorted(found)}; expected {sorted(expected)}")
     for name, value in found.items():
         _expect(f"options.{name}", value, expected[name])
+    if not 0 <= found.get("known_batches", 0) <= a.n_levels[0]:
+        raise ValueError(f"options.known_batches is {found['known_batches']}; expected 0 to {a.n_levels[0]} batches")
     if (scale := found.get("scale")) is not None and not (scale > 0 and a.gene_likelihood == "normal"):
         raise ValueError(f"options.scale is {scale}; expected more than 0, and for the normal likelihood alone")
     if not 0 <= found.get("continuation", 0.0) < 1:

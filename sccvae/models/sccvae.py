@@ -16,6 +16,7 @@ Training plan      resume
 ======== ========= ================================================================================================
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -29,7 +30,7 @@ from sccvae.data.packs import checked_storage
 from sccvae.data.schema import learn
 from sccvae.data.sources import Given, Join
 from sccvae.models import cross_validation
-from sccvae.models.analysis import AnalysisModel
+from sccvae.models.mapping import RATE, MappingModel
 from sccvae.models.plan import checked_plan
 from sccvae.modules.architecture import Architecture, Dispersion, Library, check_choices
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
@@ -38,6 +39,8 @@ from sccvae.validation.arguments import MOST, checked_seed, flag, real, whole
 from sccvae.validation.docstrings import filled
 from sccvae.validation.names import same_names
 
+logger = logging.getLogger("sccvae")
+
 OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
 _PRIORS = ("dropout_cost", "prior_components", "batch_mixing", "weight_precision", "thinning")
@@ -45,7 +48,7 @@ _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
 _KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
 
 
-class SCCVAE(AnalysisModel):
+class SCCVAE(MappingModel):
     """Variational autoencoder of single-cell counts (Lopez et al. 2018, https://doi.org/10.1038/s41592-018-0229-2).
 
     Every count is checked and copied in sparse form, three bytes each. The data are never changed.
@@ -63,6 +66,11 @@ class SCCVAE(AnalysisModel):
         Further columns of `obs` whose effects are removed; None takes none.
     size_factor_key
         Column of `obs` with positive size factors. They replace the library size, as with `library="observed"`.
+    labels_key
+        Column of `obs` with labels of cells, such as cell types. They help to form the embedding, and `predict` gives
+        labels to other cells. Missing values are cells without a label.
+    unlabeled
+        Value of `labels_key` that means no label, such as "Unknown".
     {mask_var}
     genes
         Names of the genes to model, in this order, in place of `mask_var`.
@@ -112,6 +120,9 @@ class SCCVAE(AnalysisModel):
         fraction is sampled for each cell and step, between 0 and this value. With 0.8 the embedding depends less on
         sequencing depth: use it for models that will embed other cells, above all cells with fewer counts. The ELBO of
         training cells in `history` is then that of thinned cells. 0, the default, hides nothing.
+    label_weight
+        Weight of -log p(label | z) of a labelled cell in the loss, beside the ELBO. With 0, a label counts as one
+        observation among those of all genes.
     {seed_of_model}
         The same seed, data and settings give the same model to the bit, whatever the number of threads. Results round
         differently on another device, kind of processor (see `precision` of `train`) or version of torch.
@@ -145,6 +156,8 @@ class SCCVAE(AnalysisModel):
         categorical_covariate_keys: Sequence[str] | None = (),
         continuous_covariate_keys: Sequence[str] | None = (),
         size_factor_key: str | None = None,
+        labels_key: str | None = None,
+        unlabeled: str | None = None,
         mask_var: str | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         round_counts: bool = False,
@@ -164,6 +177,7 @@ class SCCVAE(AnalysisModel):
         batch_mixing: float = 1.5,
         weight_precision: float = 100.0,
         thinning: float = 0.0,
+        label_weight: float = 10.0,
         seed: int = 0,
         device: str | torch.device = "auto",
     ):
@@ -179,6 +193,8 @@ class SCCVAE(AnalysisModel):
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
+            labels_key=labels_key,
+            unlabeled=unlabeled,
             mask_var=mask_var,
             genes=genes,
             round_counts=round_counts,
@@ -200,6 +216,8 @@ class SCCVAE(AnalysisModel):
             batch_mixing=real("batch_mixing", batch_mixing),
             weight_precision=real("weight_precision", weight_precision),
             thinning=real("thinning", thinning),
+            n_labels=len(schema.labels),
+            label_weight=real("label_weight", label_weight) if schema.labels else 0.0,
         )
         self._begin(adata, frame, schema, counts, architecture, seed, device)
 
@@ -211,7 +229,7 @@ class SCCVAE(AnalysisModel):
         train_size: float = 0.95,
         early_stopping: bool = True,
         patience: int = 20,
-        learning_rate: float = 4e-3,
+        learning_rate: float | None = None,
         kl_warmup: float = 0.1,
         gradient_clip: float = 50.0,
         weight_decay: float = 0.0,
@@ -256,6 +274,8 @@ class SCCVAE(AnalysisModel):
         >>> int(model.history["epoch"].max())
         3
         """
+        if learning_rate is None:
+            learning_rate = RATE if self.is_mapped else 4e-3
         plan = checked_plan(
             max_epochs=self._epochs(max_epochs, train_size),
             batch_size=self._batch_size(batch_size, train_size),
@@ -268,6 +288,10 @@ class SCCVAE(AnalysisModel):
             n_draws=n_draws,
             precision=precision,
         )
+        if self.is_mapped and not self._vae.moving:
+            logger.info("All batches are known to the reference: there is nothing to adapt.")
+            return
+        self._train_size = train_size
         self._train(plan, train_size, progress_bar, checkpoint, checkpoint_every, resume)
 
     def cross_validate(

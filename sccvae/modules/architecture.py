@@ -31,6 +31,8 @@ class Architecture:
     batch_mixing: float = 0.0  # penalty in nats for each nat of `batch_penalty.own_batch_excess`
     weight_precision: float = 0.0  # of the Gaussian prior of the weights of the decoder's heads; 0: none
     thinning: float = 0.0  # largest fraction of a cell's counts that is hidden from the encoder in training
+    n_labels: int = 0  # of cells, which the components of p(z) have distributions over; 0: none
+    label_weight: float = 0.0  # penalty in nats for each nat of -log p(y | z) of a labelled cell
 
     def __post_init__(self) -> None:
         if len(self.widths) != 2:
@@ -41,8 +43,10 @@ class Architecture:
         for name, what in {"dropout_rate": "units", "thinning": "molecules"}.items():
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a fraction of the {what} in [0, 1).")
+        if self.n_labels and not self.prior_components:
+            raise ValueError("prior_components is 0, and labels are given; expected a mixture, such as 30 Gaussians.")
         floors = {"dropout_cost": "nats per drop-out", "prior_components": "Gaussians", "batch_mixing": "nats per nat"}
-        for name, what in (floors | {"weight_precision": "a finite number"}).items():
+        for name, what in (floors | {"weight_precision": "a finite number", "label_weight": "nats per nat"}).items():
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {what}, 0 or more.")
 

@@ -17,6 +17,7 @@ from sccvae.modules.batch_penalty import own_batch_excess
 from sccvae.modules.distributions import Gaussian, log_standard_normal
 
 FLOOR = 1e-3  # added to the variances of the prior's components, so that none shrinks to a few cells
+START = 4.0  # logit of the one label that a component begins with; 0 of the others
 SPREAD = 0.5  # standard deviation of the initial means; with their own variances the components begin as about N(0, I)
 
 
@@ -29,6 +30,7 @@ class LatentTerm(nn.Module):
 
     name: ClassVar[str]  # of the attribute of `VAE`, and of a penalty's column in the history
     in_bound: ClassVar[bool] = False
+    own_penalty: ClassVar[str | None] = None  # name of the penalty of training that a term in the bound has besides
 
     @classmethod
     def of(cls, architecture: Architecture, generator: torch.Generator | None) -> "LatentTerm | None":
@@ -46,11 +48,27 @@ class LatentTerm(nn.Module):
         """Return nats per cell, (cells,); `q` and `z` are (cells, n_latent)."""
         raise NotImplementedError
 
+    def penalty(self, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
+        """Return the nats per cell, (cells,), of `own_penalty`, which is added to the loss with weight 1."""
+        raise NotImplementedError
+
 
 def mixture_log_prob(z, logits, mean, log_variance, floor: float) -> torch.Tensor:
     """Return the log density, (cells,), of a mixture of diagonal Gaussians at z, (cells, n_latent)."""
+    return torch.logsumexp(log_by_component(z, logits, mean, log_variance, floor), 1)
+
+
+def log_by_component(z, logits, mean, log_variance, floor: float) -> torch.Tensor:
+    """Return the logarithms of the parts of a mixture's density, (cells, components)."""
     components = Gaussian(mean, log_variance.exp() + floor)
-    return torch.logsumexp(logits.log_softmax(0) + components.log_prob(z[:, None]).sum(2), 1)
+    return logits.log_softmax(0) + components.log_prob(z[:, None]).sum(2)
+
+
+def joint_log_prob(z, logits, mean, log_variance, label_logits, labels, floor: float) -> torch.Tensor:
+    """Return log p(z, y) of each cell, (cells,); log p(z) where `labels`, (cells,), is -1."""
+    parts, log_pi = log_by_component(z, logits, mean, log_variance, floor), label_logits.log_softmax(1)
+    of_labels = log_pi.t()[labels.clamp(min=0)]
+    return torch.logsumexp(parts + torch.where((labels >= 0)[:, None], of_labels, 0), 1)
 
 
 class MixturePrior(LatentTerm):
@@ -72,8 +90,10 @@ class MixturePrior(LatentTerm):
     @classmethod
     def of(cls, architecture: Architecture, generator: torch.Generator | None) -> "MixturePrior | None":
         """Return the prior with `prior_components` components; None for N(0, I)."""
-        n = architecture.prior_components
-        return cls(n, architecture.n_latent, generator) if n else None
+        n, a = architecture.prior_components, architecture
+        if n and a.n_labels:
+            return LabelledPrior(n, a.n_latent, generator, a.n_labels, a.label_weight)
+        return cls(n, a.n_latent, generator) if n else None
 
     def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         """Return the log density, (cells,), at z, (cells, n_latent)."""
@@ -83,13 +103,61 @@ class MixturePrior(LatentTerm):
         """Return log N(z; 0, I) - log p(z): with KL(q || N(0, I)) an estimate of KL(q || p) from one sample."""
         return log_standard_normal(z) - self.log_prob(z)
 
+    def weights(self, label: int | None = None) -> torch.Tensor:
+        """Return the weights of the components, (components,) float64."""
+        return self.logits.double().softmax(0)
+
     @torch.no_grad()
-    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n samples, (n, n_latent) float32."""
-        weights = self.logits.double().softmax(0).cpu().numpy()
+    def sample(self, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
+        """Draw n samples, (n, n_latent) float32, of cells with a label if one is given."""
+        weights = self.weights(label).cpu().numpy()
         at = rng.choice(len(weights), n, p=weights / weights.sum())
         mean, sd = self.mean.cpu().numpy(), (self.log_variance.exp() + FLOOR).sqrt().cpu().numpy()
         return mean[at] + sd[at] * rng.standard_normal((n, mean.shape[1])).astype(np.float32)
+
+
+class LabelledPrior(MixturePrior):
+    """p(z, y): each component of p(z) has a distribution over labels y.
+
+        p(z, y) = sum_k w_k Normal(z; m_k, v_k) pi_k(y)
+
+    In the bound, log p(z, y) of a labelled cell takes the place of log p(z). The penalty is `weight` times -log p(y | z)
+    of labelled cells: without it, a label counts as one observation among those of all genes.
+    """
+
+    own_penalty = "label_penalty"
+
+    def __init__(
+        self, n_components: int, n_latent: int, generator: torch.Generator | None, n_labels: int, weight: float
+    ):
+        super().__init__(n_components, n_latent, generator)
+        self.weight = weight
+        start = START * torch.eye(n_labels).repeat(-(-n_components // n_labels), 1)[:n_components]
+        self.label_logits = nn.Parameter(start)  # (components, labels)
+
+    def forward(self, q: Gaussian, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
+        """Return log N(z; 0, I) - log p(z, y), and of a cell without a label as `MixturePrior`."""
+        return log_standard_normal(z) - self._joint(z, x.labels)
+
+    def penalty(self, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
+        """Return `weight` times -log p(y | z), 0 for a cell without a label."""
+        return self.weight * (self.log_prob(z) - self._joint(z, x.labels))
+
+    def _joint(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return joint_log_prob(z, self.logits, self.mean, self.log_variance, self.label_logits, labels, FLOOR)
+
+    def label_probabilities(self, z: torch.Tensor) -> torch.Tensor:
+        """Return p(y | z), (cells, labels), at z, (cells, n_latent)."""
+        parts = log_by_component(z, self.logits, self.mean, self.log_variance, FLOOR)
+        return parts.softmax(1) @ self.label_logits.softmax(1)
+
+    def weights(self, label: int | None = None) -> torch.Tensor:
+        """Return the weights of the components, (components,) float64; of those cells that have a label."""
+        weights = super().weights()
+        if label is None:
+            return weights
+        of_label = weights * self.label_logits.double().softmax(1)[:, label]
+        return of_label / of_label.sum()
 
 
 class BatchPenalty(LatentTerm):

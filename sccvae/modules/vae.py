@@ -15,6 +15,7 @@ Training also penalises dependence of z on the batch (`batch_penalty`), which th
 thin the counts that the encoder reads.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from sccvae.data.counts import Counts, Minibatch
 from sccvae.kernels.reference import PLAIN, Kernels
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.distributions import Gaussian, log_standard_normal
-from sccvae.modules.latent_terms import TERMS, LatentTerm, MixturePrior
+from sccvae.modules.latent_terms import TERMS, LabelledPrior, LatentTerm, MixturePrior
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.modules.networks import Decoder, Encoder
 
@@ -36,7 +37,9 @@ class Elbo(NamedTuple):
     kl_z: torch.Tensor
     kl_l: torch.Tensor
     dropout_penalty: torch.Tensor  # dropout_cost * expected inflated zeros; not part of the bound
-    penalties: tuple[tuple[LatentTerm, torch.Tensor], ...] = ()  # of training, with their nats per cell; neither
+    penalties: tuple[
+        tuple[Callable, torch.Tensor], ...
+    ] = ()  # of training: weight by KL weight, nats per cell; neither
 
     @property
     def value(self) -> torch.Tensor:
@@ -46,14 +49,18 @@ class Elbo(NamedTuple):
     def loss(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Return the loss that training minimises, a scalar."""
         value = self.reconstruction - self.dropout_penalty - kl_weight * self.kl_z - self.kl_l
-        for term, nats in self.penalties:
-            value = value - nats * term.scale(kl_weight)
+        for scale, nats in self.penalties:
+            value = value - nats * scale(kl_weight)
         return -value.mean()
 
     def columns(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Return what the history records of each cell, (columns, cells), detached; `VAE.columns` has their names."""
-        penalties = [nats.detach() * term.scale(kl_weight) for term, nats in self.penalties]
+        penalties = [nats.detach() * scale(kl_weight) for scale, nats in self.penalties]
         return torch.stack([*(t.detach() for t in self[:3]), *penalties])
+
+
+def _always(kl_weight: float | torch.Tensor) -> float:
+    return 1.0
 
 
 class VAE(nn.Module):
@@ -66,6 +73,7 @@ class VAE(nn.Module):
     library_mean: torch.Tensor  # (batches,)
     library_variance: torch.Tensor  # (batches,)
     prior: MixturePrior | None  # None: N(0, I)
+    moving: range | None = None  # rows of the parameters that training changes, where not all of them
 
     def __init__(self, architecture: Architecture, generator: torch.Generator, kernels: Kernels = PLAIN):
         super().__init__()
@@ -93,7 +101,8 @@ class VAE(nn.Module):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of what the history records of each cell, in nats."""
-        return ("reconstruction", "kl_z", "kl_l", *(term.name for term in self.terms if not term.in_bound))
+        penalties = [term.own_penalty if term.in_bound else term.name for term in self.terms]
+        return ("reconstruction", "kl_z", "kl_l", *(name for name in penalties if name is not None))
 
     @torch.no_grad()
     def start_from(self, counts: Counts) -> None:
@@ -123,6 +132,12 @@ class VAE(nn.Module):
         """Return the log density of the prior, (cells,), at z, (cells, n_latent)."""
         return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
 
+    def count_of_right_labels(self, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many labelled cells have their label as the most probable one at the mean of z, and how many there are."""
+        assert isinstance(self.prior, LabelledPrior)
+        found = self.prior.label_probabilities(self.encoder(x)[0].mean).argmax(1)
+        return (found == x.labels).sum(), (x.labels >= 0).sum()
+
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
         """Return the terms of the ELBO of a minibatch, with one sample of z and l per cell."""
         q_z, q_l = self.encoder(self.thin(x, generator, self.thinning) if self.training else x, generator)
@@ -135,8 +150,10 @@ class VAE(nn.Module):
         for term in self.terms:
             if term.in_bound:
                 kl_z = kl_z + term(q_z, z, x)
+                if self.training and term.own_penalty is not None:
+                    penalties.append((_always, term.penalty(z, x)))
             elif self.training:
-                penalties.append((term, term(q_z, z, x)))
+                penalties.append((term.scale, term(q_z, z, x)))
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
         # `value` includes the penalty and its gradient; the two terms below add up to it exactly.
         return Elbo(value + cost * dropouts, kl_z, kl_l, cost * dropouts, tuple(penalties))

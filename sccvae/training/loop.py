@@ -120,7 +120,8 @@ def fit(
     trained = [(w, prior) for w, prior in zip(vae.parameters(), vae.precisions(), strict=True) if w.requires_grad]
     decays = [plan.weight_decay + precision / len(train) for _, precision in trained]
     room = 0 if processes is None else processes.room(len(vae.columns), len(trained))
-    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays, room=room)
+    rows = None if vae.moving is None else dict.fromkeys(range(len(trained)), vae.moving)
+    optimizer = Adam([w for w, _ in trained], clip=plan.gradient_clip, decays=decays, room=room, rows=rows)
     none, start = torch.zeros(len(vae.columns), device=device), weights_of(vae)
     state = State(first_epoch, rng, noise, optimizer, best=start, last_good=start, total=none)
     if checkpoints is not None:
@@ -188,7 +189,8 @@ def _close_epoch(
         raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
     progress.record(epoch, "training", terms, vae.columns, schedule, trained - started)
     if judged is not None:
-        progress.record(epoch, "validation", judged, vae.columns[:3], schedule, time.perf_counter() - trained)
+        columns = (*vae.columns[:3], "label_accuracy")[: len(judged)]
+        progress.record(epoch, "validation", judged, columns, schedule, time.perf_counter() - trained)
     elbo = progress.rows[-1]["elbo"]
     if elbo > progress.best_elbo or judged is None:
         progress.best_epoch, progress.best_elbo = epoch, elbo
@@ -199,20 +201,29 @@ def _close_epoch(
 def mean_terms(
     vae: VAE, counts: Counts, cells: np.ndarray, chunk_size: int, seed: int, processes: Any = None
 ) -> torch.Tensor:
-    """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call."""
+    """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call.
+
+    Of a model with labels also the fraction of labelled cells whose label is the most probable one, (4,), 1 without any.
+    """
     vae.eval()
     if processes is not None:
         cells, seed = processes.part(cells), processes.seed(seed)
     noise = torch.Generator(vae.device).manual_seed(seed)
     # Sums: small arrays kept from each chunk would lie where the next one's large ones were, and memory would grow.
     total, n = torch.zeros(3, device=vae.device), 0
+    labelled = torch.zeros(2 if vae.architecture.n_labels else 0, device=vae.device)  # rightly; all
     for _, x in counts.chunks(chunk_size, cells):
-        terms = torch.stack(vae(x.to(vae.device), noise)[:3])
+        x = x.to(vae.device)
+        terms = torch.stack(vae(x, noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
+        if len(labelled):
+            labelled = labelled + torch.stack(vae.count_of_right_labels(x))
     if processes is not None:
-        *total, n = processes.summed(torch.cat([total, total.new_tensor([n])]))
-        return torch.stack(total) / n
-    return total / n
+        sums = processes.summed(torch.cat([labelled, total, total.new_tensor([n])]))
+        labelled, total, n = sums.split([len(labelled), 3, 1])
+    if not len(labelled):
+        return total / n
+    return torch.cat([total / n, (labelled[:1] + (labelled[1:] == 0)) / labelled[1:].clamp_min(1)])
 
 
 def _elbo(terms: torch.Tensor) -> float:

@@ -356,6 +356,8 @@ class ManualStep:
                 found.append(gradients(self.z.q, h, x, scale))
             if term.in_bound:
                 kl_z += found[-1].value
+                if (penalty := found[-1].penalty) is not None:
+                    penalties.append(penalty)
             else:
                 penalties.append(scale * found[-1].value if scale else none)
         log_library, kl_l = x.log_size, none

@@ -14,7 +14,7 @@ from sccvae.kernels.reference import count_log_likelihood, plain_encode
 from sccvae.kernels.table import HeadGradients, Heads, Keep, Operations, Rows
 from sccvae.modules import batch_penalty
 from sccvae.modules.distributions import Gaussian, log_standard_normal
-from sccvae.modules.latent_terms import mixture_log_prob
+from sccvae.modules.latent_terms import joint_log_prob, mixture_log_prob
 
 
 def _recorded(function: Callable, inputs: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
@@ -94,6 +94,22 @@ def _mixture_prior(keep: Keep, z, logits, mean, log_variance, floor, weight, *gr
     return value.detach(), grad_z
 
 
+def _labelled_prior(
+    keep: Keep, z, logits, mean, log_variance, label_logits, labels, floor, weight, penalty_weight, *gradients
+):
+    def terms(z, logits, mean, log_variance, label_logits):
+        joint = joint_log_prob(z, logits, mean, log_variance, label_logits, labels, floor)
+        return log_standard_normal(z) - joint, mixture_log_prob(z, logits, mean, log_variance, floor) - joint
+
+    (value, penalty), leaves = _recorded(terms, (z, logits, mean, log_variance, label_logits))
+    by_value = _gradients(value, leaves, torch.full_like(value, weight))
+    by_penalty = _gradients(penalty, leaves, torch.full_like(penalty, penalty_weight))
+    grad_z, *others = (a + b for a, b in zip(by_value, by_penalty, strict=True))
+    for out, by in zip(gradients, others, strict=True):
+        out.copy_(by)
+    return value.detach(), penalty.detach(), grad_z
+
+
 def _own_batch_excess(keep: Keep, mean, batch, copies, width, smoothing, n_neighbours):
     def excess(z):
         return batch_penalty.own_batch_excess(z, batch, copies, width, smoothing, n_neighbours)
@@ -146,6 +162,7 @@ REFERENCE = Operations(
     gaussian=_gaussian,
     gaussian_backward=_gaussian_backward,
     mixture_prior=_mixture_prior,
+    labelled_prior=_labelled_prior,
     own_batch_excess=_own_batch_excess,
     count_likelihood=_count_likelihood,
     adam=_adam,

@@ -13,7 +13,7 @@ from sccvae.data.counts import Minibatch
 from sccvae.kernels.table import Operations
 from sccvae.modules.batch_penalty import NEIGHBOURS, SMOOTHING, WIDTH
 from sccvae.modules.distributions import Gaussian
-from sccvae.modules.latent_terms import FLOOR, BatchPenalty, LatentTerm, MixturePrior
+from sccvae.modules.latent_terms import FLOOR, BatchPenalty, LabelledPrior, LatentTerm, MixturePrior
 from sccvae.training.workspace import Workspace, buffer_or, fill
 
 
@@ -24,6 +24,7 @@ class TermResult(NamedTuple):
     grad_z: torch.Tensor | None = None  # (cells, n_latent)
     grad_mean: torch.Tensor | None = None
     grad_variance: torch.Tensor | None = None
+    penalty: torch.Tensor | None = None  # (cells,) nats of the term's own penalty; the gradients include its own
 
 
 class PriorGradients:
@@ -40,6 +41,22 @@ class PriorGradients:
             buffers.append(buffer_or(self.arrays, f"grad_{k}", w))
         given = (self.arrays, z, *weights, FLOOR, scale / len(z))
         return TermResult(*self.operations.mixture_prior(*given, *buffers))
+
+
+class LabelledGradients(PriorGradients):
+    """`LabelledPrior` by the table of operations."""
+
+    def __init__(self, prior: LabelledPrior, operations: Operations):
+        super().__init__(prior, operations)
+        self.weights, self.weight = (*self.weights, prior.label_logits), prior.weight
+
+    def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
+        """Return values and gradients; fill the gradients of the parameters."""
+        weights = [w.detach() for w in self.weights]
+        buffers = [buffer_or(self.arrays, f"grad_{k}", w) for k, w in enumerate(self.weights)]
+        given = (self.arrays, z, *weights, x.labels, FLOOR, scale / len(z), self.weight / len(z))
+        value, penalty, grad_z = self.operations.labelled_prior(*given, *buffers)
+        return TermResult(value, grad_z, penalty=self.weight * penalty)
 
 
 class PenaltyGradients:
@@ -71,17 +88,23 @@ class ByAutograd:
         with torch.enable_grad():
             inputs = [t.detach().clone().requires_grad_() for t in (z, q.mean, q.variance)]
             value = self.term(Gaussian(*inputs[1:]), inputs[0], x)
-            asked = [*inputs, *self.weights]
+            penalty = None if self.term.own_penalty is None else self.term.penalty(inputs[0], x)
+            asked, loss = [*inputs, *self.weights], scale * value.mean()
+            loss = loss if penalty is None else loss + penalty.mean()
             # A term may be constant, such as in a minibatch without a labelled cell.
             grads = [None] * len(asked)
-            if value.requires_grad:
-                grads = torch.autograd.grad(scale * value.mean(), asked, allow_unused=True)
+            if loss.requires_grad:
+                grads = torch.autograd.grad(loss, asked, allow_unused=True)
         for w, grad in zip(self.weights, grads[3:], strict=True):
             fill(w, grad)
-        return TermResult(value.detach(), *grads[:3])
+        return TermResult(value.detach(), *grads[:3], penalty=None if penalty is None else penalty.detach())
 
 
-BY_THE_TABLE: dict[type[LatentTerm], type] = {MixturePrior: PriorGradients, BatchPenalty: PenaltyGradients}
+BY_THE_TABLE: dict[type[LatentTerm], type] = {
+    MixturePrior: PriorGradients,
+    LabelledPrior: LabelledGradients,
+    BatchPenalty: PenaltyGradients,
+}
 
 
 def gradients_of_term(term: LatentTerm, operations: Operations):

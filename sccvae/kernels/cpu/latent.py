@@ -143,6 +143,96 @@ def mixture_prior(
 
 
 @numba.njit(**EXACT, **INNER)
+def _add_label(of_component, labels, row):
+    for i in range(row.size):
+        if labels[i] >= 0:
+            row[i] += of_component[labels[i]]
+
+
+@numba.njit(**LOOP, **INNER)
+def _add_multiples(first, second, x, out):
+    """Fill out with first * out + second * x."""
+    for i in range(out.size):
+        out[i] = first * out[i] + second * x[i]
+
+
+@numba.njit(**EXACT, **INNER)
+def _by_label(weight, log_pi, labels, joint, grad_label):
+    """Fill the gradient of -weight * log p(z, y) by the logits of one component's labels."""
+    grad_label[:], total = f32(0.0), f32(0.0)
+    for i in range(labels.size):
+        if labels[i] >= 0:
+            total += joint[i]
+            grad_label[labels[i]] -= weight * joint[i]
+    for label in range(log_pi.size):
+        grad_label[label] += weight * total * f32(math.exp(log_pi[label]))
+
+
+@numba.njit(**LOOP)
+def labelled_prior(
+    z,
+    logits,
+    mean,
+    log_variance,
+    log_pi,
+    labels,
+    floor,
+    weight,
+    penalty_weight,
+    share,
+    joint,
+    value,
+    penalty,
+    grad_z,
+    grad_logits,
+    grad_mean,
+    grad_log_v,
+    grad_label,
+):
+    """`mixture_prior` with labels: value is log N(z | 0, I) - log p(z, y), penalty -log p(y | z), both (cells,).
+
+    The gradients are those of weight * value + penalty_weight * penalty, summed over cells.
+
+    Parameters
+    ----------
+    log_pi
+        (components, labels): log probability of each label in a component.
+    labels
+        (cells,): -1 for a cell without a label, of which p(z) takes the place of p(z, y).
+    share, joint
+        (components, cells): filled.
+    """
+    # With responsibilities r of p(z) and s of p(z, y), a cell pulls a component by (weight + penalty_weight) s -
+    # penalty_weight r; both are the same for a cell without a label.
+    total, n_cells = f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
+    value[:], penalty[:] = f32(0.0), f32(0.0)
+    for d in range(len(z)):
+        multiple(-weight, z[d], grad_z[d])
+    for k in range(len(share)):
+        share[k] = logits[k] - total
+        for d in range(len(z)):
+            v = f32(math.exp(log_variance[k, d])) + floor
+            _add(share[k], f32(-0.5) * f32(math.log(v)))
+            _add_squares(z[d], mean[k, d], f32(-0.5) / v, share[k])
+        multiple(f32(1.0), share[k], joint[k])
+        _add_label(log_pi[k], labels, joint[k])
+    _log_sum(share, value)
+    _log_sum(joint, penalty)
+    for i in range(n_cells):  # minus log p(z), minus log p(z, y)
+        value[i], penalty[i] = penalty[i], penalty[i] - value[i]
+    for d in range(len(z)):
+        _add_squares(z[d], f32(0.0), f32(-0.5), value)
+    for k in range(len(share)):
+        _by_label(weight + penalty_weight, log_pi[k], labels, joint[k], grad_label[k])
+        _add_multiples(-penalty_weight, weight + penalty_weight, joint[k], share[k])
+        grad_logits[k] = weight * n_cells * f32(math.exp(logits[k] - total)) - share[k].sum()
+        for d in range(len(z)):
+            e = f32(math.exp(log_variance[k, d]))
+            grad_mean[k, d], grad_v = _by_component(z[d], share[k], mean[k, d], f32(1.0) / (e + floor), grad_z[d])
+            grad_log_v[k, d] = grad_v * e
+
+
+@numba.njit(**EXACT, **INNER)
 def _nearest(square, nearest):
     """Fill nearest with the smallest entries of square, in order."""
     nearest[:] = f32(np.inf)

@@ -72,6 +72,18 @@ def _mixture_prior(keep: Keep, z, logits, mean, log_variance, floor, weight, *gr
     return value, grad_z.t()
 
 
+def _labelled_prior(
+    keep: Keep, z, logits, mean, log_variance, label_logits, labels, floor, weight, penalty_weight, *gradients
+):
+    n_cells, n = z.shape
+    value, penalty, grad_z = z.new_empty(n_cells), z.new_empty(n_cells), keep("grad_z", n, n_cells)
+    share, joint = keep("share", len(logits), n_cells), keep("joint", len(logits), n_cells)
+    given = (z.t().contiguous(), logits, mean, log_variance, label_logits.log_softmax(1), labels.contiguous())
+    filled = [array(t) for t in (share, joint, value, penalty, grad_z, *gradients)]
+    latent.labelled_prior(*map(array, given), f32(floor), f32(weight), f32(penalty_weight), *filled)
+    return value, penalty, grad_z.t()
+
+
 def _own_batch_excess(keep: Keep, mean, batch, copies: int, width: float, smoothing: float, n_neighbours: int):
     value = mean.new_zeros(len(mean))
     given = array(mean.t().contiguous()), array(batch.contiguous()), copies, f32(width), f32(smoothing), n_neighbours
@@ -120,6 +132,7 @@ CPU = Operations(
     gaussian=_gaussian,
     gaussian_backward=_gaussian_backward,
     mixture_prior=_mixture_prior,
+    labelled_prior=_labelled_prior,
     own_batch_excess=_own_batch_excess,
     count_likelihood=_count_likelihood,
     adam=_adam,

@@ -1,0 +1,75 @@
+"""Further batches of a trained model: new rows in the offsets of batches, while all else stays as it is."""
+
+import copy
+
+import torch
+from torch import nn
+
+from sccvae.modules.networks import CovariateOffset
+from sccvae.modules.vae import VAE
+
+
+@torch.no_grad()
+def take_known(new: VAE, known: VAE) -> None:
+    """Copy all arrays of a model to one with further batches, whose rows become the means of those of the known ones.
+
+    Outputs for known batches are then those of the known model.
+    """
+    for part, old in zip(new.modules(), known.modules(), strict=True):
+        if isinstance(part, CovariateOffset) and isinstance(old, CovariateOffset):
+            # A single batch had no row, because it would only repeat the bias.
+            rows = dict(zip(old.used, old.levels, strict=True))
+            for column, levels in zip(part.used, part.levels, strict=True):
+                _fill(levels, rows.get(column, levels.new_zeros(1, levels.shape[1])))
+        elif not isinstance(part, nn.ParameterList):
+            for of_part in (
+                lambda module: module.named_parameters(recurse=False),
+                lambda m: m.named_buffers(recurse=False),
+            ):
+                for (_, array), (_, before) in zip(of_part(part), of_part(old), strict=True):
+                    _fill(array, before)
+        if isinstance(part, CovariateOffset) and isinstance(old, CovariateOffset) and hasattr(part, "slopes"):
+            part.slopes.copy_(old.slopes)
+
+
+def _fill(array: torch.Tensor, known: torch.Tensor) -> None:
+    """Fill the first rows with the known ones, further rows with their mean."""
+    if array.shape == known.shape:
+        array.copy_(known)
+        return
+    array[: len(known)] = known
+    array[len(known) :] = known.mean(0)
+
+
+def freeze_known(vae: VAE, n_known: int) -> None:
+    """Let training change the rows of the batches from number `n_known` on, and nothing else."""
+    n_batches = vae.architecture.n_levels[0]
+    for w in vae.parameters():
+        w.requires_grad_(False)
+    vae.moving = range(n_known, n_batches)
+    if vae.moving:
+        for part in vae.modules():
+            if isinstance(part, CovariateOffset) and 0 in part.used:
+                part.levels[part.used.index(0)].requires_grad_(True)
+        if vae.decoder.dispersion == "gene-batch":
+            vae.decoder.log_dispersion.requires_grad_(True)
+
+
+@torch.no_grad()
+def start_new_batches(vae: VAE, means, variances) -> None:
+    """Set the library prior of the new batches from means and variances of all, (batches,) each."""
+    for of_batches, values in ((vae.library_mean, means), (vae.library_variance, variances)):
+        of_batches[vae.moving.start :] = torch.as_tensor(values[vae.moving.start :])
+
+
+@torch.no_grad()
+def with_start(vae: VAE) -> VAE:
+    """Return a copy whose new batches have the offsets that they began with: the means of those of the known ones."""
+    copied = copy.deepcopy(vae)
+    assert copied.moving is not None
+    n_known = copied.moving.start
+    for part in copied.modules():
+        if isinstance(part, CovariateOffset) and 0 in part.used:
+            levels = part.levels[part.used.index(0)]
+            levels[n_known:] = levels[:n_known].mean(0)
+    return copied
