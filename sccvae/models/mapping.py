@@ -264,7 +264,7 @@ def _loaded(kind: Any, reference: Any, device: Any) -> Any:
 
 
 def _together(model: Any, counts: Counts) -> tuple[list, list]:
-    """Return the profiles of the reference, then those of the new cells that it does not have, and their frequencies."""
+    """Return the profiles of the reference, then others of the new cells, and the frequencies of all."""
     profiles, frequencies = list(map(list, model._profiles)), list(model._frequencies)
     for profile, n in zip(*np.unique(counts.codes, axis=0, return_counts=True), strict=True):
         if profile.tolist() in profiles:

@@ -121,8 +121,8 @@ class LabelledPrior(MixturePrior):
 
         p(z, y) = sum_k w_k Normal(z; m_k, v_k) pi_k(y)
 
-    In the bound, log p(z, y) of a labelled cell takes the place of log p(z). The penalty is `weight` times -log p(y | z)
-    of labelled cells: without it, a label counts as one observation among those of all genes.
+    In the bound, log p(z, y) of a labelled cell takes the place of log p(z). The penalty is `weight` times
+    -log p(y | z) of labelled cells: without it, a label counts as one observation among those of all genes.
     """
 
     own_penalty = "label_penalty"

@@ -19,17 +19,18 @@ def take_known(new: VAE, known: VAE) -> None:
         if isinstance(part, CovariateOffset) and isinstance(old, CovariateOffset):
             # A single batch had no row, because it would only repeat the bias.
             rows = dict(zip(old.used, old.levels, strict=True))
+            if hasattr(part, "slopes"):
+                part.slopes.copy_(old.slopes)
             for column, levels in zip(part.used, part.levels, strict=True):
                 _fill(levels, rows.get(column, levels.new_zeros(1, levels.shape[1])))
         elif not isinstance(part, nn.ParameterList):
-            for of_part in (
-                lambda module: module.named_parameters(recurse=False),
-                lambda m: m.named_buffers(recurse=False),
-            ):
-                for (_, array), (_, before) in zip(of_part(part), of_part(old), strict=True):
-                    _fill(array, before)
-        if isinstance(part, CovariateOffset) and isinstance(old, CovariateOffset) and hasattr(part, "slopes"):
-            part.slopes.copy_(old.slopes)
+            _fill_all(dict(part.named_parameters(recurse=False)), dict(old.named_parameters(recurse=False)))
+            _fill_all(dict(part.named_buffers(recurse=False)), dict(old.named_buffers(recurse=False)))
+
+
+def _fill_all(arrays: dict[str, torch.Tensor], known: dict[str, torch.Tensor]) -> None:
+    for name, array in arrays.items():
+        _fill(array, known[name])
 
 
 def _fill(array: torch.Tensor, known: torch.Tensor) -> None:

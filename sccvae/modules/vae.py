@@ -39,7 +39,7 @@ class Elbo(NamedTuple):
     dropout_penalty: torch.Tensor  # dropout_cost * expected inflated zeros; not part of the bound
     penalties: tuple[
         tuple[Callable, torch.Tensor], ...
-    ] = ()  # of training: weight by KL weight, nats per cell; neither
+    ] = ()  # of training: weight, nats per cell; neither
 
     @property
     def value(self) -> torch.Tensor:
@@ -133,7 +133,7 @@ class VAE(nn.Module):
         return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
 
     def count_of_right_labels(self, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how many labelled cells have their label as the most probable one at the mean of z, and how many there are."""
+        """Return how many labelled cells have the label that is most probable at the mean of z, and how many there are."""
         assert isinstance(self.prior, LabelledPrior)
         found = self.prior.label_probabilities(self.encoder(x)[0].mean).argmax(1)
         return (found == x.labels).sum(), (x.labels >= 0).sum()

@@ -203,7 +203,7 @@ def mean_terms(
 ) -> torch.Tensor:
     """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call.
 
-    Of a model with labels also the fraction of labelled cells whose label is the most probable one, (4,), 1 without any.
+    Of a model with labels, (4,): also the fraction of labelled cells whose label is the most probable one; 1 if none is.
     """
     vae.eval()
     if processes is not None:

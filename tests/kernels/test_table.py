@@ -71,6 +71,14 @@ def mixture_prior(table, keep):
     return [*table.mixture_prior(keep, normal(N_CELLS, N_LATENT, seed=3), *prior, 1e-3, 0.4, *grads), *grads]
 
 
+def labelled_prior(table, keep, labels=None):
+    prior = [normal(5), normal(5, N_LATENT, seed=1), 0.5 * normal(5, N_LATENT, seed=2), normal(5, 3, seed=4)]
+    grads = [torch.empty_like(t) for t in prior]
+    labels = torch.arange(N_CELLS) % 4 - 1 if labels is None else labels
+    given = (normal(N_CELLS, N_LATENT, seed=3), *prior, labels, 1e-3, 0.4, 1.7)
+    return [*table.labelled_prior(keep, *given, *grads), *grads]
+
+
 def own_batch_excess(table, keep, copies=1):
     batch = torch.arange(N_CELLS) // 4
     mean = normal(N_CELLS, N_LATENT) + batch[:, None]
@@ -102,6 +110,7 @@ CASES = {
     "block": [block, lambda table, keep: block(table, keep, rate=0.0)],
     "gaussian": [gaussian, lambda table, keep: gaussian(table, keep, kl_weight=0.0)],
     "mixture_prior": [mixture_prior],
+    "labelled_prior": [labelled_prior],
     "own_batch_excess": [own_batch_excess],
     "count_likelihood": [
         lambda table, keep, name=name, own=own: count_likelihood(table, keep, name, own)
@@ -137,6 +146,15 @@ def test_the_likelihood_reads_and_writes_bfloat16(name):
     for ours, reference in zip(found, expected, strict=True):
         assert ours.dtype == reference.dtype
         np.testing.assert_allclose(ours.float(), reference.float(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_prior_of_cells_without_labels_is_that_without_labels():
+    found = labelled_prior(CPU, Workspace(), torch.full((N_CELLS,), -1))
+    expected = mixture_prior(CPU, Workspace())
+    assert not found[1].any()  # penalty
+    assert not found[-1].any()  # gradient by the logits of labels
+    for ours, plain in zip([found[0], *found[2:-1]], expected, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_wrong_gradient_is_seen():

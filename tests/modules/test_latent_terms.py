@@ -1,6 +1,7 @@
 """Terms of the latent space: the mixture prior, the batch penalty, and how the model finds a new one."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sccvae.kernels.reference import FUSED, PLAIN
 from sccvae.modules import latent_terms
 from sccvae.modules import vae as vae_module
 from sccvae.modules.distributions import Gaussian, log_standard_normal
-from sccvae.modules.latent_terms import FLOOR, SPREAD, TERMS, BatchPenalty, LatentTerm, MixturePrior
+from sccvae.modules.latent_terms import FLOOR, SPREAD, TERMS, BatchPenalty, LabelledPrior, LatentTerm, MixturePrior
 
 
 def a_mixture(n_components=4, n_latent=3, seed=0, dtype=torch.float64):
@@ -39,6 +40,43 @@ def test_log_density_is_that_of_the_mixture():
     expected = stats.norm.logpdf(z).sum(1)
     np.testing.assert_allclose(log_standard_normal(z), expected, rtol=1e-12)
     np.testing.assert_allclose(prior(None, z, None).detach(), expected - prior.log_prob(z).detach().numpy(), atol=1e-12)
+
+
+def a_labelled_prior():
+    prior = LabelledPrior(4, 3, generator(0), 3, 2.5).double()
+    with torch.no_grad():
+        for w in prior.parameters():
+            w.add_(0.7 * torch.randn(w.shape, generator=generator(1), dtype=torch.float64))
+    return prior
+
+
+def test_the_joint_density_of_z_and_label():
+    prior, z = a_labelled_prior(), torch.randn(50, 3, generator=generator(5), dtype=torch.float64)
+    pi = np.exp(prior.label_logits.detach().numpy())
+    pi /= pi.sum(1, keepdims=True)
+    logits, mean, log_variance, _ = (w.detach().numpy() for w in prior.parameters())
+    each = stats.norm.logpdf(z.numpy()[:, None], mean, np.sqrt(np.exp(log_variance) + FLOOR)).sum(2)
+    each += logits - logsumexp(logits)
+    joint = logsumexp(each[:, :, None] + np.log(pi), axis=1)  # (cells, labels)
+    standard, marginal = stats.norm.logpdf(z).sum(1), logsumexp(each, axis=1)
+    np.testing.assert_allclose(logsumexp(joint, axis=1), marginal, rtol=1e-12)
+    labels = np.arange(50) % 4 - 1
+    x = SimpleNamespace(labels=torch.from_numpy(labels))
+    expected = np.where(labels < 0, marginal, joint[np.arange(50), labels])
+    np.testing.assert_allclose(prior(None, z, x).detach(), standard - expected, atol=1e-12)
+    np.testing.assert_allclose(prior.penalty(z, x).detach(), 2.5 * (marginal - expected), atol=1e-12)
+    found = prior.label_probabilities(z).detach().numpy()
+    np.testing.assert_allclose(found, np.exp(joint - marginal[:, None]), rtol=1e-10)
+
+
+def test_a_sample_of_a_label_is_of_its_components():
+    prior = LabelledPrior(6, 2, generator(0), 3, 1.0)
+    with torch.no_grad():
+        prior.mean.copy_(torch.arange(6.0)[:, None].expand(6, 2) * 100)
+        prior.label_logits.mul_(100)
+    z = prior.sample(200, np.random.default_rng(0), label=1)
+    assert set(np.round(z[:, 0] / 100).astype(int)) == {1, 4}
+    assert prior.weights(1).sum() == pytest.approx(1)
 
 
 def test_it_sums_to_one():

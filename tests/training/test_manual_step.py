@@ -1,5 +1,7 @@
 """Gradients by hand: those of autograd, for every model of counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,17 @@ def test_the_step_is_the_same_with_the_reference_table(name, dispersion):
     vae = a_vae(counts, gene_likelihood=name, dispersion=dispersion, dropout_cost=0.3, **options)
     compare(vae, counts.minibatch(slice(0, 40)), waits=True, operations=REFERENCE)
     compare(vae, counts.minibatch(slice(0, 40)), kl_weight=1.0, operations=REFERENCE)
+
+
+@pytest.mark.parametrize("kl_weight", [0.4, 1.0])
+@pytest.mark.parametrize("operations", [CPU, REFERENCE])
+def test_gradients_of_a_model_with_labels(kl_weight, operations, n_threads):
+    counts = small_counts(n_batches=3)
+    labels = np.arange(len(counts)) % 4 - 1  # a quarter has none
+    counts = replace(counts, labels=labels)
+    vae = a_vae(counts, prior_components=5, n_labels=3, label_weight=2.0, batch_mixing=1.5)
+    compare(vae, counts.minibatch(slice(0, 40)), kl_weight=kl_weight, operations=operations)
+    assert vae.columns[3:] == ("label_penalty", "batch_penalty")
 
 
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
@@ -202,8 +215,8 @@ def test_batches_apart(n_cells, n_components, n_threads):
     counts = small_counts(n_batches=3)
     vae = a_vae(counts, batch_mixing=50.0, prior_components=n_components)
     x = counts.minibatch(slice(0, n_cells))
-    ((term, nats),) = vae(x, noise()).penalties
-    assert term is vae.batch_penalty
+    ((scale, nats),) = vae(x, noise()).penalties
+    assert scale == vae.batch_penalty.scale
     assert (nats.max() > 1) == (n_cells == 40)
     compare(vae, x, kl_weight=1.0)
     compare(vae, x)
