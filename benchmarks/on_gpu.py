@@ -51,8 +51,8 @@ def made(args):
 @contextmanager
 def loading(kind: str | None):
     """Let training take minibatches from counts that are "resident" or "streamed", whatever fits; None: by default."""
-    from sccvae.data.device_loading import DeviceCounts
-    from sccvae.data.streaming import StreamedCounts
+    from sccvae.data.gpu.device_loading import DeviceCounts
+    from sccvae.data.gpu.streaming import StreamedCounts
     from sccvae.training import steps
 
     before, source = steps.minibatches_on, {"resident": DeviceCounts, "streamed": StreamedCounts}

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from sccvae.data.counts import Counts, Minibatch
-from sccvae.data.device_loading import chunk_of, chunks
+from sccvae.data.gpu.device_loading import chunk_of, chunks
 from sccvae.inference.expression import Expressed
 from sccvae.inference.noise import Noise, streams
 from sccvae.kernels.parallel import alone, each_alone, multiply

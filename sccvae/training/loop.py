@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from sccvae.data.counts import Counts
-from sccvae.data.device_loading import chunk_of, loading_of
+from sccvae.data.gpu.device_loading import chunk_of, loading_of
 from sccvae.kernels.parallel import alone
 from sccvae.modules.vae import VAE
 from sccvae.training.checkpoint import Checkpoints, State, Weights, weights_of

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from sccvae.data.counts import Counts, Minibatch
-from sccvae.data.device_loading import DeviceCounts, minibatches_on
-from sccvae.data.streaming import Cells, StreamedCounts
+from sccvae.data.gpu.device_loading import DeviceCounts, minibatches_on
+from sccvae.data.gpu.streaming import Cells, StreamedCounts
 from sccvae.modules.vae import VAE
 from sccvae.training.gradients import Precision, gradients_of
 from sccvae.training.optimizer import Adam, Number

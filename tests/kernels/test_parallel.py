@@ -236,7 +236,7 @@ def test_no_output_depends_on_chunks(fitted, cells, monkeypatch):
     """Those that a caller chooses, and those that follow from the number of genes and the device."""
     counts, found, drawn = fitted.likelihood.support == "counts", [], []
     for size in (50, 100, 10_000):
-        for module in ("inference.posterior", "data.device_loading", "training.loop"):
+        for module in ("inference.posterior", "data.gpu.device_loading", "training.loop"):
             monkeypatch.setattr(f"sccvae.{module}.chunk_of", lambda n_genes, device, size=size: size)
         found.append(outputs(fitted) | (analyses(fitted, cells) if counts else {}))
     assert_same(found)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import CPU, CUDA, LIKELIHOOD_NAMES, run, same_state, small_counts, small_vae, state_of, support_of
 
-from sccvae.data.device_loading import DeviceCounts
+from sccvae.data.gpu.device_loading import DeviceCounts
 from sccvae.kernels.reference import PLAIN, for_device
 from sccvae.training import loop, steps
 from sccvae.training.optimizer import Adam

@@ -6,8 +6,8 @@ import scipy.sparse as sp
 import torch
 from helpers import CPU, CUDA, run, same_state, small_counts, small_vae, state_of
 
-from sccvae.data import device_loading
 from sccvae.data.counts import Counts, shuffled
+from sccvae.data.gpu import device_loading
 from sccvae.data.packed_rows import PackedRows
 from sccvae.kernels.reference import PLAIN
 from sccvae.training import steps

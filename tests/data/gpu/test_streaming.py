@@ -13,11 +13,11 @@ from helpers import CPU, CUDA, run, same_state, small_counts, small_vae, state_o
 
 import sccvae
 from sccvae import simulate
-from sccvae.data import streaming
 from sccvae.data.counts import Counts, shuffled
-from sccvae.data.device_loading import DeviceCounts, loading_of
+from sccvae.data.gpu import streaming
+from sccvae.data.gpu.device_loading import DeviceCounts, loading_of
+from sccvae.data.gpu.streaming import StreamedCounts
 from sccvae.data.packed_rows import PackedRows
-from sccvae.data.streaming import StreamedCounts
 from sccvae.kernels.reference import PLAIN, for_device
 from sccvae.training import loop, steps
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sccvae.data.counts import ALONG_CELLS, Counts, Minibatch
-from sccvae.data.streaming import Cells, StreamedCounts, dense_minibatch
+from sccvae.data.gpu.streaming import Cells, StreamedCounts, dense_minibatch
 
 _MOVED = 2**16  # cells that are moved to a device at once
 TOGETHER = 32  # cells; sizes of chunks are multiples of it, because products of other numbers of rows round differently
