@@ -44,12 +44,16 @@ class LatentTerm(nn.Module):
         """
         return kl_weight if self.in_bound else 1.0 * (kl_weight == 1)  # a product, for a weight that lies on a GPU
 
+    def penalty_scale(self, kl_weight):
+        """Return the weight of the term's penalty in the loss: always 1 for that beside a term in the bound."""
+        return 1.0 if self.in_bound else self.scale(kl_weight)
+
     def forward(self, q: Gaussian, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
         """Return nats per cell, (cells,); `q` and `z` are (cells, n_latent)."""
         raise NotImplementedError
 
     def penalty(self, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
-        """Return the nats per cell, (cells,), of `own_penalty`, which is added to the loss with weight 1."""
+        """Return the nats per cell, (cells,), of `own_penalty`."""
         raise NotImplementedError
 
 

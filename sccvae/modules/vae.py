@@ -15,7 +15,6 @@ Training also penalises dependence of z on the batch (`batch_penalty`), which th
 thin the counts that the encoder reads.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,9 +36,7 @@ class Elbo(NamedTuple):
     kl_z: torch.Tensor
     kl_l: torch.Tensor
     dropout_penalty: torch.Tensor  # dropout_cost * expected inflated zeros; not part of the bound
-    penalties: tuple[
-        tuple[Callable, torch.Tensor], ...
-    ] = ()  # of training: weight, nats per cell; neither
+    penalties: tuple[tuple[LatentTerm, torch.Tensor], ...] = ()  # of training, with their nats per cell; neither
 
     @property
     def value(self) -> torch.Tensor:
@@ -49,18 +46,14 @@ class Elbo(NamedTuple):
     def loss(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Return the loss that training minimises, a scalar."""
         value = self.reconstruction - self.dropout_penalty - kl_weight * self.kl_z - self.kl_l
-        for scale, nats in self.penalties:
-            value = value - nats * scale(kl_weight)
+        for term, nats in self.penalties:
+            value = value - nats * term.penalty_scale(kl_weight)
         return -value.mean()
 
     def columns(self, kl_weight: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Return what the history records of each cell, (columns, cells), detached; `VAE.columns` has their names."""
-        penalties = [nats.detach() * scale(kl_weight) for scale, nats in self.penalties]
+        penalties = [nats.detach() * term.penalty_scale(kl_weight) for term, nats in self.penalties]
         return torch.stack([*(t.detach() for t in self[:3]), *penalties])
-
-
-def _always(kl_weight: float | torch.Tensor) -> float:
-    return 1.0
 
 
 class VAE(nn.Module):
@@ -151,9 +144,9 @@ class VAE(nn.Module):
             if term.in_bound:
                 kl_z = kl_z + term(q_z, z, x)
                 if self.training and term.own_penalty is not None:
-                    penalties.append((_always, term.penalty(z, x)))
+                    penalties.append((term, term.penalty(z, x)))
             elif self.training:
-                penalties.append((term.scale, term(q_z, z, x)))
+                penalties.append((term, term(q_z, z, x)))
         kl_l = torch.zeros_like(kl_z) if q_l is None else q_l.kl(self.library_prior(x))
         # `value` includes the penalty and its gradient; the two terms below add up to it exactly.
         return Elbo(value + cost * dropouts, kl_z, kl_l, cost * dropouts, tuple(penalties))

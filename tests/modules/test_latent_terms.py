@@ -58,7 +58,7 @@ def test_the_joint_density_of_z_and_label():
     each = stats.norm.logpdf(z.numpy()[:, None], mean, np.sqrt(np.exp(log_variance) + FLOOR)).sum(2)
     each += logits - logsumexp(logits)
     joint = logsumexp(each[:, :, None] + np.log(pi), axis=1)  # (cells, labels)
-    standard, marginal = stats.norm.logpdf(z).sum(1), logsumexp(each, axis=1)
+    standard, marginal = stats.norm.logpdf(z.numpy()).sum(1), logsumexp(each, axis=1)
     np.testing.assert_allclose(logsumexp(joint, axis=1), marginal, rtol=1e-12)
     labels = np.arange(50) % 4 - 1
     x = SimpleNamespace(labels=torch.from_numpy(labels))
