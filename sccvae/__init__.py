@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sccvae.models.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sccvae.models.sccvae import SCCVAE as SCCVAE
     from sccvae.models.sccvae import cross_validate as cross_validate
-    from sccvae.training.loop import TrainingError as TrainingError
+    from sccvae.training.finite import TrainingError as TrainingError
 
 __version__ = "0.1.0"  # read by pyproject.toml, so that a folder that is not installed has the version, too
 
@@ -28,7 +28,7 @@ _MODULES = {
     "Autoencoder": "sccvae.models.autoencoder",
     "DenoisingAutoencoder": "sccvae.models.denoising_autoencoder",
     "ModelFileError": "sccvae.io.storage",
-    "TrainingError": "sccvae.training.loop",
+    "TrainingError": "sccvae.training.finite",
     "cross_validate": "sccvae.models.sccvae",
     "pack": "sccvae.data.schema",
     **{name: f"sccvae.{name}" for name in ("corruption", "datasets", "generation", "metrics", "pl", "simulate", "tl")},
@@ -39,7 +39,7 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch alone takes two seconds."""
     if name not in _MODULES:
-        hint = import_module("sccvae.models.scvi_attributes").PACKAGE.get(name)
+        hint = import_module("sccvae.models.scvi_tools.scvi_attributes").PACKAGE.get(name)
         raise AttributeError(f"module 'sccvae' has no attribute {name!r}" + (f". {hint}" if hint else ""))
     module = import_module(_MODULES[name])
     return module if _MODULES[name] == f"sccvae.{name}" else getattr(module, name)

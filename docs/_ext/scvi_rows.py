@@ -9,6 +9,7 @@ import lookup
 EMPTY = (False, {}, [], (), "")  # what `without` takes: nothing is asked for
 # Entries that compute our arguments: what they do, by the name of the function.
 COMPUTED = {
+    "_unlabeled": "`unlabeled` of `SCCVAE`",
     "_library": '`library`: `True` means `"observed"`, `False` means `"lognormal"`',
     "_accelerator": "Accepted if it names the device of the model. Set `device` in the constructor",
     "_devices": "Accepted if it means the one device of the model",

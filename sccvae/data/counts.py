@@ -134,6 +134,8 @@ class Counts:
         (cells,) float32: log total count; sum over genes of log(x!).
     labels
         (cells,) int64, number of each cell's label; -1 for a cell without one.
+    missing
+        (genes,) bool, genes that were not measured, with zeros in their place; None if there are none.
     """
 
     stored: PackedRows
@@ -144,6 +146,7 @@ class Counts:
     log_total: np.ndarray
     log_factorial: np.ndarray
     labels: np.ndarray
+    missing: np.ndarray | None = None
 
     @classmethod
     def of(

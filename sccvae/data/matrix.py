@@ -121,6 +121,19 @@ def columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
     return first[at]
 
 
+def with_columns(adata: AnnData, layer: str | None, genes: Sequence[str], at: np.ndarray) -> AnnData:
+    """Return cells with other genes: those of the columns `at`, (genes,), and zeros where that is -1."""
+    matrix = matrix_of(adata, layer, learning=False)
+    if hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    found = np.flatnonzero(at >= 0)
+    place = sp.csr_matrix((np.ones(len(found), np.float32), (at[found], found)), shape=(adata.n_vars, len(genes)))
+    chosen = sp.csr_matrix(matrix) @ place
+    return AnnData(
+        chosen, obs=adata.obs, var=pd.DataFrame(index=list(genes)), layers={} if layer is None else {layer: chosen}
+    )
+
+
 def where_of(layer: str | None) -> str:
     """Return the Python expression for a layer, or for `X`."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -12,6 +12,8 @@ from sccvae.modules.latent_terms import LabelledPrior
 from sccvae.modules.vae import VAE
 
 TOGETHER = 8192  # cells
+STORED = "reference."  # names of arrays begin with it
+_LARGEST = np.float32(2**15 - 1)
 
 
 class Labelled(NamedTuple):
@@ -21,10 +23,39 @@ class Labelled(NamedTuple):
     density: np.ndarray  # (cells,) log p(z) at the mean of q(z|x)
 
 
+class Reference(NamedTuple):
+    """Cells that a model was trained on, without counts."""
+
+    z: np.ndarray  # (cells, n_latent) float32
+    labels: np.ndarray  # (cells,) int32, -1 for none
+    batches: np.ndarray  # (cells,) int32
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return arrays to store; z is rounded to 16 bits, relative to the largest value of each dimension."""
+        unit = np.maximum(np.abs(self.z).max(0, initial=0), 1e-12).astype(np.float32) / _LARGEST
+        arrays = {"z": np.rint(self.z / unit).astype(np.int16), "unit": unit, "labels": self.labels}
+        return {STORED + name: torch.from_numpy(a) for name, a in (arrays | {"batches": self.batches}).items()}
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> "Reference | None":
+        """Return the cells that `tensors` gave; None if there are none."""
+        found = {name.removeprefix(STORED): t.clone().numpy() for name, t in tensors.items() if name.startswith(STORED)}
+        if not found:
+            return None
+        return cls(found["z"].astype(np.float32) * found["unit"], found["labels"], found["batches"])
+
+    @staticmethod
+    def expected(arrays: dict[str, tuple[str, tuple[int, ...]]], n_latent: int) -> dict:
+        """Return the types and shapes of arrays that `tensors` gave."""
+        n = (*arrays.get(STORED + "z", ("", ()))[1], 0)[0]
+        shapes = {"z": ("I16", (n, n_latent)), "unit": ("F32", (n_latent,)), "labels": ("I32", (n,))}
+        return {STORED + name: kind for name, kind in (shapes | {"batches": ("I32", (n,))}).items()}
+
+
 @alone()
 @torch.no_grad()
 def labelled(vae: VAE, counts: Counts, n_samples: int, seed: int) -> Labelled:
-    """Compute p(y | x) and log p(z) of cells."""
+    """Compute p(y | x) and log p(z) of cells; without samples, log p(z) alone."""
     mean, variance = posterior.latent_moments(vae, counts)
     rng, n_labels = np.random.default_rng(seed), vae.architecture.n_labels
     probability = np.zeros((len(mean), n_labels))
@@ -37,7 +68,7 @@ def labelled(vae: VAE, counts: Counts, n_samples: int, seed: int) -> Labelled:
             assert isinstance(vae.prior, LabelledPrior)
             z = m + sd * rng.standard_normal(m.shape)
             probability[rows] += vae.prior.label_probabilities(_tensor(z, vae)).double().cpu().numpy()
-    if n_labels:
+    if n_labels and n_samples:
         probability /= probability.sum(1, keepdims=True)
     return Labelled(probability, density)
 

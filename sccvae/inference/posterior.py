@@ -364,8 +364,7 @@ def generate(
     vae.eval()
     a, device, parts, library = vae.architecture, vae.device, [], []
     if z is None:
-        n = len(codes)
-        z = rng.standard_normal((n, a.n_latent)).astype(np.float32) if vae.prior is None else vae.prior.sample(n, rng)
+        z = draw_z(vae, len(codes), rng)
     if deviation is None and vae.likelihood.has_library:
         deviation = rng.standard_normal(len(codes))
     rng_of = streams(rng)
@@ -378,6 +377,13 @@ def generate(
         decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
         parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
     return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
+
+
+def draw_z(vae: VAE, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
+    """Draw n samples of the prior, (n, n_latent) float32; of p(z | label) if a label is given."""
+    if vae.prior is None:
+        return rng.standard_normal((n, vae.architecture.n_latent)).astype(np.float32)
+    return vae.prior.sample(n, rng, label)
 
 
 def draw_log_library(

@@ -30,7 +30,7 @@ from sccvae.io import files
 WEIGHTS, DESCRIPTION, FORMAT = "weights.safetensors", "model.json", 1
 LARGEST = 40_000_000  # bytes of a description: a million names of genes
 _HEADER = 9 * LARGEST // 4  # bytes of the header of the weights, where quotes and line ends take two bytes each
-_DTYPES = {torch.float32: "F32", torch.float64: "F64"}
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int16: "I16", torch.int32: "I32"}
 Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors' name of the dtype, shape
 
 

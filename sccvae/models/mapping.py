@@ -13,20 +13,29 @@ from anndata import AnnData
 
 from sccvae.data.columns import categories_of
 from sccvae.data.counts import Counts
-from sccvae.data.matrix import check_adata
+from sccvae.data.gene_matching import match
+from sccvae.data.matrix import check_adata, with_columns
+from sccvae.data.schema import Schema
+from sccvae.data.sources import Given
 from sccvae.inference import posterior
-from sccvae.inference.labels import Labelled, labelled
+from sccvae.inference.labels import STORED, Labelled, Reference, labelled
+from sccvae.io import storage
 from sccvae.kernels.reference import Kernels
 from sccvae.models.analysis import AnalysisModel
-from sccvae.models.base import device_of
+from sccvae.models.base import BaseModel, device_of
+from sccvae.models.description import Description
+from sccvae.models.plan import Run
 from sccvae.modules.architecture import Architecture
+from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
 from sccvae.modules.new_batches import freeze_known, start_new_batches, take_known, with_start
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.neighbour_votes import vote
 from sccvae.validation.arguments import checked_seed, flag, positive, real
+from sccvae.validation.wording import warn
 
 STEPS, RATE = 100, 3e-2  # of training a mapped model: steps, learning rate
+MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
 KNOWN = "known_batches"  # option of a mapped model: number of batches of its reference
 
 
@@ -34,6 +43,7 @@ class MappingModel(AnalysisModel):
     """Mapping of new cells onto an `SCCVAE`, and labels."""
 
     _train_size = 0.95  # of the last run
+    _reference: Reference | None = None  # cells of the reference, where they are kept
 
     @classmethod
     def load_query_data(
@@ -42,6 +52,8 @@ class MappingModel(AnalysisModel):
         reference: Self | str | os.PathLike,
         *,
         batch_key: str | None = None,
+        gene_key: str | None = None,
+        least_genes: float = 0.5,
         device: str | torch.device = "auto",
     ) -> Self:
         """Return a model for new cells, from known or new batches, that leaves the reference as it is.
@@ -59,6 +71,13 @@ class MappingModel(AnalysisModel):
             A trained model, or the folder of one.
         batch_key
             Column of `obs` with the batches; None takes the name of the reference's.
+        gene_key
+            Column of `var` with identifiers that the reference has as names of its genes; None takes the names. Ensembl
+            identifiers match without their version, and names without letter case, where more genes are found so.
+        least_genes
+            Smallest fraction of the reference's genes that has to be found. Missing genes are no zeros: they are left
+            out of the encoder, of the library size and of the training. A warning says how many are missing. Expression
+            is given of all genes.
         {device}
 
         Returns
@@ -70,7 +89,7 @@ class MappingModel(AnalysisModel):
         RuntimeError
             The reference is not trained.
         ValueError, KeyError, TypeError
-            The counts are invalid, the column of batches or a gene is missing; the message says how to fix it.
+            The counts are invalid, the column of batches or too many genes are missing; the message says how to fix it.
 
         Source
         ------
@@ -86,7 +105,7 @@ class MappingModel(AnalysisModel):
         >>> mapped = sccvae.SCCVAE.load_query_data(cells[new].copy(), reference)
         >>> mapped.train()
         >>> mapped.get_latent_representation().shape
-        (100, 20)
+        (118, 20)
         """
         check_adata(adata)
         model = reference if isinstance(reference, cls) else _loaded(cls, reference, device)
@@ -97,12 +116,14 @@ class MappingModel(AnalysisModel):
         found = () if key is None else categories_of(adata, key)
         new = tuple(name for name in found if name not in known)
         schema = replace(schema, batch_key=key, categories=(known + new, *schema.categories[1:]))
-        counts = schema.read(adata)
-        counts = replace(counts, labels=np.full(len(counts), -1))  # labels of new cells take no part
+        matched = match(adata.var, schema.genes, gene_key=gene_key, least=least_genes)
+        options: dict[str, Any] = {KNOWN: len(known), "gene_key": gene_key, "least_genes": float(least_genes)}
+        counts = _read(adata, schema, options, model._vae)
+        if matched.missing:
+            warn(matched.describe())
         architecture = replace(model._vae.architecture, n_levels=counts.n_levels)
         profiles, frequencies = _together(model, counts)
         mapped = cls.__new__(cls)
-        options = {KNOWN: len(known)}
         mapped._set(schema, architecture, profiles, frequencies, model._seed, model.device, options)
         take_known(mapped._vae, model._vae)
         if new and model.likelihood.has_library:
@@ -110,8 +131,96 @@ class MappingModel(AnalysisModel):
             start_new_batches(mapped._vae, means, variances)
         mapped._remember(adata, adata, counts)
         mapped._rows, mapped._best_epoch = [dict(row) for row in model._rows], model._best_epoch
-        mapped._calibration = model._calibrated()
+        mapped._calibration, mapped._reference = model._calibrated(), model._reference
         return mapped
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False, with_reference: bool = False) -> None:
+        """Write the model, without counts, to the folder `path`: `weights.safetensors` and `model.json`.
+
+        If the process is killed meanwhile, the folder holds the old model or the new one.
+
+        Parameters
+        ----------
+        with_reference
+            Also write the embedding and the labels of the cells that the model was trained on, for `reference_cells` and
+            `predict(reference_labels=)` without data. The embedding is rounded: its error is at most 1/65,534 of the
+            largest value of each dimension.
+
+        Raises
+        ------
+        FileExistsError
+            There is a model at `path` and `overwrite` is False.
+        TypeError, ValueError
+            `overwrite` or `with_reference` is neither True nor False; `path` is no path; a weight is not finite; the
+            reference is asked for, and the model has no data.
+        OSError
+            `path` cannot be written to, or the disk is full. An earlier model at `path` is kept.
+
+        Examples
+        --------
+        >>> model.save("my_model", overwrite=True, with_reference=True)
+        >>> type(model).load("my_model").reference_cells().shape
+        (300, 0)
+        """
+        if flag("with_reference", with_reference) and self._reference is None:
+            self._reference = self._own_reference()
+        super().save(path, overwrite=overwrite)
+
+    def reference_cells(self) -> AnnData:
+        """Cells of the reference without counts: embedding in `obsm["X_sccvae"]`, label and batch in `obs`.
+
+        Raises
+        ------
+        ValueError
+            The model has no data, and was saved without its reference.
+
+        Examples
+        --------
+        >>> model.reference_cells().obsm["X_sccvae"].shape
+        (300, 20)
+        """
+        found = self._own_reference() if self._reference is None else self._reference
+        names, schema = np.array([*self._schema.labels, ""]), self._schema
+        obs = pd.DataFrame(index=[f"reference-{k}" for k in range(len(found.z))])
+        if schema.labels_key is not None:
+            label = np.where(found.labels < 0, None, names[found.labels].astype(object))
+            obs[schema.labels_key] = pd.Categorical(label, schema.labels)
+        if schema.batch_key is not None and schema.batch_key != schema.labels_key:
+            obs[schema.batch_key] = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
+        return AnnData(obs=obs, obsm={"X_sccvae": found.z})
+
+    def _own_reference(self) -> Reference:
+        self._check_trained()
+        if self._counts is None or self.is_mapped:
+            what = "is mapped onto a reference that" if self.is_mapped else "was loaded without data, and"
+            raise ValueError(
+                f"The model {what} was saved without its cells: save the reference by save(path, with_reference=True)."
+            )
+        z = posterior.latent(self._vae, self._counts)
+        return Reference(z, self._counts.labels.astype(np.int32), self._counts.codes[:, 0].astype(np.int32))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Arrays that are saved, with the cells of the reference if they are kept."""
+        tensors = BaseModel._tensors(self) if self.is_mapped else super()._tensors()
+        return tensors if self._reference is None else tensors | self._reference.tensors()
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._reference = Reference.of(tensors)
+        super()._take({name: t for name, t in tensors.items() if not name.startswith(STORED)})
+
+    @classmethod
+    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
+        kept = {name: a for name, a in arrays.items() if name.startswith(STORED)}
+        return super()._expected(found, arrays) | (
+            Reference.expected(kept, found.architecture.n_latent) if kept else {}
+        )
+
+    def _mixture(self) -> Any:
+        if self.is_mapped:
+            raise ValueError(
+                "prior is 'aggregate' for a mapped model; expected 'normal', or the reference's own model."
+            )
+        return super()._mixture()
 
     @property
     def is_mapped(self) -> bool:
@@ -123,6 +232,28 @@ class MappingModel(AnalysisModel):
         False
         """
         return KNOWN in self._options
+
+    def _cells_and_table(self, adata: Given | None) -> tuple[Counts, pd.Index, pd.DataFrame | None]:
+        if not self.is_mapped or not isinstance(adata, AnnData):
+            return super()._cells_and_table(adata)
+        self._check_trained()
+        check_adata(adata)
+        return _read(adata, self._schema, self._options, self._vae), adata.obs_names, adata.obs
+
+    def _run(self, run: Run, progress_bar: bool) -> None:
+        """Train; of a mapped model with missing genes, a copy without them."""
+        missing = self._counts.missing if self._counts is not None else None
+        if not self.is_mapped or missing is None:
+            super()._run(run, progress_bar)
+            return
+        found = np.flatnonzero(~missing)
+        whole, counts = self._vae, cast(Counts, self._counts)
+        self._vae, self._counts = with_genes(whole, found), of_genes(counts, found)
+        try:
+            super()._run(run, progress_bar)
+        finally:
+            put_back(whole, self._vae, found)
+            self._vae, self._counts = whole, counts
 
     def _epochs(self, max_epochs: int | None, train_size: float) -> int:
         if max_epochs is not None or not self.is_mapped:
@@ -146,7 +277,7 @@ class MappingModel(AnalysisModel):
         *,
         soft: bool = False,
         reference_labels: Any = None,
-        novelty_rate: float = 0.05,
+        novelty_rate: float = 0.07,
         error_rate: float = 0.05,
         n_samples: int = 20,
         seed: int = 0,
@@ -160,8 +291,9 @@ class MappingModel(AnalysisModel):
         soft
             Return the probability of every label instead.
         reference_labels
-            For a model without labels that was loaded or trained with its data: a column of `obs`, or a label for each
-            of those cells. New cells are labelled by their nearest neighbours among them.
+            Labels of the cells that the model was trained on, for a model without labels: a column of their `obs`, or a
+            label for each. Cells are labelled by their nearest neighbours among them. Without the data, the model needs
+            its reference: see `save`.
         novelty_rate
             Fraction of the reference's own cells that would be called new. A cell less likely than those is not
             accepted.
@@ -209,9 +341,7 @@ class MappingModel(AnalysisModel):
             )
         found, labels = labelled(self._vae, counts, n_samples, seed), np.array(self._schema.labels)
         if reference_labels is not None:
-            known = self._labels(reference_labels, None, cast(pd.Index, self._cell_names), "reference_labels")
-            z = posterior.latent(self._vae, cast(Counts, self._counts))
-            probability, labels = vote(z, known.astype(str).to_numpy(), posterior.latent(self._vae, counts))
+            probability, labels = self._vote(reference_labels, counts)
         calibration = self._calibrated()
         if reference_labels is None:
             probability = calibration.tempered(found.probability)
@@ -222,6 +352,20 @@ class MappingModel(AnalysisModel):
             density = labelled(with_start(self._vae), counts, 0, seed).density
         p = calibration.p_values(density)
         return _table(names, labels, probability, p, counts, calibration, novelty_rate, error_rate)
+
+    def _vote(self, reference_labels: Any, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shares of the neighbours' labels, (cells, labels), and the names of the labels."""
+        found = self._own_reference() if self._reference is None else self._reference
+        names = self._cell_names if self._reference is None else pd.RangeIndex(len(found.z)).astype(str)
+        if isinstance(reference_labels, str) and self._reference is not None:
+            raise TypeError(
+                f"reference_labels is the text {reference_labels!r}; expected a label for each of {len(found.z)} "
+                "cells, in the order of the reference, because the model has no table of them."
+            )
+        if isinstance(reference_labels, pd.Series) and self._reference is not None:
+            reference_labels = reference_labels.to_numpy()
+        known = self._labels(reference_labels, None, cast(pd.Index, names), "reference_labels")
+        return vote(found.z, known.astype(str).to_numpy(), posterior.latent(self._vae, counts))
 
     def _calibrated(self) -> Calibration:
         """Return the calibration of the reference; that of a model with its own data is computed at the first call."""
@@ -246,13 +390,29 @@ class MappingModel(AnalysisModel):
     def _after_training(self) -> None:
         super()._after_training()
         if not self.is_mapped:
-            self._calibration = None
+            self._calibration = self._reference = None
 
     def _description(self) -> dict[str, Any]:
         found = super()._description()
         if self._schema.labels and self._rows and (self._calibration is not None or self._counts is not None):
             found["calibration"] = asdict(self._calibrated())
         return found
+
+
+def _read(adata: AnnData, schema: Schema, options: dict[str, Any], vae: VAE) -> Counts:
+    """Read new cells for a mapped model, of genes that are matched; labels take no part."""
+    matched = match(adata.var, schema.genes, gene_key=options["gene_key"], least=options["least_genes"])
+    if matched.by != "names" or matched.missing or options["gene_key"] is not None:
+        adata = with_columns(adata, schema.layer, schema.genes, matched.at)
+    counts = schema.read(adata)
+    counts = replace(counts, labels=np.full(len(counts), -1))
+    if not matched.missing:
+        return counts
+    # The encoder scales counts to a common total: that of the genes found is the fraction that these have elsewhere.
+    missing = matched.at < 0
+    there = fraction_of_counts(vae, ~missing)
+    log_total = counts.log_total - np.float32(np.log(there))
+    return replace(counts, log_total=log_total, missing=missing)
 
 
 def _loaded(kind: Any, reference: Any, device: Any) -> Any:
@@ -300,7 +460,8 @@ def _table(
     open_ = sure < calibration.least_probability(error_rate)
     reason = np.full(len(names), "", dtype=object)
     reason[open_] = [f"between {a} and {b}" for a, b in zip(first[open_], second[open_], strict=True)]
-    reason[new] = "new kind"
+    few_genes = counts.missing is not None and counts.missing.mean() > MANY_MISSING
+    reason[new] = "few shared genes" if few_genes else "new kind"
     reason[(new | open_) & (counts.log_total < calibration.log_total)] = "few molecules"
     columns = {"label": pd.Categorical(first, labels), "probability": sure, "novelty": 1 - p}
     return pd.DataFrame({**columns, "accepted": ~(new | open_), "reason": reason}, index=names)

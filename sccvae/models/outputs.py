@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from sccvae.data.columns import position_of
 from sccvae.inference import aggregate_prior, posterior
 from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
@@ -260,7 +261,13 @@ class OutputsModel(BaseModel):
         return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
 
     def generate(
-        self, n_cells: int, *, prior: Prior = "normal", batch: str | Sequence[str] | None = None, seed: int = 0
+        self,
+        n_cells: int,
+        *,
+        prior: Prior = "normal",
+        batch: str | Sequence[str] | None = None,
+        label: str | None = None,
+        seed: int = 0,
     ) -> AnnData:
         """Generate cells: z and library size from a prior, counts from the likelihood.
 
@@ -273,6 +280,8 @@ class OutputsModel(BaseModel):
             is fitted per batch and jointly with the library size, and has low density where there are no cells.
         {generated_batch}
             Batches and covariates come in the proportions of the training data, continuous covariates at their means.
+        label
+            Generate cells with this label, for models with `labels_key`: z from p(z | label). Needs `prior="normal"`.
 
         Returns
         -------
@@ -282,7 +291,7 @@ class OutputsModel(BaseModel):
         Raises
         ------
         ValueError
-            `prior` or a batch is unknown; or the model was saved without the mixture and loaded without data.
+            `prior`, batch or label is unknown; or the model was saved without the mixture and loaded without data.
 
         Examples
         --------
@@ -295,7 +304,9 @@ class OutputsModel(BaseModel):
         check_choice("prior", prior, get_args(Prior))
         rng = np.random.default_rng(seed)
         codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
-        if prior == "aggregate":
+        if label is not None:
+            z = posterior.draw_z(self._vae, n_cells, rng, self._code_of_label(label, prior))
+        elif prior == "aggregate":
             profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
             y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
             z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
@@ -357,6 +368,13 @@ class OutputsModel(BaseModel):
         return _mean_or_all(log_p, return_mean)
 
     # -------------------------------------------------------------------------------------------------------- details
+
+    def _code_of_label(self, label: Any, prior: Prior) -> int:
+        if not self._schema.labels:
+            raise ValueError(f"label is {label!r}, and the model has no labels; expected None: train with labels_key=.")
+        if prior != "normal":
+            raise ValueError(f"prior is {prior!r} with a label; expected 'normal', whose components have labels.")
+        return position_of(label, self._schema.labels, "label", self._schema.labels_key)
 
     def _mixture(self) -> aggregate_prior.Mixture:
         """Mixture fitted to the aggregate posterior; it is fitted to the data at the first call."""

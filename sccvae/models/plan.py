@@ -22,7 +22,8 @@ from sccvae.models.description import understood
 from sccvae.models.signatures import Understanding
 from sccvae.modules.vae import VAE
 from sccvae.training.checkpoint import BEST, Checkpoints, best_weights
-from sccvae.training.loop import Plan, Progress, TrainingError, fit
+from sccvae.training.finite import TrainingError
+from sccvae.training.loop import Plan, Progress, fit
 from sccvae.validation.arguments import FLOAT32, MOST, check_choice, flag, positive, real, whole
 
 logger = logging.getLogger("sccvae")

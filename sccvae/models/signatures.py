@@ -1,7 +1,7 @@
 """Translation of scvi-tools' arguments and attributes, and errors for unknown ones.
 
 Every public method of a model is wrapped once, when its class is made. A call with known arguments passes through. An
-unknown argument is looked up in `sccvae.models.scvi_names`; if it is not there, the error names the nearest known one.
+unknown argument is looked up in `scvi_tools.scvi_names`; if it is not there, the error names the nearest known one.
 """
 
 import inspect
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pandas as pd
 
-from sccvae.models import scvi_names
-from sccvae.models.scvi_attributes import ATTRIBUTES, of_history
+from sccvae.models.scvi_tools import scvi_names
+from sccvae.models.scvi_tools.scvi_attributes import ATTRIBUTES, of_history
 from sccvae.validation.docstrings import PARAGRAPHS, filled, with_paragraphs
 from sccvae.validation.wording import Text, did_you_mean
 

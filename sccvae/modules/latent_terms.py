@@ -17,6 +17,7 @@ from sccvae.modules.batch_penalty import own_batch_excess
 from sccvae.modules.distributions import Gaussian, log_standard_normal
 
 FLOOR = 1e-3  # added to the variances of the prior's components, so that none shrinks to a few cells
+FASTER = 10.0  # how much faster weights and labels of components move where there are labels
 START = 4.0  # logit of the one label that a component begins with; 0 of the others
 SPREAD = 0.5  # standard deviation of the initial means; with their own variances the components begin as about N(0, I)
 
@@ -99,17 +100,23 @@ class MixturePrior(LatentTerm):
             return LabelledPrior(n, a.n_latent, generator, a.n_labels, a.label_weight)
         return cls(n, a.n_latent, generator) if n else None
 
+    @property
+    def log_weights(self) -> torch.Tensor:
+        """Logarithms of the components' weights, but for a constant, (components,)."""
+        return self.logits
+
     def log_prob(self, z: torch.Tensor) -> torch.Tensor:
         """Return the log density, (cells,), at z, (cells, n_latent)."""
-        return mixture_log_prob(z, self.logits, self.mean, self.log_variance, FLOOR)
+        return mixture_log_prob(z, self.log_weights, self.mean, self.log_variance, FLOOR)
 
     def forward(self, q: Gaussian, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
         """Return log N(z; 0, I) - log p(z): with KL(q || N(0, I)) an estimate of KL(q || p) from one sample."""
         return log_standard_normal(z) - self.log_prob(z)
 
+    @torch.no_grad()
     def weights(self, label: int | None = None) -> torch.Tensor:
         """Return the weights of the components, (components,) float64."""
-        return self.logits.double().softmax(0)
+        return self.log_weights.double().softmax(0)
 
     @torch.no_grad()
     def sample(self, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
@@ -137,7 +144,17 @@ class LabelledPrior(MixturePrior):
         super().__init__(n_components, n_latent, generator)
         self.weight = weight
         start = START * torch.eye(n_labels).repeat(-(-n_components // n_labels), 1)[:n_components]
-        self.label_logits = nn.Parameter(start)  # (components, labels)
+        self.label_logits = nn.Parameter(start / FASTER)  # (components, labels)
+
+    @property
+    def log_weights(self) -> torch.Tensor:
+        """As that of `MixturePrior`; they move `FASTER` times as fast as other parameters."""
+        return FASTER * self.logits
+
+    @property
+    def log_label_weights(self) -> torch.Tensor:
+        """Logarithms of each component's probabilities of labels, but for a constant, (components, labels)."""
+        return FASTER * self.label_logits
 
     def forward(self, q: Gaussian, z: torch.Tensor, x: Minibatch) -> torch.Tensor:
         """Return log N(z; 0, I) - log p(z, y), and of a cell without a label as `MixturePrior`."""
@@ -148,19 +165,26 @@ class LabelledPrior(MixturePrior):
         return self.weight * (self.log_prob(z) - self._joint(z, x.labels))
 
     def _joint(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return joint_log_prob(z, self.logits, self.mean, self.log_variance, self.label_logits, labels, FLOOR)
+        given = self.log_weights, self.mean, self.log_variance, self.log_label_weights
+        return joint_log_prob(z, *given, labels, FLOOR)
 
     def label_probabilities(self, z: torch.Tensor) -> torch.Tensor:
         """Return p(y | z), (cells, labels), at z, (cells, n_latent)."""
-        parts = log_by_component(z, self.logits, self.mean, self.log_variance, FLOOR)
-        return parts.softmax(1) @ self.label_logits.softmax(1)
+        parts = log_by_component(z, self.log_weights, self.mean, self.log_variance, FLOOR)
+        return parts.softmax(1) @ self.log_label_weights.softmax(1)
 
+    def count_of_right(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return how many labelled cells have the label that is most probable at z, and how many are labelled, (2,)."""
+        right = self.label_probabilities(z).argmax(1) == labels
+        return torch.stack([right.sum(), (labels >= 0).sum()])
+
+    @torch.no_grad()
     def weights(self, label: int | None = None) -> torch.Tensor:
         """Return the weights of the components, (components,) float64; of those cells that have a label."""
         weights = super().weights()
         if label is None:
             return weights
-        of_label = weights * self.label_logits.double().softmax(1)[:, label]
+        of_label = weights * self.log_label_weights.double().softmax(1)[:, label]
         return of_label / of_label.sum()
 
 

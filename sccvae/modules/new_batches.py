@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,10 @@ def take_known(new: VAE, known: VAE) -> None:
 
     Outputs for known batches are then those of the known model.
     """
-    for part, old in zip(new.modules(), known.modules(), strict=True):
+    parts = dict(known.named_modules())
+    for name, part in new.named_modules():
+        if (old := parts.get(name)) is None:  # such as the penalty of batches, of a model that had one
+            continue
         if isinstance(part, CovariateOffset) and isinstance(old, CovariateOffset):
             # A single batch had no row, because it would only repeat the bias.
             rows = dict(zip(old.used, old.levels, strict=True))
@@ -57,10 +61,12 @@ def freeze_known(vae: VAE, n_known: int) -> None:
 
 
 @torch.no_grad()
-def start_new_batches(vae: VAE, means, variances) -> None:
+def start_new_batches(vae: VAE, means: np.ndarray, variances: np.ndarray) -> None:
     """Set the library prior of the new batches from means and variances of all, (batches,) each."""
+    assert vae.moving is not None
+    n_known = vae.moving.start
     for of_batches, values in ((vae.library_mean, means), (vae.library_variance, variances)):
-        of_batches[vae.moving.start :] = torch.as_tensor(values[vae.moving.start :])
+        of_batches[n_known:] = torch.from_numpy(values[n_known:])
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from sccvae.data.counts import Counts, Minibatch
 from sccvae.kernels.reference import PLAIN, Kernels
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.distributions import Gaussian, log_standard_normal
-from sccvae.modules.latent_terms import TERMS, LabelledPrior, LatentTerm, MixturePrior
+from sccvae.modules.latent_terms import TERMS, LatentTerm, MixturePrior
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.modules.networks import Decoder, Encoder
 
@@ -124,12 +124,6 @@ class VAE(nn.Module):
     def log_prior(self, z: torch.Tensor) -> torch.Tensor:
         """Return the log density of the prior, (cells,), at z, (cells, n_latent)."""
         return log_standard_normal(z) if self.prior is None else self.prior.log_prob(z)
-
-    def count_of_right_labels(self, x: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how many labelled cells have the label that is most probable at the mean of z, and how many there are."""
-        assert isinstance(self.prior, LabelledPrior)
-        found = self.prior.label_probabilities(self.encoder(x)[0].mean).argmax(1)
-        return (found == x.labels).sum(), (x.labels >= 0).sum()
 
     def forward(self, x: Minibatch, generator: torch.Generator) -> Elbo:
         """Return the terms of the ELBO of a minibatch, with one sample of z and l per cell."""

@@ -1,7 +1,6 @@
 """Labels by the vote of nearest neighbours."""
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 
 def vote(z: np.ndarray, labels: np.ndarray, z_new: np.ndarray, n_neighbours: int = 15) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +15,8 @@ def vote(z: np.ndarray, labels: np.ndarray, z_new: np.ndarray, n_neighbours: int
     z_new
         (new cells, n).
     """
+    from sklearn.neighbors import NearestNeighbors
+
     names, codes = np.unique(labels, return_inverse=True)
     n_neighbours = min(n_neighbours, len(z))
     distance, at = NearestNeighbors(n_neighbors=n_neighbours).fit(z).kneighbors(z_new)

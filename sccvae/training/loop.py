@@ -14,27 +14,13 @@ from tqdm import tqdm
 from sccvae.data.counts import Counts
 from sccvae.data.gpu.device_loading import chunk_of, loading_of
 from sccvae.kernels.parallel import alone
+from sccvae.modules.latent_terms import LabelledPrior
 from sccvae.modules.vae import VAE
 from sccvae.training.checkpoint import Checkpoints, State, Weights, weights_of
+from sccvae.training.finite import TrainingError, advice, check_finite
 from sccvae.training.gradients import DROPOUT_WAIT, Precision
 from sccvae.training.optimizer import Adam
 from sccvae.training.steps import steps
-
-
-class TrainingError(RuntimeError):
-    """The loss was not finite; the model holds the weights of the last good epoch.
-
-    Examples
-    --------
-    >>> import sccvae
-    >>> adata = sccvae.simulate.simulate(300, 50, seed=0)
-    >>> model = sccvae.SCCVAE(adata, batch_key="batch")
-    >>> try:
-    ...     model.train(max_epochs=3, learning_rate=1e30, gradient_clip=float("inf"))
-    ... except sccvae.TrainingError:
-    ...     print("Use a smaller learning rate.")
-    Use a smaller learning rate.
-    """
 
 
 @dataclass(frozen=True)
@@ -149,7 +135,7 @@ def fit(
                     checkpoints.offer(state, progress, processes)
             last = state.step - 1
             schedule = {"kl_weight": plan.kl_weight(last, n_steps), "learning_rate": plan.rate(last, n_steps)}
-            _check_finite(state.losses, optimizer.weights, groups, epoch, schedule["learning_rate"])
+            check_finite(state.losses, optimizer.weights, groups, epoch, schedule["learning_rate"])
             with optimizer.averaged():  # it is what is judged and kept
                 terms = state.total / n_drawn
                 state.last_good = _close_epoch(vae, held_out, progress, epoch, terms, schedule, state.started)
@@ -186,7 +172,7 @@ def _close_epoch(
     trained = time.perf_counter()
     judged = held_out() if held_out else None
     if judged is not None and not torch.isfinite(judged).all():
-        raise TrainingError(_advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
+        raise TrainingError(advice(f"The held-out ELBO became not finite in epoch {epoch}", schedule["learning_rate"]))
     progress.record(epoch, "training", terms, vae.columns, schedule, trained - started)
     if judged is not None:
         columns = (*vae.columns[:3], "label_accuracy")[: len(judged)]
@@ -203,7 +189,7 @@ def mean_terms(
 ) -> torch.Tensor:
     """Mean over `cells` of reconstruction, KL of z and KL of l, (3,), without dropout; the same noise at every call.
 
-    Of a model with labels, (4,): also the fraction of labelled cells whose label is the most probable one; 1 if none is.
+    Of a model with labels, (4,): also the fraction of labelled cells whose label is the most probable; 1 if none is.
     """
     vae.eval()
     if processes is not None:
@@ -217,7 +203,8 @@ def mean_terms(
         terms = torch.stack(vae(x, noise)[:3])
         total, n = total + terms.sum(1), n + terms.shape[1]
         if len(labelled):
-            labelled = labelled + torch.stack(vae.count_of_right_labels(x))
+            assert isinstance(vae.prior, LabelledPrior)
+            labelled = labelled + vae.prior.count_of_right(vae.encoder(x)[0].mean, x.labels)
     if processes is not None:
         sums = processes.summed(torch.cat([labelled, total, total.new_tensor([n])]))
         labelled, total, n = sums.split([len(labelled), 3, 1])
@@ -229,27 +216,3 @@ def mean_terms(
 def _elbo(terms: torch.Tensor) -> float:
     reconstruction, kl_z, kl_l, *_ = terms.tolist()
     return reconstruction - kl_z - kl_l
-
-
-def _check_finite(
-    losses: list[torch.Tensor], weights: list[torch.nn.Parameter], groups: list[np.ndarray], epoch: int, rate: float
-) -> None:
-    """Raise for the first loss that is not finite. Once per epoch: a check per step would make a GPU wait."""
-    bad = np.flatnonzero(~np.isfinite(values := torch.stack(losses).cpu().numpy()))
-    extremes = torch.stack([extreme for w in weights for extreme in torch.aminmax(w)])  # NaN where a weight has one
-    if len(bad) == 0 and torch.isfinite(extremes).all():
-        return
-    step = int(bad[0]) if len(bad) else len(values) - 1
-    what = f"The loss became {values[step]}" if len(bad) else "The weights became not finite"
-    cells = np.sort(groups[step])
-    named = f"{', '.join(map(str, cells[:5]))}{', ...' if len(cells) > 5 else ''}"
-    where = f"in epoch {epoch}, step {step + 1} of {len(values)}, on the {len(cells)} cells numbered {named}"
-    raise TrainingError(_advice(f"{what} {where}", rate))
-
-
-def _advice(what: str, rate: float) -> str:
-    return (
-        f"{what}. The model holds the weights of the last good epoch. Usual causes: a learning rate that is too high "
-        f"(it was {rate:.2g}; pass a smaller learning_rate), a few cells with extreme counts (look at "
-        "adata.obs['total_counts'] after sc.pp.calculate_qc_metrics), or continuous covariates with outliers."
-    )

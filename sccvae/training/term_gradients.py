@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import Parameter
 
 from sccvae.data.counts import Minibatch
 from sccvae.kernels.table import Operations
 from sccvae.modules.batch_penalty import NEIGHBOURS, SMOOTHING, WIDTH
 from sccvae.modules.distributions import Gaussian
-from sccvae.modules.latent_terms import FLOOR, BatchPenalty, LabelledPrior, LatentTerm, MixturePrior
+from sccvae.modules.latent_terms import FASTER, FLOOR, BatchPenalty, LabelledPrior, LatentTerm, MixturePrior
 from sccvae.training.workspace import Workspace, buffer_or, fill
 
 
@@ -31,7 +32,8 @@ class PriorGradients:
     """`MixturePrior` by the table of operations."""
 
     def __init__(self, prior: MixturePrior, operations: Operations):
-        self.weights, self.operations = (prior.logits, prior.mean, prior.log_variance), operations
+        self.weights: tuple[Parameter, ...] = (prior.logits, prior.mean, prior.log_variance)
+        self.operations = operations
         self.arrays = Workspace()
 
     def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
@@ -52,10 +54,13 @@ class LabelledGradients(PriorGradients):
 
     def __call__(self, q: Gaussian, z: torch.Tensor, x: Minibatch, scale: float) -> TermResult:
         """Return values and gradients; fill the gradients of the parameters."""
-        weights = [w.detach() for w in self.weights]
+        logits, mean, log_variance, label_logits = (w.detach() for w in self.weights)
         buffers = [buffer_or(self.arrays, f"grad_{k}", w) for k, w in enumerate(self.weights)]
+        weights = FASTER * logits, mean, log_variance, FASTER * label_logits
         given = (self.arrays, z, *weights, x.labels, FLOOR, scale / len(z), self.weight / len(z))
         value, penalty, grad_z = self.operations.labelled_prior(*given, *buffers)
+        for grad in (buffers[0], buffers[-1]):
+            grad.mul_(FASTER)
         return TermResult(value, grad_z, penalty=self.weight * penalty)
 
 
@@ -97,7 +102,7 @@ class ByAutograd:
                 grads = torch.autograd.grad(loss, asked, allow_unused=True)
         for w, grad in zip(self.weights, grads[3:], strict=True):
             fill(w, grad)
-        return TermResult(value.detach(), *grads[:3], penalty=None if penalty is None else penalty.detach())
+        return TermResult(value.detach(), *grads[:3])._replace(penalty=None if penalty is None else penalty.detach())
 
 
 BY_THE_TABLE: dict[type[LatentTerm], type] = {

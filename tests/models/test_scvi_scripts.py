@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 import sccvae
-from sccvae.models import scvi_names, signatures
-from sccvae.models.scvi_attributes import ATTRIBUTES, PACKAGE
+from sccvae.models import signatures
+from sccvae.models.scvi_tools import scvi_names
+from sccvae.models.scvi_tools.scvi_attributes import ATTRIBUTES, PACKAGE
 from sccvae.statistics import differential_expression
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -187,7 +188,7 @@ def test_the_constructor_takes_what_means_the_same(adata, theirs, ours):
 @pytest.mark.parametrize(
     ("model_class", "arguments", "text"),
     [
-        (sccvae.SCCVAE, {"labels_key": "kind"}, "SCCVAE() cannot take labels_key='kind'. Labels take no part"),
+        (sccvae.Autoencoder, {"unlabeled_category": "x"}, "Autoencoder() cannot take unlabeled_category='x'. Only SC"),
         (sccvae.SCCVAE, {"use_batch_norm": "both"}, "SCCVAE() cannot take use_batch_norm='both'. Layer norm follows"),
         (sccvae.SCCVAE, {"use_layer_norm": "none"}, "SCCVAE() cannot take use_layer_norm='none'. Layer norm follows"),
         (sccvae.SCCVAE, {"latent_distribution": "ln"}, "SCCVAE() cannot take latent_distribution='ln'. The distri"),
@@ -485,7 +486,7 @@ def test_no_name_of_theirs_is_one_of_ours():
     for name, method in public(sccvae.SCCVAE).items():
         ours = dict(inspect.signature(method).parameters)
         shared = set(scvi_names.table_of(name, ours)) & set(ours)
-        of_autoencoders = {"categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key"}
+        of_autoencoders = {"labels_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key"}
         assert shared <= of_autoencoders | {"weight_decay"}, name  # of plan_kwargs
 
 

@@ -243,7 +243,7 @@ def test_a_model_without_training_gives_no_outputs(adata, ask):
 
 
 def test_after_a_failed_run_the_model_answers_with_its_last_good_epoch(adata, monkeypatch):
-    check, calls = sccvae.training.loop._check_finite, []
+    check, calls = sccvae.training.loop.check_finite, []
 
     def fail_in_the_third_epoch(*arguments):
         calls.append(1)
@@ -251,7 +251,7 @@ def test_after_a_failed_run_the_model_answers_with_its_last_good_epoch(adata, mo
             raise sccvae.TrainingError("The model holds the weights of the last good epoch.")
         check(*arguments)
 
-    monkeypatch.setattr("sccvae.training.loop._check_finite", fail_in_the_third_epoch)
+    monkeypatch.setattr("sccvae.training.loop.check_finite", fail_in_the_third_epoch)
     model = sccvae.SCCVAE(adata, n_hidden=8)
     with pytest.raises(sccvae.TrainingError):
         model.train(5, progress_bar=False)
@@ -260,7 +260,7 @@ def test_after_a_failed_run_the_model_answers_with_its_last_good_epoch(adata, mo
 
 
 def test_ctrl_c_ends_the_run_and_keeps_what_was_learnt(adata, monkeypatch, caplog):
-    check, calls = sccvae.training.loop._check_finite, []
+    check, calls = sccvae.training.loop.check_finite, []
 
     def interrupt_in_the_third_epoch(*arguments):
         calls.append(1)
@@ -268,7 +268,7 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_learnt(adata, monkeypatch, caplo
             raise KeyboardInterrupt
         check(*arguments)
 
-    monkeypatch.setattr("sccvae.training.loop._check_finite", interrupt_in_the_third_epoch)
+    monkeypatch.setattr("sccvae.training.loop.check_finite", interrupt_in_the_third_epoch)
     model = sccvae.SCCVAE(adata, n_hidden=8)
     with caplog.at_level(logging.WARNING, logger="sccvae"):
         model.train(5, kl_warmup=0.0, progress_bar=False)

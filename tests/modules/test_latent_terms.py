@@ -52,9 +52,10 @@ def a_labelled_prior():
 
 def test_the_joint_density_of_z_and_label():
     prior, z = a_labelled_prior(), torch.randn(50, 3, generator=generator(5), dtype=torch.float64)
-    pi = np.exp(prior.label_logits.detach().numpy())
+    pi = np.exp(prior.log_label_weights.detach().numpy())
     pi /= pi.sum(1, keepdims=True)
-    logits, mean, log_variance, _ = (w.detach().numpy() for w in prior.parameters())
+    mean, log_variance = (w.detach().numpy() for w in (prior.mean, prior.log_variance))
+    logits = prior.log_weights.detach().numpy()
     each = stats.norm.logpdf(z.numpy()[:, None], mean, np.sqrt(np.exp(log_variance) + FLOOR)).sum(2)
     each += logits - logsumexp(logits)
     joint = logsumexp(each[:, :, None] + np.log(pi), axis=1)  # (cells, labels)
@@ -72,11 +73,11 @@ def test_the_joint_density_of_z_and_label():
 def test_a_sample_of_a_label_is_of_its_components():
     prior = LabelledPrior(6, 2, generator(0), 3, 1.0)
     with torch.no_grad():
-        prior.mean.copy_(torch.arange(6.0)[:, None].expand(6, 2) * 100)
+        prior.mean.data.copy_(torch.arange(6.0)[:, None].expand(6, 2) * 100)
         prior.label_logits.mul_(100)
     z = prior.sample(200, np.random.default_rng(0), label=1)
     assert set(np.round(z[:, 0] / 100).astype(int)) == {1, 4}
-    assert prior.weights(1).sum() == pytest.approx(1)
+    assert prior.weights(1).sum().item() == pytest.approx(1)
 
 
 def test_it_sums_to_one():

@@ -97,15 +97,21 @@ def _library(asked: Asked) -> dict[str, Any]:
     return only(True, why="This model always takes the observed library size.")(asked)
 
 
+def _unlabeled(asked: Asked) -> dict[str, Any]:
+    if "unlabeled" not in asked.ours:
+        raise Refused("Only SCCVAE is trained on labels: leave it out.")
+    return {"unlabeled": asked.value}
+
+
 _COUNTED = without("It is read from adata, and from the keys of its columns: leave it out.")
 _NORM = "Layer norm follows each hidden layer of encoder and decoder, and there is no batch norm: leave it out."
 _FIXED = "The networks have one form here: leave it out. n_hidden, n_layers and dropout_rate can be chosen."
 CONSTRUCTOR: Table = {
     "labels_key": without(
-        "Labels take no part in training: leave it out. Name the column where it is used, as in "
-        "differential_expression(groupby=...) or tl.score_integration(adata, batch_key, label_key)."
+        "Only SCCVAE is trained on labels. Name the column where it is used, as in "
+        "tl.score_integration(adata, batch_key, label_key)."
     ),
-    "unlabeled_category": without("Labels take no part in training, as they do in SCANVI: leave it out."),
+    "unlabeled_category": _unlabeled,
     "categorical_covariate_keys": without("Only SCCVAE takes covariates besides the batch."),
     "continuous_covariate_keys": without("Only SCCVAE takes covariates besides the batch."),
     "size_factor_key": without("Only SCCVAE takes size factors."),
@@ -403,6 +409,24 @@ STORAGE: dict[str, Table] = {
         "backup_url": without("Models are read from folders: download it before."),
         "datamodule": without("Pass the data as adata, an AnnData or the paths of files."),
         "allowed_classes_names_list": without("A model is loaded by the class that saved it."),
+    },
+    "load_query_data": {
+        "reference_model": named("reference"),
+        "inplace_subset_query_vars": anything,
+        "accelerator": _load_on,
+        "use_gpu": _load_on,
+        **dict.fromkeys(
+            (
+                "unfrozen",
+                "freeze_dropout",
+                "freeze_expression",
+                "freeze_decoder_first_layer",
+                "freeze_batchnorm_encoder",
+                "freeze_batchnorm_decoder",
+                "freeze_classifier",
+            ),
+            without("Only the offsets of new batches are trained: leave it out."),
+        ),
     },
 }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 _SETUP = "Pass its keys to the constructor: {kind}(adata, layer=..., batch_key=...)."
 _REGISTRY = "Nothing is registered: print(model) and model.describe() show its parameters."
-_QUERY = "Pass new cells to the methods themselves, as in get_latent_representation(adata)."
+_QUERY = "Pass new cells to the methods themselves, or map new batches by SCCVAE.load_query_data(adata, model)."
 _NETWORK = "Methods such as get_latent_representation and decode return what the network computes."
 _SPLIT = "Which cells are held out follows from train_size and the seed, and is not kept."
 _HISTORY = "See model.history, a table with a row for each epoch and split."
@@ -14,7 +14,7 @@ ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("adata_manager", "registry", "registry_", "summary_stats", "get_anndata_manager"), _REGISTRY),
     **dict.fromkeys(("view_anndata_setup", "get_from_registry", "deregister_manager", "summary_string"), _REGISTRY),
     **dict.fromkeys(("view_setup_args", "load_registry"), "Load the model by {kind}.load(path), and print it."),
-    **dict.fromkeys(("load_query_data", "prepare_query_anndata", "prepare_query_mudata"), _QUERY),
+    **dict.fromkeys(("prepare_query_anndata", "prepare_query_mudata"), _QUERY),
     "module": _NETWORK,
     "trainer": _HISTORY,
     "history_": _HISTORY,
@@ -32,7 +32,8 @@ PACKAGE: dict[str, str] = {  # looked for in the package itself
     "settings": "There are no global settings: pass seed= to SCCVAE and to the methods that sample.",
     "SCVI": "The model of that name is SCCVAE(adata, layer=..., batch_key=...).",
     "autotune": "Settings are compared by sccvae.cross_validate(adata, settings).",
-    **dict.fromkeys(("SCANVI", "TOTALVI", "PEAKVI", "MULTIVI", "LinearSCVI"), "It is not here: see scvi-tools."),
+    "SCANVI": "SCCVAE takes labels: SCCVAE(adata, batch_key=..., labels_key=..., unlabeled=...).",
+    **dict.fromkeys(("TOTALVI", "PEAKVI", "MULTIVI", "LinearSCVI"), "It is not here: see scvi-tools."),
 }
 
 # ------------------------------------------------------------------------------------------------------------- history
