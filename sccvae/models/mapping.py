@@ -142,8 +142,8 @@ class MappingModel(AnalysisModel):
         Parameters
         ----------
         with_reference
-            Also write the embedding and the labels of the cells that the model was trained on, for `reference_cells` and
-            `predict(reference_labels=)` without data. The embedding is rounded: its error is at most 1/65,534 of the
+            Also write the embedding and the labels of the cells that the model was trained on, which `reference_cells`
+            and `predict(reference_labels=)` need where there are no data. The embedding is rounded: its error is at most 1/65,534 of the
             largest value of each dimension.
 
         Raises
