@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.data.counts import Counts
 from sccvae.inference import posterior
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
@@ -19,6 +20,10 @@ from sccvae.validation.arguments import MOST, SEEDS, checked_seed, flag, limit, 
 
 class AnalysisModel(OutputsModel):
     """The analyses of an `SCCVAE`."""
+
+    def _own_checks(self, counts: Counts, seed: int) -> list[diagnostics.Check]:
+        """Make the checks of `diagnose` that a class of models has besides."""
+        return []
 
     def differential_expression(
         self,
@@ -141,7 +146,8 @@ class AnalysisModel(OutputsModel):
         A `Diagnosis`: print it, or read `table`, `sentences`, `warnings` and the arrays that `pl.diagnostics` draws.
         It covers active latent units (Burda, Grosse & Salakhutdinov 2016), convergence, the held-out gap, posterior
         predictive checks of zero fractions, variances and calibration (counts only), batches that are not mixed, and
-        cells with a low likelihood given their library size.
+        cells with a low likelihood given their library size. Of a model that was made by `load_query_data` also: cells
+        that are new to the reference, missing genes, depth below the reference's, and large offsets of new batches.
 
         Raises
         ------
@@ -187,6 +193,7 @@ class AnalysisModel(OutputsModel):
             n_neighbors=n_neighbors,
             history=self.history,
             thinned=self._vae.thinning > 0,
+            more=self._own_checks(counts, seed),
         )
 
     def report(

@@ -30,11 +30,14 @@ from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, w
 from sccvae.modules.new_batches import freeze_known, start_new_batches, take_known, with_start
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
+from sccvae.statistics.diagnostics import Check
+from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 from sccvae.statistics.neighbour_votes import vote
 from sccvae.validation.arguments import checked_seed, flag, positive, real
 from sccvae.validation.wording import warn
 
 STEPS, RATE = 100, 3e-2  # of training a mapped model: steps, learning rate
+NOVELTY_RATE = 0.07  # fraction of the reference's cells that would be called new
 MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
 KNOWN = "known_batches"  # option of a mapped model: number of batches of its reference
 
@@ -143,8 +146,8 @@ class MappingModel(AnalysisModel):
         ----------
         with_reference
             Also write the embedding and the labels of the cells that the model was trained on, which `reference_cells`
-            and `predict(reference_labels=)` need where there are no data. The embedding is rounded: its error is at most 1/65,534 of the
-            largest value of each dimension.
+            and `predict(reference_labels=)` need where there are no data. The embedding is rounded: its error is at
+            most 1/65,534 of the largest value of each dimension.
 
         Raises
         ------
@@ -277,7 +280,7 @@ class MappingModel(AnalysisModel):
         *,
         soft: bool = False,
         reference_labels: Any = None,
-        novelty_rate: float = 0.07,
+        novelty_rate: float = NOVELTY_RATE,
         error_rate: float = 0.05,
         n_samples: int = 20,
         seed: int = 0,
@@ -352,6 +355,26 @@ class MappingModel(AnalysisModel):
             density = labelled(with_start(self._vae), counts, 0, seed).density
         p = calibration.p_values(density)
         return _table(names, labels, probability, p, counts, calibration, novelty_rate, error_rate)
+
+    def _own_checks(self, counts: Counts, seed: int) -> list[Check]:
+        if not self.is_mapped:
+            return []
+        moving = cast(range, self._vae.moving)
+        found = labelled(with_start(self._vae) if moving else self._vae, counts, 5, seed)
+        names = np.array(self._schema.labels)
+        labels = names[found.probability.argmax(1)] if len(names) else None
+        checks = [
+            check_new_cells(self._calibrated().p_values(found.density), NOVELTY_RATE, labels),
+            check_missing_genes(counts.missing, self.gene_names.to_numpy()),
+        ]
+        if self.likelihood.has_library:
+            known = float(self._vae.library_mean[: moving.start].mean())
+            checks.append(check_depth(counts.log_size, known))
+        offset = self._vae.decoder.offset
+        if 0 in offset.used:
+            levels = offset.levels[offset.used.index(0)].detach().cpu().numpy()
+            checks += [c for c in [check_offsets(levels, moving.start, list(self.batches))] if c is not None]
+        return checks
 
     def _vote(self, reference_labels: Any, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
         """Return the shares of the neighbours' labels, (cells, labels), and the names of the labels."""

@@ -4,6 +4,7 @@ Arrays in, tables and sentences out; no function takes a model. Each check has a
 sentence. `predictive_checks` compares the counts with the model's posterior predictive distribution.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -27,6 +28,12 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "coverage_90": (0.87, 0.97),
     "batches_apart": (0, 0),
     "unexplained_cells": (0, 0.01),
+}
+OF_MAPPED: dict[str, tuple[float, float]] = {  # of cells that were mapped onto a reference
+    "new_cells": (0, 0.2),
+    "missing_genes": (0, 0.3),
+    "depth": (1 / 3, np.inf),
+    "offsets": (0, 3),
 }
 APART = 0.3  # mixing below which a batch is listed as separate
 
@@ -110,13 +117,13 @@ class Check(NamedTuple):
     @property
     def ok(self) -> bool:
         """Return whether the value is within its expected range."""
-        low, high = EXPECTED[self.name]
+        low, high = (EXPECTED | OF_MAPPED)[self.name]
         return bool(low <= self.value <= high)
 
     @property
     def expected(self) -> str:
         """Return the expected range in words."""
-        low, high = EXPECTED[self.name]
+        low, high = (EXPECTED | OF_MAPPED)[self.name]
         if low == high:
             return f"{low:g}"
         if np.isinf(high):
@@ -391,8 +398,9 @@ def diagnosis(
     n_neighbors: int,
     history: pd.DataFrame,
     thinned: bool = False,
+    more: Sequence[Check] = (),
 ) -> Diagnosis:
-    """Run all checks that apply, and return a `Diagnosis`.
+    """Run all checks that apply, and return a `Diagnosis`; `more` are checks that were made before.
 
     Parameters are those of the functions above; `genes` and `ranks` come from `predictive_check`. `kl`, (cells,), is
     the divergence of each cell's posterior from the prior of z.
@@ -405,5 +413,5 @@ def diagnosis(
     if batches.nunique() > 1:
         mixing = batch_mixing(mean, batches, n_neighbors)
         checks += check_batches(mixing, known=batches_known)
-    checks += check_cells(cells)
+    checks += [*check_cells(cells), *more]
     return Diagnosis(table_of(checks), units, genes, ranks, mixing, cells, history)

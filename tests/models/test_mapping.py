@@ -11,6 +11,8 @@ from helpers import same_state
 
 import sccvae
 from sccvae import SCCVAE
+from sccvae.statistics import diagnostics
+from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 
 SMALL = {"n_hidden": 32, "n_latent": 5, "prior_components": 6, "device": "cpu"}
 KINDS = ("A", "B", "C")
@@ -365,3 +367,34 @@ def test_labels_with_other_likelihoods(cells, likelihood):
     model = SCCVAE(adata, batch_key="batch", labels_key="kind", gene_likelihood=likelihood, **SMALL)
     model.train(15, batch_size=32, progress_bar=False)
     assert (model.predict()["label"] == adata.obs["kind"]).mean() > 0.8
+
+
+def test_diagnosis_of_mapped_cells(cells, reference, query):
+    assert not set(diagnostics.OF_MAPPED) & set(reference.diagnose().table.index)
+    mapped = SCCVAE.load_query_data(query, reference)
+    mapped.train(progress_bar=False)
+    table = mapped.diagnose().table
+    assert table.loc[list(diagnostics.OF_MAPPED), "ok"].all()
+    shallow = query[:, 20:].copy()
+    shallow.X = sp.csr_matrix(np.random.default_rng(0).binomial(shallow.X.toarray().astype(int), 0.2).astype("f4"))
+    with pytest.warns(UserWarning, match="20 are missing"):
+        poor = SCCVAE.load_query_data(shallow, reference).diagnose()
+    assert "20 of 60 genes of the reference are missing, such as" in " ".join(poor.warnings)
+    assert "times the molecules of the reference's. Labels are less certain" in " ".join(poor.warnings)
+
+
+def test_sentences_of_checks():
+    p, labels = np.array([0.01, 0.5, 0.01, 0.9]), np.array(["a", "b", "a", "b"])
+    found = check_new_cells(p, 0.05, labels)
+    assert found.value == 0.5
+    assert found.sentence == (
+        "50% of the cells are unlike the reference, where 5% are expected. Among cells labelled a they are 100%."
+    )
+    levels = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
+    far = check_offsets(levels, 2, ["x", "y", "new"])
+    assert far.value == pytest.approx(5)
+    assert far.sentence.startswith("The offsets of batch new are 5 times as large as those of known ones. It differs")
+    assert check_offsets(levels, 3, ["x", "y", "new"]) is None
+    assert check_offsets(levels[:2], 1, ["x", "y"]) is None
+    assert check_depth(np.log([10.0, 20.0, 30.0]), np.log(100.0)).value == pytest.approx(0.2)
+    assert check_missing_genes(None, np.array(["a"])).ok
