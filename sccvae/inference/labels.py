@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from sccvae.data.counts import Counts
@@ -10,8 +11,10 @@ from sccvae.inference import posterior
 from sccvae.kernels.parallel import alone
 from sccvae.modules.latent_terms import LabelledPrior
 from sccvae.modules.vae import VAE
+from sccvae.statistics.calibration import Calibration
 
 TOGETHER = 8192  # cells
+MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
 STORED = "reference."  # names of arrays begin with it
 _LARGEST = np.float32(2**15 - 1)
 
@@ -75,3 +78,28 @@ def labelled(vae: VAE, counts: Counts, n_samples: int, seed: int) -> Labelled:
 
 def _tensor(z: np.ndarray, vae: VAE) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(z, np.float32)).to(vae.device)
+
+
+def table_of(
+    names: pd.Index,
+    labels: np.ndarray,
+    probability: np.ndarray,
+    p: np.ndarray,
+    counts: Counts,
+    calibration: Calibration,
+    novelty_rate: float,
+    error_rate: float,
+) -> pd.DataFrame:
+    """Return the table of `SCCVAE.predict`, from probabilities of labels, (cells, labels), and p-values, (cells,)."""
+    order = np.argsort(-probability, axis=1, kind="stable")
+    first, second = labels[order[:, 0]], labels[order[:, min(1, len(labels) - 1)]]
+    sure = probability[np.arange(len(order)), order[:, 0]]
+    new = p < novelty_rate
+    open_ = sure < calibration.least_probability(error_rate)
+    reason = np.full(len(names), "", dtype=object)
+    reason[open_] = [f"between {a} and {b}" for a, b in zip(first[open_], second[open_], strict=True)]
+    few_genes = counts.missing is not None and counts.missing.mean() > MANY_MISSING
+    reason[new] = "few shared genes" if few_genes else "new kind"
+    reason[(new | open_) & (counts.log_total < calibration.log_total)] = "few molecules"
+    columns = {"label": pd.Categorical(first, labels), "probability": sure, "novelty": 1 - p}
+    return pd.DataFrame({**columns, "accepted": ~(new | open_), "reason": reason}, index=names)

@@ -18,7 +18,7 @@ from sccvae.data.matrix import check_adata, with_columns
 from sccvae.data.schema import Schema
 from sccvae.data.sources import Given
 from sccvae.inference import posterior
-from sccvae.inference.labels import STORED, Labelled, Reference, labelled
+from sccvae.inference.labels import STORED, Labelled, Reference, labelled, table_of
 from sccvae.io import storage
 from sccvae.kernels.reference import Kernels
 from sccvae.models.analysis import AnalysisModel
@@ -38,7 +38,6 @@ from sccvae.validation.wording import warn
 
 STEPS, RATE = 100, 3e-2  # of training a mapped model: steps, learning rate
 NOVELTY_RATE = 0.07  # fraction of the reference's cells that would be called new
-MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
 KNOWN = "known_batches"  # option of a mapped model: number of batches of its reference
 
 
@@ -354,7 +353,7 @@ class MappingModel(AnalysisModel):
         if self._vae.moving:  # offsets that were adapted to cells of a new kind hide them
             density = labelled(with_start(self._vae), counts, 0, seed).density
         p = calibration.p_values(density)
-        return _table(names, labels, probability, p, counts, calibration, novelty_rate, error_rate)
+        return table_of(names, labels, probability, p, counts, calibration, novelty_rate, error_rate)
 
     def _own_checks(self, counts: Counts, seed: int) -> list[Check]:
         if not self.is_mapped:
@@ -463,28 +462,3 @@ def _rate(name: str, value: Any) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; expected a fraction of the cells in [0, 1), such as 0.05.")
     return value
-
-
-def _table(
-    names: pd.Index,
-    labels: np.ndarray,
-    probability: np.ndarray,
-    p: np.ndarray,
-    counts: Counts,
-    calibration: Calibration,
-    novelty_rate: float,
-    error_rate: float,
-) -> pd.DataFrame:
-    """Return the table of `predict`."""
-    order = np.argsort(-probability, axis=1, kind="stable")
-    first, second = labels[order[:, 0]], labels[order[:, min(1, len(labels) - 1)]]
-    sure = probability[np.arange(len(order)), order[:, 0]]
-    new = p < novelty_rate
-    open_ = sure < calibration.least_probability(error_rate)
-    reason = np.full(len(names), "", dtype=object)
-    reason[open_] = [f"between {a} and {b}" for a, b in zip(first[open_], second[open_], strict=True)]
-    few_genes = counts.missing is not None and counts.missing.mean() > MANY_MISSING
-    reason[new] = "few shared genes" if few_genes else "new kind"
-    reason[(new | open_) & (counts.log_total < calibration.log_total)] = "few molecules"
-    columns = {"label": pd.Categorical(first, labels), "probability": sure, "novelty": 1 - p}
-    return pd.DataFrame({**columns, "accepted": ~(new | open_), "reason": reason}, index=names)
