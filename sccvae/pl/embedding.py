@@ -10,7 +10,7 @@ import pandas as pd
 from sccvae.data.blocks import rows_of
 from sccvae.data.columns import one_column
 from sccvae.data.matrix import layer_names
-from sccvae.pl.loss_curves import draw_curves, history_frame, is_used
+from sccvae.pl.diagnostics import draw_curves, history_frame, is_used
 from sccvae.pl.style import (
     MEDIUM,
     MISSING,
