@@ -144,4 +144,6 @@ def _blocks(
     for given in _cells(source, model, cells):
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
+        if results.has_labels(model):
+            results.write_labels(block, model.predict(given), key, reasons=False)
         yield block
