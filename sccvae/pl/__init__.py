@@ -10,6 +10,7 @@ from sccvae.pl.generation import generation
 from sccvae.pl.images import images
 from sccvae.pl.latent import latent_grid, latent_scatter
 from sccvae.pl.lines import interpolation
+from sccvae.pl.mapping import mapping
 from sccvae.pl.pseudotime import gradient, trends
 from sccvae.pl.scores import score_table
 from sccvae.pl.similarity import similarity
@@ -25,6 +26,7 @@ __all__ = [
     "interpolation",
     "latent_grid",
     "latent_scatter",
+    "mapping",
     "score_table",
     "similarity",
     "trends",

@@ -86,7 +86,7 @@ def map_query(
     >>> query = cells[new].copy()
     >>> sccvae.tl.map_query(query, model)
     >>> query.obsm["X_sccvae"].shape
-    (100, 20)
+    (118, 20)
     >>> query.uns["sccvae"]["mapping"]["new_batches"]
     ['batch_2']
     """

@@ -78,6 +78,11 @@ PL = {
         lambda g: (g.model,), {"gene_list": ["gene3"], "n_points": 5, "batch": "a"}, first="model", model=0, ax={}
     ),
     "latent_scatter": Row(lambda g: ({"codes": g.adata.obsm["X_sccvae"]},), {"max_cells": 60}, first="codes", ax={}),
+    "mapping": Row(
+        lambda g: (tl.transfer_labels(g.adata, g.labelled, copy=True),),
+        {"truth": "kind", "max_cells": 60},
+        first="query",
+    ),
     "score_table": Row(lambda g: (pd.DataFrame({"total": [0.5, 0.7]}, index=["a", "b"]),), first="scores", ax={}),
     "similarity": Row(lambda g: (g.adata, "kind"), {"use_rep": "X_sccvae", "max_cells": 60}, ax={}),
     "trends": Row(lambda g: (g.adata,), ax={"genes": ["gene3"]}),
