@@ -116,7 +116,7 @@ def transfer_labels(
     *,
     key_added: str = "sccvae",
     reference_labels: Any = None,
-    novelty_rate: float = 0.05,
+    novelty_rate: float = 0.07,
     error_rate: float = 0.05,
     copy: bool = False,
     seed: int = 0,
@@ -127,8 +127,8 @@ def transfer_labels(
     ----------
     {adata_of_model}
     model
-        A model that was trained with labels or mapped onto one that was; or any model with its data, with
-        `reference_labels`.
+        A model that was trained with labels, or mapped onto one that was. With `reference_labels` any model that has
+        its data, or was saved with its reference.
     key_added
         Prefix of the columns.
     reference_labels

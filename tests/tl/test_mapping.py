@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -281,3 +283,10 @@ def test_integrate_with_labels(make_adata, tmp_path):
     assert (found.obs["sccvae_label"].astype(str) == known.obs["sccvae_label"].astype(str)).mean() > 0.95
     with pytest.raises(ValueError, match="unlabeled is 'unknown', and no cell has it"):
         tl.integrate(known, **{**options, "unlabeled": "unknown"})
+
+
+def test_rates_are_those_of_predict():
+    of = {function: inspect.signature(function).parameters for function in (tl.transfer_labels, sccvae.SCCVAE.predict)}
+    for name in ("novelty_rate", "error_rate", "reference_labels", "seed"):
+        first, second = (parameters[name].default for parameters in of.values())
+        assert first == second, name
