@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"sccvae {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_integrate(commands)
+    _add_map(commands)
     _add_report(commands)
     _add_simulate(commands)
     _add_pack(commands)
@@ -62,10 +62,10 @@ def _add_integrate(commands) -> None:
         "files, a pack, and a file whose matrices take more than half of the free memory are read and written in "
         "blocks: the output then has counts, obs, var and the results, without the other parts of the input.",
     )  # fmt: skip
-    command.add_argument(
-        "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
-    )
+    _add_output(command, ".h5ad file or .zarr folder to write")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
+    command.add_argument("--labels-key", metavar="COLUMN", help="column of obs with labels of some or all cells")
+    command.add_argument("--unlabeled", metavar="VALUE", help="value of --labels-key that means no label")
     _add_reading(command)
     _add_storage(command)
     command.add_argument(
@@ -81,9 +81,29 @@ def _add_integrate(commands) -> None:
     command.add_argument("--no-expression", action="store_true", help="leave the two expression matrices out")
     command.add_argument("--save-model", metavar="FOLDER", help="also save the trained model there")
     _add_checkpoints(command)
-    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    _add_seed_and_device(command)
     command.set_defaults(run=integrate)
+
+
+def _add_map(commands) -> None:
+    """Add the arguments of `sccvae map`; defaults are those of `tl.map_query`."""
+    command = commands.add_parser(
+        "map",
+        help="map new cells onto a saved model, and label them",
+        description="Map the cells of a file onto a saved model and write an .h5ad or .zarr with obsm['X_sccvae'] "
+        "(embedding) and uns['sccvae']; if the model has labels also with their columns of obs: sccvae_label, "
+        "_probability, _novelty, _accepted and _reason.",
+        epilog="example: sccvae map model/ query.h5ad -o mapped.h5ad",
+        formatter_class=_Help,
+    )
+    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
+    command.add_argument("input", type=Path, help=FORMATS)
+    _add_output(command, ".h5ad file or .zarr folder to write, not the input")
+    command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
+    command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
+    command.add_argument("--no-train", action="store_true", help="do not adapt the offsets of new batches")
+    _add_seed_and_device(command)
+    command.set_defaults(run=map_query)
 
 
 def _add_report(commands) -> None:
@@ -98,12 +118,11 @@ def _add_report(commands) -> None:
     )
     command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
     command.add_argument("input", type=Path, help=FORMATS)
-    command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help=".html file to write")
+    _add_output(command, ".html file to write")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
     command.add_argument("--label-key", metavar="COLUMN", help="column of obs with cell types")
     command.add_argument("--title", help="heading of the page")
-    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    _add_seed_and_device(command)
     command.set_defaults(run=report)
 
 
@@ -118,7 +137,7 @@ def _add_pack(commands) -> None:
         formatter_class=_Help,
     )
     command.add_argument("input", type=Path, nargs="+", help=FORMATS)
-    command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help="folder to write; a new name")
+    _add_output(command, "folder to write; a new name")
     _add_reading(command)
     command.set_defaults(run=pack)
 
@@ -134,15 +153,22 @@ def _add_simulate(commands) -> None:
         formatter_class=_Help,
     )
     command.add_argument("-n", "--n-cells", type=int, required=True, default=argparse.SUPPRESS, help="number of cells")
-    command.add_argument(
-        "-o", "--output", required=True, default=argparse.SUPPRESS, help=".h5ad file or .zarr folder to write"
-    )
+    _add_output(command, ".h5ad file or .zarr folder to write")
     command.add_argument("--n-genes", type=int, default=argparse.SUPPRESS, help="number of genes")
     command.add_argument("--n-batches", type=int, default=argparse.SUPPRESS, help="number of batches")
     command.add_argument("--mean-library", type=float, default=argparse.SUPPRESS, help="mean molecules per cell")
     command.add_argument("--n-files", type=int, help="write so many files, with consecutive cells")
     command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     command.set_defaults(run=simulate)
+
+
+def _add_output(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("-o", "--output", required=True, default=argparse.SUPPRESS, help=what)
+
+
+def _add_seed_and_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    command.add_argument("--device", default="auto", help="cpu, cuda, or auto")
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:
@@ -182,10 +208,14 @@ def integrate(arguments: argparse.Namespace) -> None:
 
     _check_paths(arguments.input)
     check_key("--key-added", arguments.key_added)
+    if arguments.unlabeled is not None and arguments.labels_key is None:
+        raise ValueError("--unlabeled is a value of the column --labels-key, which is missing; expected both.")
     _check_outputs(arguments)
     if not _in_blocks(arguments.input):
         adata = _read(arguments.input[0])
-        _check_names(adata, arguments)
+        if arguments.mask_var == "all" and "all" in adata.var:
+            raise ValueError("--mask-var all means all genes, but var has a column 'all', too: rename the column.")
+        tl.stored.check_names(adata, arguments.input[0], arguments.output)
         _integrate(adata, arguments)
         return
     with open_source(arguments.input, join=arguments.join, budget=_budget(arguments)) as source:
@@ -208,6 +238,8 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
         memory_budget=_budget(arguments),
         cache_dir=arguments.cache_dir,
         batch_key=arguments.batch_key,
+        labels_key=arguments.labels_key,
+        unlabeled=arguments.unlabeled,
         layer=arguments.layer,
         mask_var=None if mask == "all" else mask,
         round_counts=arguments.round_counts,
@@ -229,6 +261,25 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
         anndata_files.write(adata, arguments.output)
     if first:
         print(f"{model}\nwritten: {arguments.output}")
+
+
+def map_query(arguments: argparse.Namespace) -> None:
+    """Run `sccvae map`."""
+    from sccvae import SCCVAE, tl
+    from sccvae.io import anndata_files
+    from sccvae.validation.names import check_key
+
+    _check_paths([arguments.model, arguments.input])
+    check_key("--key-added", arguments.key_added)
+    if anndata_files.checked(arguments.output).resolve() == arguments.input.resolve():
+        raise ValueError(f"The output would replace {arguments.input}, from which cells are read: choose another name.")
+    model = SCCVAE.load(arguments.model, device=arguments.device)
+    query = _read(arguments.input)
+    tl.stored.check_names(query, arguments.input, arguments.output)
+    options = {name: getattr(arguments, name) for name in ("batch_key", "key_added", "seed")}
+    tl.map_query(query, model, train=not arguments.no_train, **options)
+    anndata_files.write(query, arguments.output)
+    print(f"{model}\nmapped: {query.n_obs:,} cells\nwritten: {arguments.output}")
 
 
 def _budget(arguments: argparse.Namespace) -> float | None:
@@ -319,31 +370,6 @@ def _read(path: Path):
     from sccvae.io.reading import read
 
     return read(path)
-
-
-def _check_names(adata, arguments: argparse.Namespace) -> None:
-    """Check, before training, that the output can store the names of the input, by writing and reading one cell."""
-    from sccvae.io import anndata_files
-    from sccvae.validation.names import why_no_key
-
-    if arguments.mask_var == "all" and "all" in adata.var:
-        raise ValueError("--mask-var all means all genes, but var has a column 'all', too: rename the column.")
-    places = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
-    some, why = adata[:1].copy(), None
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            anndata_files.write(some, Path(folder) / f"names{Path(arguments.output).suffix}")
-        except Exception as error:  # noqa: BLE001  invalid names cause errors of any type
-            if isinstance(error, OSError) and error.errno is not None:
-                return  # the disk of temporary files is full, for example, which is independent of the names
-            why = str(error).partition("\n")[0]
-    if why is not None:
-        keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
-        found = [f"adata.{place}[{key!r}]: {why_no_key(key)}" for place, key in keys if why_no_key(key)]
-        raise ValueError(
-            f"{arguments.output} could not be written or read with the names in {arguments.input[0]} "
-            f"({'; '.join(found[:3]) or why}). Rename them first."
-        )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""A history and a diagnosis to draw: from numbers, not from a training, which differs in its last digits."""
+"""A history, a diagnosis and mapped cells to draw: from numbers, not from a training: that differs in last digits."""
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -65,3 +66,25 @@ def diagnosis() -> diagnostics.Diagnosis:
         n_neighbors=30,
         history=history(),
     )
+
+
+def mapped(n_cells: int = 300, n_labels: int = 3, seed: int = 0) -> ad.AnnData:
+    """Cells of some kinds, the last of which no label stands for, with embedding, layout and what mapping writes."""
+    rng = np.random.default_rng(seed)
+    kinds = [f"kind {k} $x_{k}$" for k in range(n_labels + 1)]
+    centres = 6 * np.random.default_rng(5).standard_normal((n_labels + 1, 4))
+    kind = rng.integers(n_labels + 1, size=n_cells)
+    z = (centres[kind] + rng.standard_normal((n_cells, 4))).astype(np.float32)
+    wrong = (rng.random(n_cells) < 0.15) | (kind == n_labels)
+    label = np.where(wrong, rng.integers(n_labels, size=n_cells), kind)
+    obs = pd.DataFrame(
+        {
+            "kind": pd.Categorical.from_codes(kind, kinds),
+            "sccvae_label": pd.Categorical.from_codes(label, kinds[:-1]),
+            "sccvae_probability": np.where(wrong, rng.uniform(0.4, 0.9, n_cells), rng.uniform(0.6, 1, n_cells)),
+            "sccvae_novelty": np.where(kind == n_labels, rng.uniform(0.9, 1, n_cells), rng.uniform(0, 1, n_cells)),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    obs["sccvae_accepted"] = obs["sccvae_novelty"] <= 0.95
+    return ad.AnnData(obs=obs, obsm={"X_sccvae": z, "X_umap": 2 * z[:, :2]})

@@ -395,6 +395,88 @@ def test_a_report_does_not_take_the_place_of_the_data_or_the_model(counts, outpu
         assert path.read_bytes() == before
 
 
+@pytest.fixture
+def reference(adata, tmp_path):
+    """Folder of a model of two batches with labels, and the path of the cells of the third."""
+    del adata.var["highly_variable"]
+    new = (adata.obs["batch"] == "c").to_numpy()
+    adata[new].copy().write_h5ad(tmp_path / "query.h5ad")
+    model = sccvae.SCCVAE(adata[~new].copy(), batch_key="batch", labels_key="kind", n_hidden=16, n_latent=4)
+    model.train(2, progress_bar=False)
+    model.save(tmp_path / "model")
+    return tmp_path / "model", tmp_path / "query.h5ad"
+
+
+def test_map_writes_what_the_function_writes(reference, tmp_path, capsys):
+    model, query = reference
+    for options, more in (([], {}), (["--no-train", "--key-added", "vae"], {"train": False, "key_added": "vae"})):
+        path = tmp_path / "mapped.h5ad"
+        assert main(["map", str(model), str(query), "-o", str(path), "--seed", "3", *options]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.endswith(f"mapped: 40 cells\nwritten: {path}\n")
+        assert captured.err == ""
+        written, expected = ad.read_h5ad(path), ad.read_h5ad(query)
+        sccvae.tl.map_query(expected, model, seed=3, **more)
+        key = more.get("key_added", "sccvae")
+        np.testing.assert_array_equal(written.obsm[f"X_{key}"], expected.obsm[f"X_{key}"])
+        for name in ("label", "probability", "novelty", "accepted", "reason"):
+            assert (written.obs[f"{key}_{name}"] == expected.obs[f"{key}_{name}"]).all()
+        assert list(written.uns[key]["mapping"]["new_batches"]) == ["c"]
+        assert (written.X != expected.X).nnz == 0
+
+
+def test_map_takes_another_column_of_batches_and_zarr(reference, tmp_path):
+    model, query = reference
+    adata = ad.read_h5ad(query)
+    adata.obs["run"] = "r1"
+    del adata.obs["batch"]
+    adata.write_h5ad(query)
+    output = tmp_path / "mapped.zarr"
+    assert main(["map", str(model), str(query), "-o", str(output), "--batch-key", "run", "--device", "cpu"]) == 0
+    assert list(ad.read_zarr(output).uns["sccvae"]["mapping"]["new_batches"]) == ["r1"]
+
+
+def test_map_with_bad_paths_computes_nothing(reference, tmp_path, capsys, monkeypatch):
+    model, query = reference
+    monkeypatch.setattr(sccvae.SCCVAE, "load_query_data", None)
+    output, before = tmp_path / "mapped.h5ad", query.read_bytes()
+    assert refused(capsys, "map", tmp_path / "m", query, "-o", output) == f"There is no file {tmp_path / 'm'}."
+    assert refused(capsys, "map", model, tmp_path / "q", "-o", output) == f"There is no file {tmp_path / 'q'}."
+    assert "would replace" in refused(capsys, "map", model, query, "-o", query)
+    linked = tmp_path / "linked.h5ad"
+    linked.symlink_to(query)
+    assert "would replace" in refused(capsys, "map", model, query, "-o", linked)
+    assert query.read_bytes() == before
+    model.rename(tmp_path / "model.zarr")
+    found = refused(capsys, "map", tmp_path / "model.zarr", query, "-o", tmp_path / "model.zarr")
+    assert "expected a zarr store, an empty folder or a new name" in found
+    assert "mapped.txt" in refused(capsys, "map", tmp_path / "model.zarr", query, "-o", tmp_path / "mapped.txt")
+    found = refused(capsys, "map", tmp_path / "model.zarr", query, "-o", output, "--key-added", "a/b")
+    assert found.startswith("--key-added is 'a/b'")
+    assert not output.exists()
+
+
+def test_map_of_a_query_that_does_not_fit(reference, tmp_path, capsys):
+    model, query = reference
+    output = tmp_path / "mapped.h5ad"
+    assert "Did you mean 'batch'" in refused(capsys, "map", model, query, "-o", output, "--batch-key", "bach")
+    sccvae.Autoencoder(ad.read_h5ad(query), n_hidden=8).save(tmp_path / "other")
+    assert "Autoencoder" in refused(capsys, "map", tmp_path / "other", query, "-o", output)
+    assert not output.exists()
+
+
+def test_integrate_with_labels(counts, output, tmp_path, capsys):
+    arguments = ["integrate", str(counts), "-o", str(output), "--no-expression", *QUICK]
+    assert main([*arguments, "--labels-key", "kind", "--unlabeled", "w"]) == 0
+    written = ad.read_h5ad(output)
+    assert list(written.obs["sccvae_label"].cat.categories) == ["x", "y", "z"]
+    assert {"sccvae_probability", "sccvae_novelty", "sccvae_accepted", "sccvae_reason"} <= set(written.obs)
+    assert written.uns["sccvae"]["parameters"]["unlabeled"] == "w"
+    capsys.readouterr()
+    assert refused(capsys, *arguments, "--unlabeled", "w").startswith("--unlabeled is a value of the column")
+    assert "no cell has it" in refused(capsys, *arguments, "--labels-key", "kind", "--unlabeled", "v")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("during", ["train", "write_h5ad"])
 def test_sigterm_ends_the_run_and_leaves_nothing(counts, output, tmp_path, capsys, monkeypatch, during):

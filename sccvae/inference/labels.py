@@ -22,7 +22,7 @@ _LARGEST = np.float32(2**15 - 1)
 class Labelled(NamedTuple):
     """What the model says of cells."""
 
-    probability: np.ndarray  # (cells, labels) float64, averaged over samples of q(z|x); without columns: no labels
+    probability: np.ndarray  # (cells, labels) float64, averaged over samples of q(z|x); 0 without samples
     density: np.ndarray  # (cells,) log p(z) at the mean of q(z|x)
 
 

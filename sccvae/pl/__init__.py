@@ -3,14 +3,14 @@
 The AnnData and matplotlib's settings are not changed.
 """
 
-from sccvae.pl.diagnostics import diagnostics
+from sccvae.pl.diagnostics import diagnostics, history
 from sccvae.pl.differential_expression import dotplot, volcano
 from sccvae.pl.embedding import integration
 from sccvae.pl.generation import generation
 from sccvae.pl.images import images
 from sccvae.pl.latent import latent_grid, latent_scatter
 from sccvae.pl.lines import interpolation
-from sccvae.pl.loss_curves import history
+from sccvae.pl.mapping import mapping
 from sccvae.pl.pseudotime import gradient, trends
 from sccvae.pl.scores import score_table
 from sccvae.pl.similarity import similarity
@@ -26,6 +26,7 @@ __all__ = [
     "interpolation",
     "latent_grid",
     "latent_scatter",
+    "mapping",
     "score_table",
     "similarity",
     "trends",

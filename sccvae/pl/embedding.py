@@ -10,7 +10,7 @@ import pandas as pd
 from sccvae.data.blocks import rows_of
 from sccvae.data.columns import one_column
 from sccvae.data.matrix import layer_names
-from sccvae.pl.loss_curves import draw_curves, history_frame, is_used
+from sccvae.pl.diagnostics import draw_curves, history_frame, is_used
 from sccvae.pl.style import (
     MEDIUM,
     MISSING,
@@ -130,26 +130,26 @@ def sample(n_cells: int, max_cells: int, seed: int = 0) -> NDArray:
     return np.random.default_rng(checked_seed(seed, most=SEEDS)).permutation(n_cells)[: limit("max_cells", max_cells)]
 
 
-def categories(adata: AnnData, key: str, cells: NDArray) -> pd.Categorical:
-    """Groups of the drawn cells, a column of `obs`."""
+def categories(adata: AnnData, key: str, cells: NDArray, name: str = "adata") -> pd.Categorical:
+    """Groups of the drawn cells, a column of `obs`, of an AnnData called `name` in messages."""
     if key not in adata.obs.columns:
-        raise KeyError(f"{key!r} is not a column of adata.obs, which has {listed(adata.obs.columns)}.")
+        raise KeyError(f"{key!r} is not a column of {name}.obs, which has {listed(adata.obs.columns)}.")
     values = pd.Categorical(one_column(adata.obs, key).iloc[cells]).remove_unused_categories()
     n = len(values.categories)
     if n > 100 and (values.categories.dtype.kind == "f" or n == len(values)):
         what = "numbers" if values.categories.dtype.kind == "f" else "one for each cell"
         raise ValueError(
-            f"adata.obs[{key!r}] holds {n:,} different values, {what}: expected categories, such as batches or cell "
+            f"{name}.obs[{key!r}] holds {n:,} different values, {what}: expected categories, such as batches or cell "
             "types."
         )
     return values
 
 
-def embedding(adata: AnnData, use_rep: str) -> NDArray:
-    """Embedding in `obsm`, (cells, dimensions)."""
+def embedding(adata: AnnData, use_rep: str, name: str = "adata") -> NDArray:
+    """Embedding in `obsm`, (cells, dimensions), of an AnnData called `name` in messages."""
     if use_rep not in adata.obsm:
         raise KeyError(
-            f"{use_rep!r} is not in adata.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata, "
+            f"{use_rep!r} is not in {name}.obsm, which has {listed(adata.obsm)}. sccvae.tl.integrate(adata, "
             "batch_key=...) makes 'X_sccvae'."
         )
     return np.asarray(adata.obsm[use_rep], dtype=np.float32)

@@ -3,6 +3,7 @@
 from sccvae.tl.denoising import denoise
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
+from sccvae.tl.mapping import map_query, transfer_labels
 from sccvae.tl.pseudotime import gradient, trends
 from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
@@ -12,9 +13,11 @@ __all__ = [
     "gradient",
     "hierarchy",
     "integrate",
+    "map_query",
     "rank_genes_groups",
     "score_integration",
     "similarity",
     "store",
+    "transfer_labels",
     "trends",
 ]

@@ -23,6 +23,8 @@ def integrate(
     adata: Given,
     *,
     batch_key: str | None = None,
+    labels_key: str | None = None,
+    unlabeled: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | EllipsisType | None = ...,
     round_counts: bool = False,
@@ -42,6 +44,11 @@ def integrate(
         (cells, genes) raw counts in `X` or in `layer`. With `out` also files: a path, or a list of paths.
     batch_key
         Column of `obs` with the batch of each cell; None models one batch.
+    labels_key
+        Column of `obs` with labels of some or all cells, such as cell types. They help to form the embedding, and every
+        cell gets a label; see `SCCVAE.predict`. None takes none.
+    unlabeled
+        Value of `labels_key` that means no label, such as "Unknown". Missing values are cells without a label, too.
     layer
         Layer with the counts.
     mask_var
@@ -70,7 +77,9 @@ def integrate(
     - `layers["sccvae"]`: normalised expression in each cell's own batch, scaled to the median library size;
     - `layers["sccvae_corrected"]`: its mean over all batches, which removes batch effects;
     - `obs["sccvae_library"]`: inferred library size;
-    - `uns["sccvae"]`: parameters, history, versions.
+    - `uns["sccvae"]`: parameters, history, versions;
+    - with `labels_key`, the columns `sccvae_label`, `sccvae_probability`, `sccvae_novelty`, `sccvae_accepted` and
+      `sccvae_reason` of `obs`: see `map_query`. Files of `out` have no `sccvae_reason`.
 
     With a mask also `var["sccvae_modelled"]`, the modelled genes; all others are NaN in the two layers. If the layers
     would take more than 2 GiB, the two matrices are written to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, (cells,
@@ -107,7 +116,13 @@ def integrate(
         if mask_var is ...:
             mask_var = stored.default_mask(source)
         given = adata if out is None else source
-        model = SCCVAE(given, batch_key=batch_key, layer=layer, mask_var=mask_var, **options)
+        keys: dict[str, Any] = {
+            "batch_key": batch_key,
+            "labels_key": labels_key,
+            "unlabeled": unlabeled,
+            "layer": layer,
+        }
+        model = SCCVAE(given, mask_var=mask_var, **keys, **options)
         check_spared(key_added, model)
         model.train(**(train_options or {}))
         if out is not None:
@@ -143,7 +158,7 @@ def store(
 
     Returns
     -------
-    None, or the copy. The keys of `integrate` are written.
+    None, or the copy. The keys of `integrate` are written; those of labels if the model was trained with labels.
 
     Raises
     ------
@@ -182,9 +197,7 @@ def _check_in_memory(adata: Any) -> None:
 
 def check_spared(key_added: str, model: SCCVAE) -> None:
     """Raise if writing the results would overwrite data that the model reads."""
-    said = model.describe()["parameters"]  # keys that are None or empty are left out
-    covariates = (*said.get("categorical_covariate_keys", ()), *said.get("continuous_covariate_keys", ()))
-    columns, layer = (said.get("batch_key"), *covariates, said.get("size_factor_key")), said.get("layer")
+    columns, layer = results.columns_read(model), model.describe()["parameters"].get("layer")
     read = {
         f"adata.layers[{layer!r}]": layer in (key_added, f"{key_added}_corrected"),
         f"adata.obs['{key_added}_library']": f"{key_added}_library" in columns,
@@ -194,6 +207,8 @@ def check_spared(key_added: str, model: SCCVAE) -> None:
             raise ValueError(
                 f"key_added is {key_added!r}, so {what}, read by the model, would be lost. Choose another."
             )
+    if results.has_labels(model):
+        results.check_columns(key_added, model)
 
 
 def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str, expression: bool | None) -> None:
@@ -201,7 +216,10 @@ def _store(adata: AnnData, source: AnnData | None, model: SCCVAE, key_added: str
     where = "layers" if expression else None
     if expression is None:
         where = _place(adata.n_obs, adata.n_vars, int(adata.var_names.isin(model.gene_names).sum()), key_added)
+    predicted = model.predict(source) if results.has_labels(model) else None
     results.write(adata, source, model, key_added, where)
+    if predicted is not None:
+        results.write_labels(adata, predicted, key_added)
 
 
 def _place(n_cells: int, n_genes: int, n_modelled: int, key: str) -> str | None:

@@ -1,10 +1,14 @@
 """Outputs of a model for cells, written into an AnnData."""
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from sccvae.models.sccvae import SCCVAE
 
+PREDICTED = ("label", "probability", "novelty", "accepted", "reason")  # columns of `SCCVAE.predict`
+# Keys of `uns[key]`: those of every description of a model, and one of those that functions of `tl` add.
+_DESCRIBED, _WRITTEN = {"parameters", "versions"}, {"expression_library_size", "mapping"}
 MAX_LAYER_BYTES = 2 * 2**30  # of the two expression matrices, which are not made by default if they are larger
 
 
@@ -23,7 +27,7 @@ def write(
         Library size of expression; None takes the median of the cells.
     """
     embedding = model.get_latent_representation(source)
-    _remove_earlier(adata, key)
+    remove_earlier(adata, key)
     modelled = adata.var_names.isin(model.gene_names)
     if model.likelihood.has_library:
         library = model.get_latent_library_size(source)
@@ -47,15 +51,57 @@ def write(
         getattr(adata, where)[name] = values
 
 
-def _remove_earlier(adata: AnnData, key_added: str) -> None:
-    """Remove results of an earlier run, so that no matrix of another model remains under the same keys."""
+def has_labels(model: SCCVAE) -> bool:
+    """Return whether a model was trained with labels."""
+    return bool(model.describe()["parameters"].get("labels"))
+
+
+def write_labels(adata: AnnData, predicted: pd.DataFrame, key: str, *, reasons: bool = True) -> None:
+    """Write the table of `SCCVAE.predict` to columns of `obs`.
+
+    Without `reasons` the column of that name is left out: it is text, not one of few categories.
+    """
+    columns = {f"{key}_{name}": predicted[name].array for name in PREDICTED if reasons or name != "reason"}
+    if reasons:
+        columns[f"{key}_reason"] = pd.Categorical(predicted["reason"])
+    if adata.is_view:  # writing the first column makes a view an AnnData of its own
+        adata.obs[f"{key}_label"] = columns[f"{key}_label"]
+    for name, values in columns.items():
+        adata.obs[name] = values
+
+
+def check_columns(key: str, model: SCCVAE) -> None:
+    """Raise if the columns of labels would overwrite one that the model reads."""
+    read = columns_read(model)
+    for name in (f"{key}_{column}" for column in PREDICTED):
+        if name in read:
+            raise ValueError(
+                f"key_added is {key!r}, so adata.obs[{name!r}], read by the model, would be lost. Choose another."
+            )
+
+
+def columns_read(model: SCCVAE) -> set[str]:
+    """Return the columns of `obs` that a model reads; one with mapped cells does not read their labels."""
+    said = model.describe()["parameters"]  # keys that are None or empty are left out
+    lists = ("categorical_covariate_keys", "continuous_covariate_keys")
+    labels = None if model.is_mapped else said.get("labels_key")
+    single = {said.get("batch_key"), said.get("size_factor_key"), labels}
+    return {column for name in lists for column in said.get(name, ())} | single - {None}
+
+
+def remove_earlier(adata: AnnData, key_added: str) -> None:
+    """Remove results of an earlier run, so that nothing of another model remains under the same keys."""
     earlier = adata.uns.get(key_added)
-    if not hasattr(earlier, "keys") or not {"parameters", "versions", "expression_library_size"} <= set(earlier.keys()):
+    if not hasattr(earlier, "keys") or not (set(earlier.keys()) >= _DESCRIBED and set(earlier.keys()) & _WRITTEN):
         return
     for key in (key_added, f"{key_added}_corrected"):
         for place in (adata.layers, adata.obsm):
             if key in place:
                 del place[key]
-    for table, column in ((adata.obs, f"{key_added}_library"), (adata.var, f"{key_added}_modelled")):
-        if column in table:
-            del table[column]
+    in_obs, predicted = [f"{key_added}_library"], [f"{key_added}_{name}" for name in PREDICTED]
+    if set(predicted[:-1]) <= set(adata.obs):  # files have no reasons; a single column may be the user's
+        in_obs += predicted
+    for table, columns in ((adata.obs, in_obs), (adata.var, [f"{key_added}_modelled"])):
+        for column in columns:
+            if column in table:
+                del table[column]

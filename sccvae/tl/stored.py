@@ -1,6 +1,7 @@
 """Integration of cells in files: outputs of a model, written with the cells into a new file, block by block."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from sccvae.models.plan import processes_beside
 from sccvae.models.sccvae import SCCVAE
 from sccvae.tl import results
 from sccvae.tl.results import MAX_LAYER_BYTES
+from sccvae.validation.names import why_no_key
 from sccvae.validation.wording import warn
 
 
@@ -106,6 +108,26 @@ def check_place(source: Source, out: str | os.PathLike) -> None:
             raise ValueError(f"The output would replace {path}, from which the cells are read: choose another name.")
 
 
+def check_names(adata: AnnData, source: Path, out: str | os.PathLike) -> None:
+    """Raise unless `out` can store the names of `adata`, read from `source`: write and read one cell."""
+    places = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+    some, why = adata[:1].copy(), None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            anndata_files.write(some, Path(folder) / f"names{Path(out).suffix}")
+        except Exception as error:  # noqa: BLE001  invalid names cause errors of any type
+            if isinstance(error, OSError) and error.errno is not None:
+                return  # the disk of temporary files is full, for example, which is independent of the names
+            why = str(error).partition("\n")[0]
+    if why is not None:
+        keys = [(place, key) for place in places for key in getattr(some, place) if isinstance(key, str)]
+        found = [f"adata.{place}[{key!r}]: {why_no_key(key)}" for place, key in keys if why_no_key(key)]
+        raise ValueError(
+            f"{out} could not be written or read with the names in {source} ({'; '.join(found[:3]) or why}). Rename "
+            "them first."
+        )
+
+
 def default_mask(source: Source) -> str | None:
     """Return the column of `var` that chooses genes where the user does not, as in `scanpy.pp.pca`."""
     source.check_mask("highly_variable")
@@ -144,4 +166,6 @@ def _blocks(
     for given in _cells(source, model, cells):
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
+        if results.has_labels(model):
+            results.write_labels(block, model.predict(given), key, reasons=False)
         yield block

@@ -32,13 +32,14 @@ INSTEAD = {
 
 
 def scanpy_like(
-    *, kinds: tuple[str, ...] = (), instead: Mapping[str, str] | None = None
+    *, kinds: tuple[str, ...] = (), folders: bool = False, instead: Mapping[str, str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function of `tl` or `pl`.
 
     - ``random_state=`` and ``rng=`` are synonyms of ``seed=``.
-    - ``copy=True`` makes the function write to a copy, which is returned.
-    - ``model`` must be a trained model of the classes `kinds`; otherwise a TypeError states the value found.
+    - ``copy=True`` makes the function write to a copy of its first argument, which is returned.
+    - ``model`` must be a trained model of the classes `kinds`; otherwise a TypeError states the value found. With
+      `folders`, the folder of a saved model is possible, too.
     - ``show`` must be a bool, ``ax`` one matplotlib Axes.
     - Scanpy's arguments without a counterpart, `INSTEAD` and `instead`, raise a TypeError with their replacement.
     - Paragraphs that docstrings share are filled in: see `sccvae.validation.docstrings`.
@@ -52,7 +53,7 @@ def scanpy_like(
         if open_ended:  # Scanpy checks the arguments that are passed on
             refused = {word: refused[word] for word in ("save", "return_fig")}
         refused = {word: why for word, why in refused.items() if word not in known}
-        name = function.__name__
+        name, first = function.__name__, next(iter(known))
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +61,7 @@ def scanpy_like(
             for word in refused.keys() & kwargs.keys():
                 raise TypeError(f"{name}() has no argument {word!r}: {refused[word]}.")
             if kinds:
-                _check_model(name, known, kinds, args, kwargs)
+                _check_model(name, known, kinds, args, kwargs, folders=folders)
             if kwargs.get("show") is not None:
                 flag("show", kwargs["show"])
             if kwargs.get("ax") is not None and "ax" in known and not hasattr(kwargs["ax"], "get_figure"):
@@ -68,18 +69,19 @@ def scanpy_like(
                 raise TypeError(f"ax is of type {found}; expected one matplotlib Axes, as from plt.subplots().")
             if "copy" not in known or not flag("copy", kwargs.pop("copy", False)):
                 return function(*args, **kwargs)
-            adata: Any = args[0] if args else kwargs.get("adata")
+            adata: Any = args[0] if args else kwargs.get(first)
             if not hasattr(adata, "isbacked"):
                 return function(*args, **kwargs)  # raises an error with its expectation
             if adata.isbacked or not all(map(_can_be_copied, (adata.X, *(adata.layers[key] for key in adata.layers)))):
                 raise ValueError(
-                    f"copy is True, but adata is backed by a file: pass adata.to_memory() to {name} in place of a copy."
+                    f"copy is True, but {first} is backed by a file: pass {first}.to_memory() to {name} in place of a "
+                    "copy."
                 )
             adata = adata.copy()
             if args:
                 function(adata, *args[1:], **kwargs)
             else:
-                function(**{**kwargs, "adata": adata})  # type: ignore[call-arg]
+                function(**{**kwargs, first: adata})  # type: ignore[call-arg]
             return adata
 
         return call
@@ -109,9 +111,15 @@ def _with_seed(name: str, kwargs: dict[str, Any], seeded: bool) -> dict[str, Any
 
 
 def _check_model(
-    name: str, known: Mapping[str, Parameter], kinds: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str,
+    known: Mapping[str, Parameter],
+    kinds: tuple[str, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    folders: bool,
 ) -> None:
-    """Raise unless the model is a trained model of the classes `kinds`."""
+    """Raise unless the model is a trained model of the classes `kinds`, or if `folders` a path."""
     position = list(known).index("model")
     required = [p for p in known.values() if p.default is Parameter.empty and p.kind is not Parameter.VAR_KEYWORD]
     named = {p.name for p in required} | {"model"}
@@ -127,7 +135,10 @@ def _check_model(
         return
     expected = f"expected a trained {' or '.join(kinds)}"
     if isinstance(model, str | os.PathLike):
-        if isinstance(model, os.PathLike) or os.sep in model or Path(model).is_dir():
+        is_path = isinstance(model, os.PathLike) or os.sep in model or Path(model).is_dir()
+        if is_path and folders:
+            return
+        if is_path:
             load = f"model = sccvae.{kinds[0]}.load({os.fspath(model)!r})"
             raise TypeError(f"model is the path {os.fspath(model)!r}; {expected}. Load it first: {load}.")
         raise TypeError(f"model, the {('first', 'second')[position]} argument, is {model!r}; {expected}: {usage}.")

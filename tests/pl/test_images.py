@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import diagnosis, history
+from drawn import diagnosis, history, mapped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pictures import DPI, TOLERANCE, assert_looks_as_stored, difference, pixels, rendered
 
@@ -44,6 +44,11 @@ def test_diagnostics(tmp_path):
 def test_integration(cells, tmp_path):
     figure = pl.integration(cells, batch_key="batch", label_key="cell_type", history=history())
     assert_looks_as_stored(figure, "integration", tmp_path)
+
+
+def test_mapping(tmp_path):
+    figure = pl.mapping(mapped(), reference=mapped(seed=1), truth="kind")
+    assert_looks_as_stored(figure, "mapping", tmp_path)
 
 
 def test_similarity(cells, tmp_path):
