@@ -131,6 +131,8 @@ class Schema:
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         source.check_columns([*keys, *continuous_covariate_keys, size_factor_key])
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
+        if unlabeled is not None and labels_key is None:
+            raise ValueError(f"unlabeled is {unlabeled!r} without labels_key; expected the name of a column, too.")
         labels = () if labels_key is None else label_names_of(adata, labels_key, unlabeled)
         moments = [
             moments_of(numbers_of(adata, key), one_column(adata.obs, key).dtype) for key in continuous_covariate_keys

