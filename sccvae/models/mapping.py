@@ -33,7 +33,7 @@ from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.diagnostics import Check
 from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 from sccvae.statistics.neighbour_votes import vote
-from sccvae.validation.arguments import checked_seed, flag, positive, real
+from sccvae.validation.arguments import checked_seed, finite, flag, positive, real
 from sccvae.validation.wording import warn
 
 STEPS, RATE = 100, 3e-2  # of training a mapped model: steps, learning rate
@@ -110,6 +110,8 @@ class MappingModel(AnalysisModel):
         (118, 20)
         """
         check_adata(adata)
+        expected = "a fraction of the genes of the reference, in [0, 1]"
+        least_genes = finite("least_genes", least_genes, expected, least=0, most=1)
         model = reference if isinstance(reference, cls) else _loaded(cls, reference, device)
         model._check_trained()
         schema = model._schema
@@ -119,7 +121,7 @@ class MappingModel(AnalysisModel):
         new = tuple(name for name in found if name not in known)
         schema = replace(schema, batch_key=key, categories=(known + new, *schema.categories[1:]))
         matched = match(adata.var, schema.genes, gene_key=gene_key, least=least_genes)
-        options: dict[str, Any] = {KNOWN: len(known), "gene_key": gene_key, "least_genes": float(least_genes)}
+        options: dict[str, Any] = {KNOWN: len(known), "gene_key": gene_key, "least_genes": least_genes}
         counts = _read(adata, schema, options, model._vae)
         if matched.missing:
             warn(matched.describe())

@@ -6,6 +6,7 @@ Its public methods, by the file that defines them:
 class    file      methods and properties
 ======== ========= ================================================================================================
 SCCVAE   sccvae    train, cross_validate
+Mapping  mapping   load_query_data, is_mapped, predict, reference_cells, save
 Analysis analysis  differential_expression, diagnose, report
 Outputs  outputs   get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
                    get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of, generate,
@@ -35,7 +36,7 @@ from sccvae.models.plan import checked_plan
 from sccvae.modules.architecture import Architecture, Dispersion, Library, check_choices
 from sccvae.modules.likelihoods import LIKELIHOODS, LikelihoodName
 from sccvae.training.gradients import Precision
-from sccvae.validation.arguments import MOST, checked_seed, flag, real, whole
+from sccvae.validation.arguments import MOST, checked_seed, finite, flag, real, whole
 from sccvae.validation.docstrings import filled
 from sccvae.validation.names import same_names
 
@@ -182,6 +183,7 @@ class SCCVAE(MappingModel):
         device: str | torch.device = "auto",
     ):
         seed = checked_seed(seed)
+        weight = finite("label_weight", label_weight, "nats per nat, 0 or more", least=0)
         check_choices(gene_likelihood=gene_likelihood, dispersion=dispersion, library=library)
         frame, schema, counts = learn(
             adata,
@@ -217,7 +219,7 @@ class SCCVAE(MappingModel):
             weight_precision=real("weight_precision", weight_precision),
             thinning=real("thinning", thinning),
             n_labels=len(schema.labels),
-            label_weight=real("label_weight", label_weight) if schema.labels else 0.0,
+            label_weight=weight if schema.labels else 0.0,
         )
         self._begin(adata, frame, schema, counts, architecture, seed, device)
 

@@ -323,7 +323,9 @@ def test_bad_references(reference, query, tmp_path, cells):
         SCCVAE.load_query_data(query, SCCVAE(cells, batch_key="batch", **SMALL))
     with pytest.raises(FileNotFoundError):
         SCCVAE.load_query_data(query, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"least is 2"):
+    with pytest.raises(
+        ValueError, match=r"least_genes is 2; expected a fraction of the genes of the reference, in \[0, 1\]"
+    ):
         SCCVAE.load_query_data(query, reference, least_genes=2)
     for name in ("novelty_rate", "error_rate"):
         with pytest.raises(ValueError, match=rf"{name} is 1\.0; expected a fraction of the cells in \[0, 1\)"):

@@ -52,6 +52,7 @@ COUNT_OR_NONE, LIMIT_OR_NONE, MAX_CELLS = whole(none=True), whole(huge=True, non
 SEED = Rule((3.0, np.int64(3), 2**40), (-1, 1.5, math.nan, math.inf, HUGE, None, *NO_NUMBER))
 SEED_32 = Rule((3.0, np.int64(3), 2**32 - 1), (*SEED.refused, 2**32))  # of scikit-learn and Scanpy
 SHARE = real(0.5, 0, 1, 1.5, -0.1, HUGE)
+RATE = real(0.25, 1, -0.1, HUGE)
 DROPOUT = real(0.25, 1, -0.1, HUGE)
 POSITIVE = real(0.5, 0, -1.0, 1e300)
 WEIGHT = real(0.5, -1.0)
@@ -87,9 +88,17 @@ TABLE: dict[str, dict[str, Rule]] = {
         "batch_mixing": WEIGHT,
         "weight_precision": WEIGHT,
         "thinning": DROPOUT,
+        "label_weight": WEIGHT,
         "memory_budget": real(1e9, -1.0, none=True),
     },
-    "SCCVAE.train": {**TRAINING, "kl_warmup": real(1.0, -0.1, 1.1, HUGE), "n_draws": whole(taken=2)},
+    "SCCVAE.load_query_data": {"least_genes": real(0.5, -0.1, 1.5)},
+    "SCCVAE.predict": {"novelty_rate": RATE, "error_rate": RATE, "n_samples": COUNT, "seed": SEED},
+    "SCCVAE.train": {
+        **TRAINING,
+        "learning_rate": real(1e-3, 0, -1.0, 1e300, none=True),
+        "kl_warmup": real(1.0, -0.1, 1.1, HUGE),
+        "n_draws": whole(taken=2),
+    },
     "SCCVAE.cross_validate": {"n_splits": whole(taken=1), "kept": SHARE, "seed": SEED},
     "SCCVAE.diagnose": {"n_samples": whole(taken=2), "n_neighbors": LIMIT, "max_cells": LIMIT_OR_NONE, "seed": SEED},
     "SCCVAE.differential_expression": {
@@ -228,6 +237,9 @@ TABLE: dict[str, dict[str, Rule]] = {
         "seed": SEED_32,
     },
     "tl.integrate": {"seed": SEED},
+    "pl.mapping": {"max_cells": CELLS, "seed": SEED_32},
+    "tl.map_query": {"least_genes": real(0.5, -0.1, 1.5), "seed": SEED},
+    "tl.transfer_labels": {"novelty_rate": RATE, "error_rate": RATE, "seed": SEED},
     "tl.rank_genes_groups": {"n_genes": LIMIT_OR_NONE, "seed": SEED},
     "tl.score_integration": {"max_cells": whole(2, huge=True, none=True, taken=60), "seed": SEED_32},
     "tl.similarity": {"n_neighbors": whole(2), "seed": SEED_32},
@@ -294,6 +306,7 @@ def data(make_adata, tmp_path_factory):
     model = SCCVAE(adata, batch_key="batch", **SMALL)
     model.train(**QUIET)
     tl.store(adata, model)
+    tl.transfer_labels(adata, model, reference_labels="kind")
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
     adata.obs["sccvae_pseudotime"] = np.linspace(0, 1, 60)
     tl.trends(adata, model, ["gene1", "gene2"], n_samples=20, n_points=3)
@@ -332,6 +345,8 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
             "differential_expression": {"groupby": "kind", "n_samples": 10},
             "generate": {"n_cells": 5, **({"steps": 2, "thin": 1} if kind == "DenoisingAutoencoder" else {})},
             "sample_codes": {"n_codes": 5},
+            "load_query_data": {"adata": d.adata, "reference": model},
+            "predict": {"reference_labels": "kind"},
             "report": {"path": d.path},
             "get_marginal_ll": {"n_samples": 2},
         }
@@ -369,6 +384,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "pl.interpolation": {"model": model, "first": 0, "second": 9, "batch": "a"},
         "pl.latent_grid": {"model": model, "batch": "a", "n_points": 3},
         "pl.latent_scatter": {"codes": {"a": d.z}},
+        "pl.mapping": {"query": d.adata},
         "pl.similarity": {**layer, "groupby": "kind", "use_rep": "X_sccvae"},
         "pl.trends": layer,
         "pl.volcano": {"table": d.table},
@@ -376,6 +392,8 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "tl.denoise": {**layer, "model": model, "genes": "gene1", "n_samples": 20},
         "tl.gradient": {**layer, "root": 0, "layout": None},
         "tl.integrate": {**layer, "copy": True, "model_options": SMALL, "train_options": QUIET},
+        "tl.map_query": {"query": d.adata, "model": model, "copy": True},
+        "tl.transfer_labels": {**layer, "model": model, "reference_labels": "kind", "copy": True},
         "tl.rank_genes_groups": {**layer, "model": model, "groupby": "kind", "de_options": {"n_samples": 10}},
         "tl.score_integration": {**layer, "batch_key": "batch", "label_key": "kind", "use_rep": "X_sccvae"},
         "tl.similarity": {**layer, "model": model},
