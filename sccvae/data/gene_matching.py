@@ -211,7 +211,7 @@ def _too_few(best: _Compared, var: pd.DataFrame, gene_key: str | None, least: fl
     but = f", but {listed_names(others)}" if len(others) else ""
     return (
         f"{where} has {best.n_found:,} of {n:,} genes of the model (not {listed_names(best.known[best.at < 0])}{but}); "
-        f"expected at least {_smallest(least, n):,} (least={least:g}): {advice}."
+        f"expected at least {_smallest(least, n):,} (least_genes={least:g}): {advice}."
     )
 
 
@@ -227,7 +227,7 @@ def _advice(best: _Compared, var: pd.DataFrame, gene_key: str | None) -> str:
     if found > best.n_found:
         which = "since adata.var_names has" if key is None else "the column of adata.var that has"
         return f"pass gene_key={key!r}, {which} {found:,}"
-    smaller = ", or a smaller least=" if best.n_found else ""
+    smaller = ", or a smaller least_genes=" if best.n_found else ""
     return f"pass in gene_key= the name of a column of adata.var with identifiers as in the model{smaller}"
 
 
