@@ -217,8 +217,8 @@ def test_too_few_genes():
     known = list("ABCDEFGHIJ")
     assert message(ValueError, genes(["A", "B", "X", "Y"]), known) == (
         "adata.var_names has 2 of 10 genes of the model (not 'C', 'D', 'E' and 5 more, but 'X', 'Y'); expected at "
-        "least 5 (least_genes=0.5): pass in gene_key= the name of a column of adata.var with identifiers as in the model, or "
-        "a smaller least_genes=."
+        "least 5 (least_genes=0.5): pass in gene_key= the name of a column of adata.var with identifiers as in the "
+        "model, or a smaller least_genes=."
     )
     assert message(ValueError, genes(["A", "B"]), known, least=0.25).startswith(
         "adata.var_names has 2 of 10 genes of the model (not 'C', 'D', 'E' and 5 more); expected at least 3 "
@@ -242,8 +242,8 @@ def test_a_better_column_is_named():
     var = genes(["A", "X", "Y"], symbol=["B", "B", "C"], gene_ids=[f"{i}.1" for i in IDS[:3]], used=[True, False, True])
     assert message(ValueError, var, [*IDS[:4], "A"], least=0.7) == (
         "adata.var_names has 1 of 5 genes of the model (not 'ENSG00000000000', 'ENSG00000000001', 'ENSG00000000002' "
-        "and 1 more, but 'X', 'Y'); expected at least 4 (least_genes=0.7): pass gene_key='gene_ids', the column of adata.var "
-        "that has 3."
+        "and 1 more, but 'X', 'Y'); expected at least 4 (least_genes=0.7): pass gene_key='gene_ids', the column of "
+        "adata.var that has 3."
     )
     assert message(ValueError, var, IDS[:4], gene_key="symbol") == (
         "adata.var['symbol'] and the model have no gene in common: adata.var['symbol'] has 'B', 'C', the model "
