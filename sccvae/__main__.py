@@ -102,7 +102,9 @@ def _add_map(commands) -> None:
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
     command.add_argument("--gene-key", metavar="COLUMN", help="column of var with identifiers of genes")
-    command.add_argument("--least-genes", type=float, default=0.5, help="smallest fraction of the model's genes found")
+    command.add_argument(
+        "--least-genes", type=float, default=argparse.SUPPRESS, help="smallest fraction of the model's genes found"
+    )
     command.add_argument("--no-train", action="store_true", help="do not adapt the offsets of new batches")
     _add_seed_and_device(command)
     command.set_defaults(run=map_query)
@@ -279,7 +281,7 @@ def map_query(arguments: argparse.Namespace) -> None:
     query = _read(arguments.input)
     tl.stored.check_names(query, arguments.input, arguments.output)
     names = ("batch_key", "gene_key", "least_genes", "key_added", "seed")
-    options = {name: getattr(arguments, name) for name in names}
+    options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     tl.map_query(query, model, train=not arguments.no_train, **options)
     anndata_files.write(query, arguments.output)
     print(f"{model}\nmapped: {query.n_obs:,} cells\nwritten: {arguments.output}")

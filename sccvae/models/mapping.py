@@ -13,12 +13,12 @@ from anndata import AnnData
 
 from sccvae.data.columns import categories_of
 from sccvae.data.counts import Counts
-from sccvae.data.gene_matching import match
+from sccvae.data.gene_matching import Matched, match
 from sccvae.data.matrix import check_adata, with_columns
 from sccvae.data.schema import Schema
 from sccvae.data.sources import Given
 from sccvae.inference import posterior
-from sccvae.inference.labels import STORED, Labelled, Reference, labelled, table_of
+from sccvae.inference.labels import STORED, Reference, labelled, table_of
 from sccvae.io import storage
 from sccvae.kernels.reference import Kernels
 from sccvae.models.analysis import AnalysisModel
@@ -27,7 +27,7 @@ from sccvae.models.description import Description
 from sccvae.models.plan import Run
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
-from sccvae.modules.new_batches import freeze_known, start_new_batches, take_known, with_start
+from sccvae.modules.new_batches import batch_levels, freeze_known, start_new_batches, take_known, with_start
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.diagnostics import Check
@@ -38,6 +38,9 @@ from sccvae.validation.wording import warn
 
 STEPS, RATE = 100, 3e-2  # of training a mapped model: steps, learning rate
 NOVELTY_RATE = 0.07  # fraction of the reference's cells that would be called new
+ERROR_RATE = 0.05  # fraction of held-out cells whose right label is less probable than what is accepted
+N_SAMPLES = 20  # of z, that probabilities of labels are averaged over
+LEAST_GENES = 0.5  # fraction of the reference's genes that has to be found
 KNOWN = "known_batches"  # option of a mapped model: number of batches of its reference
 
 
@@ -55,7 +58,7 @@ class MappingModel(AnalysisModel):
         *,
         batch_key: str | None = None,
         gene_key: str | None = None,
-        least_genes: float = 0.5,
+        least_genes: float = LEAST_GENES,
         device: str | torch.device = "auto",
     ) -> Self:
         """Return a model for new cells, from known or new batches, that leaves the reference as it is.
@@ -120,9 +123,8 @@ class MappingModel(AnalysisModel):
         found = () if key is None else categories_of(adata, key)
         new = tuple(name for name in found if name not in known)
         schema = replace(schema, batch_key=key, categories=(known + new, *schema.categories[1:]))
-        matched = match(adata.var, schema.genes, gene_key=gene_key, least=least_genes)
         options: dict[str, Any] = {KNOWN: len(known), "gene_key": gene_key, "least_genes": least_genes}
-        counts = _read(adata, schema, options, model._vae)
+        counts, matched = _read(adata, schema, options, model._vae)
         if matched.missing:
             warn(matched.describe())
         architecture = replace(model._vae.architecture, n_levels=counts.n_levels)
@@ -184,11 +186,10 @@ class MappingModel(AnalysisModel):
         (300, 20)
         """
         found = self._own_reference() if self._reference is None else self._reference
-        names, schema = np.array([*self._schema.labels, ""]), self._schema
+        schema = self._schema
         obs = pd.DataFrame(index=[f"reference-{k}" for k in range(len(found.z))])
         if schema.labels_key is not None:
-            label = np.where(found.labels < 0, None, names[found.labels].astype(object))
-            obs[schema.labels_key] = pd.Categorical(label, schema.labels)
+            obs[schema.labels_key] = pd.Categorical.from_codes(found.labels, list(schema.labels))
         if schema.batch_key is not None and schema.batch_key != schema.labels_key:
             obs[schema.batch_key] = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
         return AnnData(obs=obs, obsm={"X_sccvae": found.z})
@@ -242,7 +243,7 @@ class MappingModel(AnalysisModel):
             return super()._cells_and_table(adata)
         self._check_trained()
         check_adata(adata)
-        return _read(adata, self._schema, self._options, self._vae), adata.obs_names, adata.obs
+        return _read(adata, self._schema, self._options, self._vae)[0], adata.obs_names, adata.obs
 
     def _run(self, run: Run, progress_bar: bool) -> None:
         """Train; of a mapped model with missing genes, a copy without them."""
@@ -282,8 +283,8 @@ class MappingModel(AnalysisModel):
         soft: bool = False,
         reference_labels: Any = None,
         novelty_rate: float = NOVELTY_RATE,
-        error_rate: float = 0.05,
-        n_samples: int = 20,
+        error_rate: float = ERROR_RATE,
+        n_samples: int = N_SAMPLES,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Labels of cells, with probabilities, and whether each label is accepted.
@@ -343,25 +344,26 @@ class MappingModel(AnalysisModel):
                 "The model has no labels: train one with labels_key=, or pass labels of the cells that it was trained "
                 "on: reference_labels=."
             )
-        found, labels = labelled(self._vae, counts, n_samples, seed), np.array(self._schema.labels)
+        calibration = self._calibrated()
         if reference_labels is not None:
             probability, labels = self._vote(reference_labels, counts)
-        calibration = self._calibrated()
-        if reference_labels is None:
+        else:
+            found, labels = labelled(self._vae, counts, n_samples, seed), np.array(self._schema.labels)
             probability = calibration.tempered(found.probability)
         if soft:
             return pd.DataFrame(probability, index=names, columns=labels)
-        density = found.density
-        if self._vae.moving:  # offsets that were adapted to cells of a new kind hide them
-            density = labelled(with_start(self._vae), counts, 0, seed).density
-        p = calibration.p_values(density)
+        p = calibration.p_values(labelled(self._unadapted(), counts, 0, seed).density)
         return table_of(names, labels, probability, p, counts, calibration, novelty_rate, error_rate)
+
+    def _unadapted(self) -> VAE:
+        """Return the network by which novelty is judged: offsets that were adapted to cells of a new kind hide them."""
+        return with_start(self._vae) if self._vae.moving else self._vae
 
     def _own_checks(self, counts: Counts, seed: int) -> list[Check]:
         if not self.is_mapped:
             return []
         moving = cast(range, self._vae.moving)
-        found = labelled(with_start(self._vae) if moving else self._vae, counts, 5, seed)
+        found = labelled(self._unadapted(), counts, 5, seed)
         names = np.array(self._schema.labels)
         labels = names[found.probability.argmax(1)] if len(names) else None
         checks = [
@@ -371,10 +373,9 @@ class MappingModel(AnalysisModel):
         if self.likelihood.has_library:
             known = float(self._vae.library_mean[: moving.start].mean())
             checks.append(check_depth(counts.log_size, known))
-        offset = self._vae.decoder.offset
-        if 0 in offset.used:
-            levels = offset.levels[offset.used.index(0)].detach().cpu().numpy()
-            checks += [c for c in [check_offsets(levels, moving.start, list(self.batches))] if c is not None]
+        for levels in batch_levels(self._vae)[-1:]:  # those of the output
+            found_far = check_offsets(levels.detach().cpu().numpy(), moving.start, list(self.batches))
+            checks += [] if found_far is None else [found_far]
         return checks
 
     def _vote(self, reference_labels: Any, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
@@ -402,13 +403,9 @@ class MappingModel(AnalysisModel):
             every = labelled(self._vae, self._counts, 0, self._seed)
             held_out = self._split(self._train_size)[1]
             held_out = held_out[self._counts.labels[held_out] >= 0]
-            of_held = Labelled(np.zeros((0, 0)), every.density)
-            if self._schema.labels and len(held_out):
-                of_held = labelled(self._vae, self._counts[held_out], 20, self._seed)
-            self._calibration = calibrated(
-                of_held.probability, self._counts.labels[held_out[: len(of_held.probability)]],
-                every.density, self._counts.log_total,
-            )  # fmt: skip
+            of_held = labelled(self._vae, self._counts[held_out], N_SAMPLES, self._seed)
+            labels, log_total = self._counts.labels[held_out], self._counts.log_total
+            self._calibration = calibrated(of_held.probability, labels, every.density, log_total)
         return self._calibration
 
     def _after_training(self) -> None:
@@ -423,20 +420,20 @@ class MappingModel(AnalysisModel):
         return found
 
 
-def _read(adata: AnnData, schema: Schema, options: dict[str, Any], vae: VAE) -> Counts:
-    """Read new cells for a mapped model, of genes that are matched; labels take no part."""
+def _read(adata: AnnData, schema: Schema, options: dict[str, Any], vae: VAE) -> tuple[Counts, Matched]:
+    """Read new cells for a mapped model, and say how their genes were matched; labels take no part."""
     matched = match(adata.var, schema.genes, gene_key=options["gene_key"], least=options["least_genes"])
     if matched.by != "names" or matched.missing or options["gene_key"] is not None:
         adata = with_columns(adata, schema.layer, schema.genes, matched.at)
     counts = schema.read(adata)
     counts = replace(counts, labels=np.full(len(counts), -1))
     if not matched.missing:
-        return counts
+        return counts, matched
     # The encoder scales counts to a common total: that of the genes found is the fraction that these have elsewhere.
     missing = matched.at < 0
     there = fraction_of_counts(vae, ~missing)
     log_total = counts.log_total - np.float32(np.log(there))
-    return replace(counts, log_total=log_total, missing=missing)
+    return replace(counts, log_total=log_total, missing=missing), matched
 
 
 def _loaded(kind: Any, reference: Any, device: Any) -> Any:
@@ -460,7 +457,4 @@ def _together(model: Any, counts: Counts) -> tuple[list, list]:
 
 
 def _rate(name: str, value: Any) -> float:
-    value = real(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; expected a fraction of the cells in [0, 1), such as 0.05.")
-    return value
+    return finite(name, real(name, value), "a fraction of the cells in [0, 1), such as 0.05", least=0, below=1)

@@ -28,13 +28,19 @@ def take_known(new: VAE, known: VAE) -> None:
             for column, levels in zip(part.used, part.levels, strict=True):
                 _fill(levels, rows.get(column, levels.new_zeros(1, levels.shape[1])))
         elif not isinstance(part, nn.ParameterList):
-            _fill_all(dict(part.named_parameters(recurse=False)), dict(old.named_parameters(recurse=False)))
-            _fill_all(dict(part.named_buffers(recurse=False)), dict(old.named_buffers(recurse=False)))
+            before = _own_arrays(old)
+            for of_part, array in _own_arrays(part).items():
+                _fill(array, before[of_part])
 
 
-def _fill_all(arrays: dict[str, torch.Tensor], known: dict[str, torch.Tensor]) -> None:
-    for name, array in arrays.items():
-        _fill(array, known[name])
+def _own_arrays(part: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+
+
+def batch_levels(vae: VAE) -> list[nn.Parameter]:
+    """Return the offsets of batches, (batches, n) each, by layer; those of the output are last."""
+    offsets = [part for part in vae.modules() if isinstance(part, CovariateOffset) and 0 in part.used]
+    return [offset.levels[offset.used.index(0)] for offset in offsets]
 
 
 def _fill(array: torch.Tensor, known: torch.Tensor) -> None:
@@ -53,9 +59,8 @@ def freeze_known(vae: VAE, n_known: int) -> None:
         w.requires_grad_(False)
     vae.moving = range(n_known, n_batches)
     if vae.moving:
-        for part in vae.modules():
-            if isinstance(part, CovariateOffset) and 0 in part.used:
-                part.levels[part.used.index(0)].requires_grad_(True)
+        for levels in batch_levels(vae):
+            levels.requires_grad_(True)
         if vae.decoder.dispersion == "gene-batch":
             vae.decoder.log_dispersion.requires_grad_(True)
 
@@ -75,8 +80,6 @@ def with_start(vae: VAE) -> VAE:
     copied = copy.deepcopy(vae)
     assert copied.moving is not None
     n_known = copied.moving.start
-    for part in copied.modules():
-        if isinstance(part, CovariateOffset) and 0 in part.used:
-            levels = part.levels[part.used.index(0)]
-            levels[n_known:] = levels[:n_known].mean(0)
+    for levels in batch_levels(copied):
+        levels[n_known:] = levels[:n_known].mean(0)
     return copied

@@ -87,8 +87,8 @@ def calibrated(
 def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
     """Return the softmax of log probabilities divided by a temperature, (cells, labels)."""
     logits = np.log(np.maximum(probability, TINY)) / temperature
-    found = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf)) if probability.shape[1] else logits
-    return found / found.sum(1, keepdims=True) if probability.shape[1] else found
+    found = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
+    return found / found.sum(1, keepdims=True)
 
 
 def fitted_temperature(probability: np.ndarray, labels: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from anndata import AnnData
 
 from sccvae.data.columns import categories_of
 from sccvae.data.matrix import check_adata
+from sccvae.models.mapping import ERROR_RATE, LEAST_GENES, NOVELTY_RATE
 from sccvae.models.sccvae import SCCVAE
 from sccvae.tl import results
 from sccvae.validation.arguments import checked_seed, flag
@@ -21,7 +22,7 @@ def map_query(
     *,
     batch_key: str | None = None,
     gene_key: str | None = None,
-    least_genes: float = 0.5,
+    least_genes: float = LEAST_GENES,
     key_added: str = "sccvae",
     labels: bool = True,
     train: bool = True,
@@ -122,8 +123,8 @@ def transfer_labels(
     *,
     key_added: str = "sccvae",
     reference_labels: Any = None,
-    novelty_rate: float = 0.07,
-    error_rate: float = 0.05,
+    novelty_rate: float = NOVELTY_RATE,
+    error_rate: float = ERROR_RATE,
     copy: bool = False,
     seed: int = 0,
 ) -> AnnData | None:

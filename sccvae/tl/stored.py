@@ -162,10 +162,10 @@ def _blocks(
     source: Source, model: SCCVAE, key: str, scale: float, cells: range, *, with_expression: bool
 ) -> Iterator[AnnData]:
     """Yield the blocks of the new file."""
-    where = "layers" if with_expression else None
+    where, with_labels = "layers" if with_expression else None, results.has_labels(model)
     for given in _cells(source, model, cells):
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
-        if results.has_labels(model):
+        if with_labels:
             results.write_labels(block, model.predict(given), key, reasons=False)
         yield block

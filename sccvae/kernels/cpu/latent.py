@@ -203,7 +203,7 @@ def labelled_prior(
         (components, cells): filled.
     """
     # With responsibilities r of p(z) and s of p(z, y), a cell pulls a component by (weight + penalty_weight) s -
-    # penalty_weight r; both are the same for a cell without a label.
+    # penalty_weight r; both are the same for a cell without a label. Loops shared with `mixture_prior` round otherwise.
     total, n_cells = f32(math.log(np.exp(logits - logits.max()).sum())) + logits.max(), z.shape[1]
     value[:], penalty[:] = f32(0.0), f32(0.0)
     for d in range(len(z)):
