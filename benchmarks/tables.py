@@ -59,6 +59,15 @@ MEASURES: dict[str, tuple[str, int | None, bool]] = {
     "s_per_1000": ("s per 1,000", None, True),
     "log_likelihood": ("nats per image", 2, False),
     "zeros_inside": ("genes with zeros inside", 3, False),
+    "acc": ("accuracy", 3, False),
+    "f1": ("macro F1", 3, False),
+    "ece": ("calibration error", 3, True),
+    "knn_mix": ("mixing", 2, False),
+    "novel_auc": ("AUC of new kind", 3, False),
+    "novel_found": ("new kind found", 2, False),
+    "known_kept": ("others accepted", 2, False),
+    "ref_s": ("reference (s)", None, True),
+    "map_s": ("mapping (s)", None, True),
 }
 NAMES = {"scvi": "scvi-tools, ZINB", "scvi-tuned": "scvi-tools, ZINB, tuned", "scvi-nb": "scvi-tools, NB, tuned"}
 NAMES |= {"harmony": "Harmony", "pca": "PCA", "wilcoxon": "Wilcoxon", "simulated": "simulated"}
@@ -290,6 +299,68 @@ def differential(which: str) -> str:
     return markdown(["kind", "method", "repeats", *(MEASURES[measure][0] for measure in measures)], lines)
 
 
+MAPPED = {"sccvae": "sccvae", "logreg": "logistic regression", "pca-knn": "PCA, 15-NN"}
+MAPPED |= {"scvi-arches": "scArches", "scanvi-arches": "scANVI, scArches"}
+
+
+def labelled() -> str:
+    """A row for each data set and choice of labels: scores with them, of sccvae and scANVI."""
+    rows, lines = read(RESULTS / "labels.jsonl"), []
+    names = {"none": "none", "all": "all", "half": "half of them"}
+    for name in dict.fromkeys(row["data_set"] for row in rows):
+        of_set = [row for row in rows if row["data_set"] == name]
+        for i, labels in enumerate(dict.fromkeys(row["conditions"]["labels"] for row in of_set)):
+            kind, _, wrong = labels.rpartition("-")
+            line = [name if i == 0 else "", names.get(labels, f"{wrong} % wrong, {kind.replace('-', ' ')}")]
+            for measure in ("total", "bio"):
+                cells = [pick(of_set, method=m, measure=measure, labels=labels) for m in ("sccvae", "scanvi")]
+                line += embolden([text(c, error=True) for c in cells], False)
+            line.append(seeds_of(pick(of_set, method="sccvae", measure="total", labels=labels)))
+            lines.append(line)
+    scores = [f"{MEASURES[m][0]}, {who}" for m in ("total", "bio") for who in ("sccvae", "scANVI")]
+    return markdown(["data set", "labels", *scores, "seeds of sccvae"], lines)
+
+
+def mapped(part: str) -> str:
+    """A row for each task and method; of donors and simulated batches the mean over all queries."""
+    rows = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == part]
+    measures = [
+        m for m in ("acc", "f1", "ece", "knn_mix", "novel_auc", "novel_found", "known_kept") if pick(rows, measure=m)
+    ]
+    measures += ["ref_s", "map_s"] * (part == "tasks")
+    lines = []
+    for name in dict.fromkeys(row["conditions"]["query"] for row in rows) if part == "tasks" else (None,):
+        of_task = pick(rows, query=name) if name else rows
+        methods = [method for method in MAPPED if pick(of_task, method=method)]
+        found = [[pick(of_task, method=method, measure=measure) for measure in measures] for method in methods]
+        values = [
+            [
+                text(cell, error=part == "tasks" and m not in ("ref_s", "map_s"))
+                for m, cell in zip(measures, of, strict=True)
+            ]
+            for of in found
+        ]
+        values = columns(values, [MEASURES[measure][2] for measure in measures])
+        for i, (method, of_method) in enumerate(zip(methods, values, strict=True)):
+            label = [name if i == 0 else ""] if name else []
+            lines.append([*label, MAPPED[method], str(count(pick(of_task, method=method))), *of_method])
+    heading = ["query"] * (part == "tasks") + ["method", "seeds"]
+    return markdown([*heading, *(MEASURES[measure][0] for measure in measures)], lines)
+
+
+def missing_genes() -> str:
+    """A row for each query and way: accuracy and macro F1 by the fraction of genes that are missing."""
+    rows = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == "missing"]
+    fractions, lines = sorted({row["conditions"]["missing"] for row in rows}), []
+    for name in dict.fromkeys(row["conditions"]["query"] for row in rows):
+        for i, how in enumerate(("left out", "zeros")):
+            of_way = pick(rows, query=name, method=how)
+            cells = [text(pick(of_way, measure=m, missing=x)) for m in ("acc", "f1") for x in fractions]
+            lines.append([name if i == 0 else "", how, str(count(of_way)), *cells])
+    heading = [f"{MEASURES[m][0]}, {x:.0%}" for m in ("acc", "f1") for x in fractions]
+    return markdown(["query", "missing genes are", "seeds", *heading], lines)
+
+
 def generation(name: str) -> str:
     rows = [row for row in read(RESULTS / "generation.jsonl") if row["data_set"] == name and has(row, **GENERATION)]
     measures = [m for m in ("auc", "auc_sum", "mmd", "coverage", "spurious", "s_per_1000") if pick(rows, measure=m)]
@@ -518,6 +589,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "pseudotime": pseudotime,
     "differential-expression": lambda: differential("repeats"),
     "differential-expression-first": lambda: differential("first"),
+    "labels": labelled,
+    "mapping-tasks": lambda: mapped("tasks"),
+    "mapping-donors": lambda: mapped("donors"),
+    "mapping-simulated": lambda: mapped("simulated"),
+    "missing-genes": missing_genes,
     "generation-digits": lambda: generation("digits"),
     "generation-cortex": lambda: generation("cortex"),
     "generation-pbmc_3tech": lambda: generation("pbmc_3tech"),

@@ -1,5 +1,6 @@
 """Functions in Scanpy's manner: they apply a model to an AnnData and write the results into it."""
 
+from sccvae.tl.conditions import confounding_table
 from sccvae.tl.denoising import denoise
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
@@ -9,6 +10,7 @@ from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
 
 __all__ = [
+    "confounding_table",
     "denoise",
     "gradient",
     "hierarchy",

@@ -1,0 +1,1 @@
+"""Statistics in which samples, such as donors, are the replicates, not cells."""
