@@ -66,6 +66,7 @@ def _add_integrate(commands) -> None:
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the experiment of each cell")
     command.add_argument("--labels-key", metavar="COLUMN", help="column of obs with labels of some or all cells")
     command.add_argument("--unlabeled", metavar="VALUE", help="value of --labels-key that means no label")
+    command.add_argument("--condition-key", metavar="COLUMN", help="column of obs with the condition that you study")
     _add_reading(command)
     _add_storage(command)
     command.add_argument(
@@ -244,6 +245,7 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
         batch_key=arguments.batch_key,
         labels_key=arguments.labels_key,
         unlabeled=arguments.unlabeled,
+        condition_key=arguments.condition_key,
         layer=arguments.layer,
         mask_var=None if mask == "all" else mask,
         round_counts=arguments.round_counts,

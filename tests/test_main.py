@@ -477,6 +477,14 @@ def test_integrate_with_labels(counts, output, tmp_path, capsys):
     assert "no cell has it" in refused(capsys, *arguments, "--labels-key", "kind", "--unlabeled", "v")
 
 
+def test_integrate_with_a_condition(counts, output, capsys):
+    arguments = ["integrate", str(counts), "-o", str(output), *QUICK]
+    assert main([*arguments, "--batch-key", "batch", "--condition-key", "kind"]) == 0
+    assert ad.read_h5ad(output).uns["sccvae"]["parameters"]["condition_key"] == "kind"
+    capsys.readouterr()
+    assert "so is batch_key" in refused(capsys, *arguments, "--batch-key", "kind", "--condition-key", "kind")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("during", ["train", "write_h5ad"])
 def test_sigterm_ends_the_run_and_leaves_nothing(counts, output, tmp_path, capsys, monkeypatch, during):

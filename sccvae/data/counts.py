@@ -110,7 +110,12 @@ class Minibatch(NamedTuple):
 
     def with_batch(self, code: int) -> "Minibatch":
         """Return the cells with their batch replaced by number `code`."""
-        codes = torch.cat([torch.full_like(self.codes[:, :1], code), self.codes[:, 1:]], dim=1)
+        return self.with_level(0, code)
+
+    def with_level(self, column: int, code: int) -> "Minibatch":
+        """Return the cells with one of the codes, that of the batch (0) or of a covariate, replaced by `code`."""
+        codes = self.codes.clone()
+        codes[:, column] = code
         return self._replace(codes=codes)
 
 

@@ -59,6 +59,8 @@ class Schema:
         Whether counts are rounded to whole numbers.
     labels_key, unlabeled, labels
         Column of labels, which may be missing; the value of cells without one; the names of the labels.
+    condition_key
+        The categorical covariate, among those above, whose effect is of interest.
     """
 
     genes: tuple[str, ...]
@@ -76,6 +78,7 @@ class Schema:
     labels_key: str | None = None
     unlabeled: str | None = None
     labels: tuple[str, ...] = ()
+    condition_key: str | None = None
 
     @classmethod
     def learn(
@@ -92,6 +95,7 @@ class Schema:
         round_counts: bool = False,
         labels_key: str | None = None,
         unlabeled: str | None = None,
+        condition_key: str | None = None,
         storage: Storage = IN_MEMORY,
     ) -> tuple["Schema", Counts]:
         """Check the training data of a model; return their schema and counts.
@@ -128,9 +132,16 @@ class Schema:
         for given in (categorical_covariate_keys, continuous_covariate_keys):
             if isinstance(given, str):
                 raise TypeError(f"Covariate keys are the text {given!r}; expected a list of columns: pass [{given!r}].")
+        if condition_key is not None:
+            categorical_covariate_keys = _with_condition(condition_key, batch_key, categorical_covariate_keys)
         keys: list[str | None] = [batch_key, *categorical_covariate_keys]
         source.check_columns([*keys, *continuous_covariate_keys, size_factor_key])
         categories = tuple(("all",) if key is None else categories_of(adata, key) for key in keys)
+        if condition_key is not None and len(categories[-1]) < 2:
+            raise ValueError(
+                f"condition_key is {condition_key!r}, which has one value, {categories[-1][0]!r}; expected at least "
+                "two conditions. Leave condition_key out, or pass the cells of both conditions."
+            )
         if unlabeled is not None and labels_key is None:
             raise ValueError(f"unlabeled is {unlabeled!r} without labels_key; expected the name of a column, too.")
         labels = () if labels_key is None else label_names_of(adata, labels_key, unlabeled)
@@ -160,6 +171,7 @@ class Schema:
             labels_key=labels_key,
             unlabeled=unlabeled,
             labels=labels,
+            condition_key=condition_key,
         )
         return schema, schema.assemble(adata, rows)
 
@@ -199,6 +211,13 @@ class Schema:
         """Read what a user gave for new data, as of `open_source`; return its tables, too."""
         with open_source(given, budget=storage.memory_budget) as source:
             return source.frame, self.read(source, storage)
+
+    @property
+    def condition(self) -> int:
+        """Column of the codes with the condition; -1 without one."""
+        if self.condition_key is None:
+            return -1
+        return 1 + self.categorical_covariate_keys.index(self.condition_key)
 
     def code_of_batch(self, batch: Any) -> int:
         """Return the number of a batch, given its name."""
@@ -249,6 +268,17 @@ class Schema:
             labels=labels,
             nonnegative=self.support != "real",
         )
+
+
+def _with_condition(condition_key: str, batch_key: str | None, covariates: Sequence[str]) -> tuple[str, ...]:
+    """Return the categorical covariates with the condition as the last one."""
+    for key, what in ((batch_key, "batch_key"), *((key, "a categorical covariate") for key in covariates)):
+        if key == condition_key:
+            raise ValueError(
+                f"condition_key is {condition_key!r}, and so is {what}; expected a column of its own: the effect of a "
+                "batch or covariate is removed, that of the condition is kept."
+            )
+    return (*covariates, condition_key)
 
 
 def learn(

@@ -80,6 +80,8 @@ def _check_together(schema: Schema, a: Architecture) -> None:
     for what, (one, other) in same.items():
         if one != other:
             raise ValueError(f"{what} do not match: {one!r}, {other!r}")
+    if schema.condition_key is not None and schema.condition_key not in schema.categorical_covariate_keys:
+        raise ValueError(f"condition_key is {schema.condition_key!r}; expected one of the categorical covariates")
     if not names or not all(schema.categories):
         raise ValueError("genes or categories are empty; expected at least one of each")
     if any(len(set(names)) < len(names) for names in schema.categories):

@@ -27,7 +27,14 @@ from sccvae.models.description import Description
 from sccvae.models.plan import Run
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
-from sccvae.modules.new_batches import batch_levels, freeze_known, start_new_batches, take_known, with_start
+from sccvae.modules.new_batches import (
+    batch_levels,
+    centre_within_conditions,
+    freeze_known,
+    start_new_batches,
+    take_known,
+    with_start,
+)
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.diagnostics import Check
@@ -412,6 +419,8 @@ class MappingModel(AnalysisModel):
         super()._after_training()
         if not self.is_mapped:
             self._calibration = self._reference = None
+            if self._schema.condition > 0 and self._counts is not None:
+                centre_within_conditions(self._vae, self._schema.condition, self._counts.codes)
 
     def _description(self) -> dict[str, Any]:
         found = super()._description()

@@ -46,7 +46,7 @@ OWN = "this model"  # in a table of cross-validation
 _NETWORK = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "encode_covariates")
 _PRIORS = ("dropout_cost", "prior_components", "batch_mixing", "weight_precision", "thinning")
 _LIKELIHOOD = ("gene_likelihood", "dispersion", "library", *_PRIORS)
-_KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key")
+_KEYS = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys", "size_factor_key", "condition_key")
 
 
 class SCCVAE(MappingModel):
@@ -72,6 +72,10 @@ class SCCVAE(MappingModel):
         labels to other cells. Missing values are cells without a label.
     unlabeled
         Value of `labels_key` that means no label, such as "Unknown".
+    condition_key
+        Column of `obs` with the condition of each cell, such as a treatment. Its effect may depend on the embedding,
+        from which it is removed; `tl.condition_effect` shows it. What all batches of a condition have in common, such
+        as donors, belongs to the condition (`sccvae.modules.new_batches.centre_within_conditions`).
     {mask_var}
     genes
         Names of the genes to model, in this order, in place of `mask_var`.
@@ -159,6 +163,7 @@ class SCCVAE(MappingModel):
         size_factor_key: str | None = None,
         labels_key: str | None = None,
         unlabeled: str | None = None,
+        condition_key: str | None = None,
         mask_var: str | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         round_counts: bool = False,
@@ -197,6 +202,7 @@ class SCCVAE(MappingModel):
             size_factor_key=size_factor_key,
             labels_key=labels_key,
             unlabeled=unlabeled,
+            condition_key=condition_key,
             mask_var=mask_var,
             genes=genes,
             round_counts=round_counts,
@@ -334,7 +340,9 @@ class SCCVAE(MappingModel):
         if settings is not None and OWN in settings:
             raise ValueError(f"A setting is called {OWN!r}, the name of the model's own settings: rename it.")
         own = {name: getattr(self._vae.architecture, name) for name in (*_NETWORK, *_LIKELIHOOD)}
-        own |= {name: getattr(self._schema, name) for name in _KEYS} | {"device": self.device} | dict(options or {})
+        own |= {name: getattr(self._schema, name) for name in _KEYS}
+        covariates = [key for key in self._schema.categorical_covariate_keys if key != self._schema.condition_key]
+        own |= {"categorical_covariate_keys": covariates, "device": self.device} | dict(options or {})
         every = {OWN: own} | {name: own | dict(changes) for name, changes in (settings or {}).items()}
         obs, genes = self._obs, self.gene_names
         if not same_names(obs.index, cast(pd.Index, self._cell_names)):

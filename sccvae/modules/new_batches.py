@@ -4,6 +4,8 @@ import copy
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from sccvae.modules.networks import CovariateOffset
@@ -72,6 +74,39 @@ def start_new_batches(vae: VAE, means: np.ndarray, variances: np.ndarray) -> Non
     n_known = vae.moving.start
     for of_batches, values in ((vae.library_mean, means), (vae.library_variance, variances)):
         of_batches[n_known:] = torch.from_numpy(values[n_known:])
+
+
+@torch.no_grad()
+def centre_within_conditions(vae: VAE, column: int, codes: np.ndarray) -> None:
+    """Move what the batches of a condition have in common from their offsets to those of the condition.
+
+    Where batches lie within conditions, such as donors, a number added to the offsets of all batches of a condition and
+    subtracted from that of the condition changes no output. Training leaves the effect of the condition divided between
+    the two. Here the mean of the batches becomes zero. Outputs of all cells that there are stay as they are.
+
+    Parameters
+    ----------
+    column
+        Column of the codes with the condition.
+    codes
+        (cells, 1 + covariates) codes of batch and covariates.
+    """
+    n_batches, n_conditions = vae.architecture.n_levels[0], vae.architecture.n_levels[column]
+    pairs = (codes[:, 0], n_batches + codes[:, column])
+    linked = coo_matrix((np.ones(len(codes)), pairs), shape=(n_batches + n_conditions,) * 2)
+    # Batches and conditions of one component move together: a condition that shares batches with others keeps its offset.
+    n_components, component = connected_components(linked, directed=False)
+    for offset in (
+        part for part in vae.modules() if isinstance(part, CovariateOffset) and {0, column} <= set(part.used)
+    ):
+        of_batches, of_conditions = (offset.levels[offset.used.index(k)] for k in (0, column))
+        for number in range(n_components):
+            inside = torch.from_numpy(component == number).to(of_batches.device)
+            batches, conditions = inside[:n_batches], inside[n_batches:]
+            if batches.any() and conditions.any():
+                common = of_batches[batches].mean(0)
+                of_batches[batches] -= common
+                of_conditions[conditions] += common
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ def integrate(
     batch_key: str | None = None,
     labels_key: str | None = None,
     unlabeled: str | None = None,
+    condition_key: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | EllipsisType | None = ...,
     round_counts: bool = False,
@@ -49,6 +50,9 @@ def integrate(
         cell gets a label; see `SCCVAE.predict`. None takes none.
     unlabeled
         Value of `labels_key` that means no label, such as "Unknown". Missing values are cells without a label, too.
+    condition_key
+        Column of `obs` with the condition of each cell, such as a treatment, that `batch_key` is not: its effect is
+        removed from the embedding, and kept in both expression matrices. See `condition_effect`.
     layer
         Layer with the counts.
     mask_var
@@ -120,6 +124,7 @@ def integrate(
             "batch_key": batch_key,
             "labels_key": labels_key,
             "unlabeled": unlabeled,
+            "condition_key": condition_key,
             "layer": layer,
         }
         model = SCCVAE(given, mask_var=mask_var, **keys, **options)
