@@ -94,11 +94,10 @@ def centre_within_conditions(vae: VAE, column: int, codes: np.ndarray) -> None:
     n_batches, n_conditions = vae.architecture.n_levels[0], vae.architecture.n_levels[column]
     pairs = (codes[:, 0], n_batches + codes[:, column])
     linked = coo_matrix((np.ones(len(codes)), pairs), shape=(n_batches + n_conditions,) * 2)
-    # Batches and conditions of one component move together: a condition that shares batches with others keeps its offset.
+    # Batches and conditions of one component move together, so that conditions that share batches keep their difference.
     n_components, component = connected_components(linked, directed=False)
-    for offset in (
-        part for part in vae.modules() if isinstance(part, CovariateOffset) and {0, column} <= set(part.used)
-    ):
+    offsets = [part for part in vae.modules() if isinstance(part, CovariateOffset)]
+    for offset in (part for part in offsets if {0, column} <= set(part.used)):
         of_batches, of_conditions = (offset.levels[offset.used.index(k)] for k in (0, column))
         for number in range(n_components):
             inside = torch.from_numpy(component == number).to(of_batches.device)

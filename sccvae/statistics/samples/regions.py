@@ -71,10 +71,8 @@ def clarity(total: np.ndarray, library: np.ndarray, arm: np.ndarray) -> np.ndarr
     rate = total.sum(1, keepdims=True) / np.maximum(library.sum(1, keepdims=True), 1)
     logs = np.log((total + 0.5) / (library * 1.0 + 0.5 / np.maximum(rate, 1e-12)))
     first, second = logs[:, arm == 1], logs[:, arm == 0]
-    noise = (1 / (total[:, arm == 1] + 0.5)).mean(1) / (arm == 1).sum()
-    noise = (
-        noise + (1 / (total[:, arm == 0] + 0.5)).mean(1) / (arm == 0).sum()
-    )  # of counts alone: the smallest variance
+    # The variance is at least that of the counts alone.
+    noise = sum((1 / (total[:, arm == k] + 0.5)).mean(1) / (arm == k).sum() for k in (0, 1))
     scatter = first.var(1, ddof=1) / first.shape[1] + second.var(1, ddof=1) / second.shape[1]
     t = np.abs(first.mean(1) - second.mean(1)) / np.sqrt(np.maximum(scatter, noise))
     return np.where((library > 0).all(1) & (total.sum(1) >= LEAST_COUNTS), t, -np.inf)
