@@ -14,6 +14,7 @@ from sccvae.data.counts import Counts
 from sccvae.inference import posterior, sums
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
+from sccvae.statistics.differential_expression import Design
 from sccvae.statistics.predictive_checks import predictive_check
 from sccvae.statistics.samples import tables as over_samples
 from sccvae.statistics.samples.design import check_covariates
@@ -181,7 +182,7 @@ class AnalysisModel(OutputsModel):
         counts: Counts,
         names: pd.Index,
         obs: pd.DataFrame | None,
-        groups: differential_expression.Design,
+        groups: Design,
         sample_key: Any,
         covariates: Any,
         by: Any,
@@ -204,7 +205,7 @@ class AnalysisModel(OutputsModel):
         unit = unit.ravel()
         observed, detected = sums.observed(counts, unit, len(keys))
         expected = sums.expected(self._vae, counts, np.where(group >= 0, unit, -1), len(keys), chunk_size)
-        units = over_samples.Units(*keys.T, np.bincount(unit), observed, expected, detected)
+        units = over_samples.Units(keys[:, 0], keys[:, 1], keys[:, 2], np.bincount(unit), observed, expected, detected)
         return over_samples.Study(units, groups, None if kinds is None else tuple(kinds.categories), described)
 
     def diagnose(

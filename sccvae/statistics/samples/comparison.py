@@ -78,13 +78,21 @@ def compare(sums: Sums, design: Design, *, seed: int) -> Result:
     else:
         pval, error, lfc, lfc_se = _with_other_evidence(sums, tested, design, own, plain, white, seed)
     half = stdtrit(plain.degrees, 0.975) * lfc_se
-    columns = []
-    for values, other in ((pval, 1.0), (error, 1.0), (lfc, 0.0), (lfc_se, np.nan), (lfc - half, np.nan)):
-        columns.append(np.full(n_genes, other))
-        columns[-1][tested] = values
-    high = np.full(n_genes, np.nan)
-    high[tested] = lfc + half
-    return Result(*columns, high, tested)
+
+    def every(values: np.ndarray, untested: float) -> np.ndarray:
+        result = np.full(n_genes, untested)
+        result[tested] = values
+        return result
+
+    return Result(
+        pval=every(pval, 1.0),
+        error=every(error, 1.0),
+        lfc=every(lfc, 0.0),
+        lfc_se=every(lfc_se, np.nan),
+        low=every(lfc - half, np.nan),
+        high=every(lfc + half, np.nan),
+        tested=tested,
+    )
 
 
 def _other_expression(sums: Sums, tested: np.ndarray) -> np.ndarray:

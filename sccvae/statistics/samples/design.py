@@ -112,10 +112,10 @@ def design_of(sample: np.ndarray, group: np.ndarray, covariates: pd.DataFrame | 
         A group has fewer than two samples; covariates determine the groups; no residual degree of freedom is left.
     """
     sizes = [int((group == number).sum()) for number in (1, 2)]
-    for number, size in enumerate(sizes, 1):
+    for which, size in enumerate(sizes, 1):
         if size < 2:
             raise ValueError(
-                f"sample_key: group {number} has {size} sample{'s' * (size != 1)} with at least {LEAST_CELLS} cells; "
+                f"sample_key: group {which} has {size} sample{'s' * (size != 1)} with at least {LEAST_CELLS} cells; "
                 "expected at least two in each group. Without replicates the variation between samples is unknown, "
                 "so no p-value exists. Without sample_key, cells are compared; that describes these samples only."
             )
@@ -159,10 +159,15 @@ def whitening(design: Design, residuals: np.ndarray) -> np.ndarray | None:
     """
     if design.kind != "partly paired":
         return None
-    same = design.sample[:, None] == design.sample
-    np.fill_diagonal(same, False)
-    scaled = residuals / np.maximum(np.sqrt((residuals**2).mean(0)), 1e-12)
-    products = scaled @ scaled.T / scaled.shape[1]
-    correlation = float(np.clip(products[same].mean(), 0, 0.95))
+    same = (design.sample[:, None] == design.sample).astype(float) - np.eye(len(design.sample))
+    basis, _ = np.linalg.qr(np.column_stack([design.nuisance, design.group]))
+    left = np.eye(len(same)) - basis @ basis.T
+    squares = (residuals**2).sum(0)
+    weights = 1 / np.maximum(squares + np.median(squares), 1e-12)
+    found = (((weights * residuals) @ residuals.T) * same).sum() / (weights * squares).sum()
+    # Residuals have the covariance left (I + r same) left: solve for r the ratio of its entries to its trace.
+    within = left @ same @ left
+    slope = found * np.trace(within) - (within * same).sum()
+    correlation = float(np.clip(((left * same).sum() - found * np.trace(left)) / slope, 0, 0.95))
     values, vectors = np.linalg.eigh(np.eye(len(same)) + correlation * same)
     return vectors @ np.diag(values**-0.5) @ vectors.T
