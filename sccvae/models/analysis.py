@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sccvae.data.counts import Counts
-from sccvae.inference import posterior
+from sccvae.inference import posterior, sums
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
+from sccvae.statistics.differential_expression import Design
 from sccvae.statistics.predictive_checks import predictive_check
-from sccvae.validation.arguments import MOST, SEEDS, checked_seed, flag, limit, positive, unless_none, whole
+from sccvae.statistics.samples import tables as over_samples
+from sccvae.statistics.samples.design import check_covariates
+from sccvae.validation.arguments import (
+    MOST,
+    SEEDS,
+    check_choice,
+    checked_seed,
+    flag,
+    limit,
+    positive,
+    unless_none,
+    whole,
+)
 
 
 class AnalysisModel(OutputsModel):
@@ -36,6 +49,10 @@ class AnalysisModel(OutputsModel):
         mode: differential_expression.Mode = "change",
         delta: float | None = 0.25,
         *,
+        sample_key: str | Sequence[Any] | pd.Series | None = None,
+        covariates: Sequence[str] | None = None,
+        by: str | Sequence[Any] | pd.Series | None = None,
+        adjust: over_samples.Adjust = "within",
         batch_correction: bool = True,
         pseudocount: float | None = None,
         fdr_target: float = 0.05,
@@ -47,7 +64,9 @@ class AnalysisModel(OutputsModel):
         """Find genes whose mean normalised expression differs between groups of cells, by posterior samples.
 
         After Boyeau et al. 2019 (https://doi.org/10.1101/794289); `sccvae.statistics.differential_expression`
-        describes the differences from it, and the reasons.
+        describes the differences from it, and the reasons. Cells are the replicates: the table describes these samples.
+        With `sample_key`, samples such as donors are the replicates, and the table holds for the population that they
+        come from. Pass it to compare conditions.
 
         Parameters
         ----------
@@ -61,6 +80,17 @@ class AnalysisModel(OutputsModel):
             of scvi-tools: Bayes factor of group 1 above group 2.
         delta
             Threshold of the fold change, in log2 units; None fits it to the fold changes of all genes.
+        sample_key
+            Column of `obs`, or a label for each cell: sample, such as the donor. Samples in both groups are paired.
+            `mode`, `delta`, `batch_correction`, `pseudocount`, `n_samples` and `max_cells` are not used.
+        covariates
+            Columns of `obs` that are constant within samples, such as the sex, to adjust for. A paired design is
+            adjusted already.
+        by
+            Column of `obs`, or a label for each cell: test each cell type by itself. Types with too few samples are
+            left out with a warning.
+        adjust
+            Adjust p-values `within` each comparison and cell type, or over `all` tests.
         batch_correction
             Decode both groups in all batches, and compare counts within batches. The default of scvi-tools is False.
         pseudocount
@@ -79,10 +109,17 @@ class AnalysisModel(OutputsModel):
         if a group has that name. `vanilla` has `proba_m1`, `proba_m2`, and neither calls nor `delta` and
         `pseudocounts`.
 
+        With `sample_key`: genes sorted by `pval`, of a moderated t-test with the evidence of other cells or of the
+        model's expectation (`sccvae.statistics.samples`); `padj`, the false discovery rate; `lfc_mean`, log2 of group
+        1 over group 2, with its standard error `lfc_se` and 95 % interval, `lfc_low` and `lfc_high`;
+        `is_de_fdr_0.05`; for each group `n_samples`, `scale`, `raw_mean`, `non_zeros_proportion`; with `by`, the
+        column of that name. Genes with fewer than 10 counts are not tested: `pval` is 1, `lfc_mean` 0.
+
         Raises
         ------
         ValueError, KeyError, TypeError
-            A group is unknown, empty or compared with itself; the likelihood is not of counts.
+            A group is unknown, empty or compared with itself; the likelihood is not of counts; with `sample_key`, a
+            group has fewer than two samples, or a covariate varies within a sample or determines the groups.
 
         Examples
         --------
@@ -98,6 +135,20 @@ class AnalysisModel(OutputsModel):
         >>> table = model.differential_expression(idx1=adata.obs["gradient"] > 0.8, idx2=adata.obs["gradient"] < 0.2)
         >>> len(table)
         50
+
+        Two conditions, with donors as replicates, in each cell type:
+
+        >>> import sccvae
+        >>> cells = sccvae.simulate.simulate(400, 50, seed=0)
+        >>> cells.obs["donor"] = [f"donor_{number % 8}" for number in range(400)]
+        >>> cells.obs["condition"] = ["a" if number % 8 < 4 else "b" for number in range(400)]
+        >>> trained = sccvae.SCCVAE(cells, batch_key="donor")
+        >>> trained.train(max_epochs=1)
+        >>> table = trained.differential_expression(
+        ...     groupby="condition", group1="b", group2="a", sample_key="donor", by="cell_type"
+        ... )
+        >>> table["n_samples1"].unique().tolist()
+        [4]
         """
         if self.likelihood.support != "counts":
             raise ValueError(
@@ -110,11 +161,52 @@ class AnalysisModel(OutputsModel):
         counts, names, obs = self._cells_and_table(adata)
         labels = None if groupby is None else self._labels(groupby, obs, names, "groupby")
         design = differential_expression.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
+        check_choice("adjust", adjust, get_args(over_samples.Adjust))
+        if sample_key is not None:
+            study = self._study(counts, names, obs, design, sample_key, covariates, by, chunk_size)
+            column = by if isinstance(by, str) else "by"
+            return over_samples.table(
+                study, self.gene_names, by=column, adjust=adjust, fdr_target=options.fdr_target, seed=seed
+            )
+        if covariates is not None or by is not None:
+            given = "by" if covariates is None else "covariates"
+            raise ValueError(f"{given} needs sample_key, which is None; pass sample_key, the column of the samples.")
         batches = self._batch_codes(self.batches if flag("batch_correction", batch_correction) else None)
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
         )
         return differential_expression.tables(groups, design, self.gene_names, options, seed=seed)
+
+    def _study(
+        self,
+        counts: Counts,
+        names: pd.Index,
+        obs: pd.DataFrame | None,
+        groups: Design,
+        sample_key: Any,
+        covariates: Any,
+        by: Any,
+        chunk_size: int | None,
+    ) -> over_samples.Study:
+        """Sum counts and the model's expectation of them over samples, groups and kinds of cells."""
+        samples = pd.Categorical(self._labels(sample_key, obs, names, "sample_key").astype(str))
+        kinds = None if by is None else pd.Categorical(self._labels(by, obs, names, "by").astype(str))
+        described = None
+        if covariates is not None:
+            if isinstance(covariates, str) or not all(isinstance(key, str) for key in covariates):
+                raise TypeError(f"covariates is {covariates!r}; expected a list of columns of adata.obs, as ['sex'].")
+            columns = {key: self._labels(key, obs, names, "covariates").to_numpy() for key in covariates}
+            described = check_covariates(pd.DataFrame(columns), np.asarray(samples)) if columns else None
+        group = np.full(len(counts), -1)
+        for number, cells in enumerate(groups.cells):
+            group[cells] = number
+        kind = np.zeros(len(counts), dtype=np.int64) if kinds is None else kinds.codes
+        keys, unit = np.unique(np.column_stack([kind, samples.codes, group]), axis=0, return_inverse=True)
+        unit = unit.ravel()
+        observed, detected = sums.observed(counts, unit, len(keys))
+        expected = sums.expected(self._vae, counts, np.where(group >= 0, unit, -1), len(keys), chunk_size)
+        units = over_samples.Units(keys[:, 0], keys[:, 1], keys[:, 2], np.bincount(unit), observed, expected, detected)
+        return over_samples.Study(units, groups, None if kinds is None else tuple(kinds.categories), described)
 
     def diagnose(
         self,
