@@ -20,7 +20,7 @@ def effects(
     vae: VAE,
     counts: Counts,
     column: int,
-    levels: tuple[int, int],
+    levels: tuple[int, ...],
     genes: np.ndarray | None = None,
     *,
     n_samples: int | None = None,

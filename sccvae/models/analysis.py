@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.data.columns import position_of
 from sccvae.data.counts import Counts
-from sccvae.inference import posterior, sums
+from sccvae.inference import conditions, posterior, sums
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
 from sccvae.statistics.differential_expression import Design
 from sccvae.statistics.predictive_checks import predictive_check
+from sccvae.statistics.samples import confounding
 from sccvae.statistics.samples import tables as over_samples
 from sccvae.statistics.samples.design import check_covariates
 from sccvae.validation.arguments import (
@@ -29,6 +31,7 @@ from sccvae.validation.arguments import (
     unless_none,
     whole,
 )
+from sccvae.validation.wording import warn
 
 
 class AnalysisModel(OutputsModel):
@@ -172,6 +175,8 @@ class AnalysisModel(OutputsModel):
             given = "by" if covariates is None else "covariates"
             raise ValueError(f"{given} needs sample_key, which is None; pass sample_key, the column of the samples.")
         batches = self._batch_codes(self.batches if flag("batch_correction", batch_correction) else None)
+        if len(self.batches) > 1 and batch_correction:
+            self._warn_of_batches(counts.codes[:, 0], design)
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
         )
@@ -207,6 +212,86 @@ class AnalysisModel(OutputsModel):
         expected = sums.expected(self._vae, counts, np.where(group >= 0, unit, -1), len(keys), chunk_size)
         units = over_samples.Units(keys[:, 0], keys[:, 1], keys[:, 2], np.bincount(unit), observed, expected, detected)
         return over_samples.Study(units, groups, None if kinds is None else tuple(kinds.categories), described)
+
+    def _warn_of_batches(self, batches: np.ndarray, groups: Design) -> None:
+        """Warn if two groups share no batch: the correction for batches can then remove their difference."""
+        held = np.stack([np.bincount(batches[cells], minlength=len(self.batches)) for cells in groups.cells], axis=1)
+        for first, second in groups.pairs:
+            rest = held.sum(1) - held[:, first] if second is None else held[:, second]
+            names = [groups.names[k] if groups.names and k is not None else None for k in (first, second)]
+            shown = names[0] or "group 1", names[1] or ("all other cells" if groups.names else "group 2")
+            found = confounding.sentence_of_groups(
+                shown, np.column_stack([held[:, first], rest]), list(self.batches), "differential_expression"
+            )
+            if found is not None:
+                warn(found)
+                return
+
+    def get_condition_effect(
+        self,
+        condition: str,
+        reference: str,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        *,
+        gene_list: Sequence[str] | None = None,
+        n_samples: int | None = 25,
+        seed: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log2 fold changes between two conditions in each cell: the same embedding, decoded under both.
+
+        The model needs `condition_key`. `tl.condition_effect` adds intervals that include the scatter of samples, and
+        tests.
+
+        Parameters
+        ----------
+        condition, reference
+            Values of the column `condition_key`: the fold change is that of the first over the second.
+        adata, indices
+            As in `get_latent_representation`.
+        gene_list
+            Genes to return, in this order; None returns all.
+        n_samples
+            Samples of z for each cell. None decodes the mean of q(z|x); standard deviations are then 0.
+
+        Returns
+        -------
+        Mean and standard deviation over the samples, (cells, genes) float32 each, in log2 units. A hundredth of a
+        molecule per cell is added to both expressions, so that genes without expression have no fold change.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            The model has no condition, or does not know this one; it is not trained.
+
+        Examples
+        --------
+        >>> import sccvae
+        >>> cells = sccvae.simulate.simulate(300, 50, seed=0)
+        >>> cells.obs["drug"] = np.where(np.arange(300) % 2, "drug", "none")
+        >>> treated = sccvae.SCCVAE(cells, batch_key="batch", condition_key="drug")
+        >>> treated.train(max_epochs=1)
+        >>> mean, sd = treated.get_condition_effect("drug", "none", gene_list=["gene_1"], n_samples=5)
+        >>> mean.shape
+        (300, 1)
+        """
+        column, key = self._schema.condition, self._schema.condition_key
+        if column < 0:
+            raise ValueError("get_condition_effect found a model without a condition: train one with condition_key=.")
+        known = self._schema.categories[column]
+        levels = tuple(position_of(name, known, "condition", key) for name in (condition, reference))
+        if levels[0] == levels[1]:
+            raise ValueError(f"condition and reference are both {condition!r}; expected two different conditions.")
+        n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
+        counts, _ = self._cells(adata, indices)
+        genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
+        shape = (2, len(counts), counts.n_genes if genes is None else len(genes))
+        mean, sd = np.empty(shape, dtype=np.float32)
+        for rows, *of_chunk in conditions.effects(
+            self._vae, counts, column, levels, genes, n_samples=n_samples, seed=seed
+        ):
+            mean[rows], sd[rows] = of_chunk
+        return mean, sd
 
     def diagnose(
         self,

@@ -7,7 +7,7 @@ class    file      methods and properties
 ======== ========= ================================================================================================
 SCCVAE   sccvae    train, cross_validate
 Mapping  mapping   load_query_data, is_mapped, predict, reference_cells, save
-Analysis analysis  differential_expression, diagnose, report
+Analysis analysis  differential_expression, get_condition_effect, diagnose, report
 Outputs  outputs   get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
                    get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of, generate,
                    posterior_predictive_sample, describe

@@ -94,7 +94,7 @@ def centre_within_conditions(vae: VAE, column: int, codes: np.ndarray) -> None:
     n_batches, n_conditions = vae.architecture.n_levels[0], vae.architecture.n_levels[column]
     pairs = (codes[:, 0], n_batches + codes[:, column])
     linked = coo_matrix((np.ones(len(codes)), pairs), shape=(n_batches + n_conditions,) * 2)
-    # Batches and conditions of one component move together, so that conditions that share batches keep their difference.
+    # A component moves together: conditions that share batches keep their difference.
     n_components, component = connected_components(linked, directed=False)
     offsets = [part for part in vae.modules() if isinstance(part, CovariateOffset)]
     for offset in (part for part in offsets if {0, column} <= set(part.used)):

@@ -1,6 +1,6 @@
 """Functions in Scanpy's manner: they apply a model to an AnnData and write the results into it."""
 
-from sccvae.tl.conditions import confounding_table
+from sccvae.tl.conditions import condition_effect, confounding_table, split_counts
 from sccvae.tl.denoising import denoise
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
@@ -10,6 +10,7 @@ from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
 
 __all__ = [
+    "condition_effect",
     "confounding_table",
     "denoise",
     "gradient",
@@ -19,6 +20,7 @@ __all__ = [
     "rank_genes_groups",
     "score_integration",
     "similarity",
+    "split_counts",
     "store",
     "transfer_labels",
     "trends",

@@ -1,15 +1,23 @@
-"""Batches, samples and conditions of an AnnData."""
+"""Conditions of an AnnData: what can be told apart, and the effect of a condition in each cell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
+from scipy.special import ndtri
 
 from sccvae.data.columns import labels_of
 from sccvae.data.matrix import check_adata
-from sccvae.statistics.samples import confounding
+from sccvae.models.sccvae import SCCVAE
+from sccvae.statistics.samples import confounding, regions
+from sccvae.validation.arguments import checked_seed, finite, positive
 from sccvae.validation.conventions import scanpy_like
-from sccvae.validation.wording import warn
+from sccvae.validation.names import check_key
+from sccvae.validation.wording import listed, warn
 
 
 @scanpy_like(instead={"copy": "nothing is written to adata, the table is returned"})
@@ -67,3 +75,227 @@ def confounding_table(
     counts = counts.groupby(level=rows, sort=False).sum()
     counts.attrs["warnings"] = found
     return counts
+
+
+@scanpy_like()
+def split_counts(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    fraction: float = 0.5,
+    key_added: tuple[str, str] = ("fit", "held_out"),
+    copy: bool = False,
+    seed: int = 0,
+) -> AnnData | None:
+    """Assign each molecule at random to one of two layers: one to fit a model to, one to test on.
+
+    A test on the molecules that chose the cells or the question is biased. Counts of the two layers are independent
+    given the expression of the cell (count splitting, Neufeld et al. 2024,
+    https://doi.org/10.1093/biostatistics/kxac047).
+
+    Parameters
+    ----------
+    adata
+        Counts in `X` or in `layer`.
+    layer
+        Layer with the counts; None takes `X`.
+    fraction
+        Fraction of the molecules in the first layer, in (0, 1).
+    key_added
+        Names of the two layers.
+    {copy}
+    seed
+        Seed of the assignment.
+
+    Returns
+    -------
+    None, or the copy. The two layers are CSR matrices of float32, whose sum is the counts.
+
+    Raises
+    ------
+    ValueError, KeyError
+        The values are not whole numbers of 0 or more; there is no such layer; `fraction` is out of range.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
+    >>> sccvae.tl.split_counts(adata)
+    >>> bool((adata.layers["fit"] + adata.layers["held_out"] != adata.X).sum() == 0)
+    True
+    """
+    check_adata(adata)
+    fraction = finite("fraction", fraction, "a fraction in (0, 1)", above=0, below=1)
+    first, second = key_added
+    for key in key_added:
+        check_key("key_added", key)
+    if first == second:
+        raise ValueError(f"key_added names {first!r} twice; expected two different layers.")
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"{layer!r} is not in adata.layers, which has {listed(adata.layers)}.")
+    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32, copy=True)
+    if (counts.data < 0).any() or (counts.data != np.rint(counts.data)).any():
+        raise ValueError("split_counts found values that are no whole numbers of 0 or more; expected raw counts.")
+    kept = counts.copy()
+    kept.data = np.random.default_rng(checked_seed(seed)).binomial(counts.data.astype(np.int64), fraction)
+    kept.data = kept.data.astype(np.float32)
+    rest = counts - kept
+    for key, part in ((first, kept), (second, rest)):
+        part.eliminate_zeros()
+        adata.layers[key] = part.tocsr()
+    return None
+
+
+@scanpy_like(kinds=("SCCVAE",))
+def condition_effect(
+    adata: AnnData,
+    model: SCCVAE,
+    condition: str,
+    reference: str,
+    *,
+    by: str | None = None,
+    sample_key: str | None = None,
+    held_out: str | None = None,
+    gene_list: Sequence[str] | None = None,
+    interval: float = 0.9,
+    n_samples: int = 25,
+    key_added: str = "condition_effect",
+    copy: bool = False,
+    seed: int = 0,
+) -> AnnData | None:
+    """Write the effect of a condition in each cell, with intervals, and tests of it over samples.
+
+    Each cell is decoded under both conditions. The fold change between the two is the model's expectation: whether
+    other samples, such as donors, would show it is tested over the samples.
+
+    Parameters
+    ----------
+    adata
+        Data that the model was trained on, or new data of the same samples.
+    model
+        Model with `condition_key`.
+    condition, reference
+        Values of that column: fold changes are those of the first over the second.
+    by
+        Column of `obs` with cell types: each is tested by itself. None tests all cells together.
+    sample_key
+        Column of `obs` with the sample of each cell; None takes the batches of the model.
+    held_out
+        Layer with molecules that the model was not fitted to, of `split_counts`. For each gene, the cells in which the
+        condition changes it most are then sought, and tested on these molecules. None leaves this out.
+    gene_list
+        Genes to write and test; None takes all of the model.
+    interval
+        Probability of the intervals, in (0, 1).
+    n_samples
+        Samples of z for each cell, at least 2.
+    key_added
+        Prefix of everything written.
+    {copy}
+    seed
+        Seed of the samples.
+
+    Returns
+    -------
+    None, or the copy. Written, with `key_added="condition_effect"`:
+
+    - `layers["condition_effect"]`: log2 fold changes, (cells, genes), NaN for other genes;
+    - `layers["condition_effect_low"]`, `layers["condition_effect_high"]`: intervals. They include the uncertainty of z
+      and the scatter of samples within the cell type;
+    - `uns["condition_effect"]`: the arguments; `by_label`, a table with a row for each cell type and gene: `effect`,
+      the mean of the layer, and the columns of `SCCVAE.differential_expression` with `sample_key`;
+    - with `held_out`, `regions` in `uns["condition_effect"]`: a row for each gene, with `cells`, the number of cells of
+      its region, `label`, the most frequent cell type there, `effect`, and `lfc_mean`, `lfc_se`, `pval`, `padj` of the
+      test; and `obsm["condition_effect_regions"]`, the cells of the region of each gene, sparse, (cells, genes).
+
+    Raises
+    ------
+    ValueError, KeyError
+        The model has no condition; a condition, column or layer is unknown; a condition has one sample.
+
+    Examples
+    --------
+    >>> import sccvae
+    >>> adata = sccvae.simulate.simulate(300, 40, seed=0)
+    >>> adata.obs["donor"] = [f"donor_{k}" for k in np.arange(300) % 6]
+    >>> adata.obs["drug"] = np.where(np.arange(300) % 2, "drug", "none")
+    >>> sccvae.tl.split_counts(adata)
+    >>> model = sccvae.SCCVAE(adata, layer="fit", batch_key="donor", condition_key="drug")
+    >>> model.train(max_epochs=2)
+    >>> sccvae.tl.condition_effect(adata, model, "drug", "none", held_out="held_out", n_samples=5)
+    >>> adata.layers["condition_effect"].shape, len(adata.uns["condition_effect"]["regions"])
+    ((300, 40), 40)
+    """
+    check_adata(adata)
+    check_key("key_added", key_added)
+    interval = finite("interval", interval, "a probability in (0, 1)", above=0, below=1)
+    if positive("n_samples", n_samples) < 2:
+        raise ValueError(f"n_samples is {n_samples}; expected at least 2, for intervals.")
+    said = model.describe()["parameters"]
+    condition_key, sample_key = said.get("condition_key"), sample_key or said.get("batch_key")
+    if sample_key is None:
+        raise ValueError("sample_key is None, and the model has no batch_key; expected a column of adata.obs.")
+    if held_out is not None and held_out not in adata.layers:
+        raise KeyError(f"{held_out!r} is not in adata.layers, which has {listed(adata.layers)}: see tl.split_counts.")
+    source, genes = model.source_of(adata), list(model.gene_names if gene_list is None else map(str, gene_list))
+    effect, sd = model.get_condition_effect(
+        condition, reference, source, gene_list=genes, n_samples=n_samples, seed=seed
+    )
+    obs = adata.obs
+    labels = np.full(adata.n_obs, "all") if by is None else labels_of(by, obs, adata.obs_names, "by").astype(str)
+    labels = np.asarray(labels)
+    table = model.differential_expression(
+        source,
+        groupby=obs[condition_key].astype(str),
+        group1=condition,
+        group2=reference,
+        sample_key=labels_of(sample_key, obs, adata.obs_names, "sample_key"),
+        by=pd.Series(labels, index=adata.obs_names),
+        seed=seed,
+    )
+    table = table.drop(columns=["comparison", "group1", "group2"]).rename(columns={"by": "label"})
+    table = table.rename_axis("gene").reset_index()
+    table = table[table["gene"].isin(genes)].reset_index(drop=True)
+    table.insert(2, "effect", _means(effect, labels, genes, table))
+    error = _errors(table, labels, genes)
+    half = float(ndtri((1 + interval) / 2)) * np.sqrt(sd.astype(float) ** 2 + error**2)
+    at = adata.var_names.get_indexer(genes)
+    for ending, values in (("", effect), ("_low", effect - half), ("_high", effect + half)):
+        layer = np.full(adata.shape, np.nan, dtype=np.float32)
+        layer[:, at] = values
+        adata.layers[key_added + ending] = layer
+    adata.uns[key_added] = {
+        "condition": condition, "reference": reference, "condition_key": condition_key, "sample_key": sample_key,
+        "by": "" if by is None else by, "interval": interval, "by_label": table,
+    }  # fmt: skip
+    if held_out is not None:
+        arms = obs[condition_key].astype(str).map({condition: 1, reference: 0}).to_numpy(dtype=float)
+        samples = pd.Categorical(labels_of(sample_key, obs, adata.obs_names, "sample_key"))
+        layers = [sp.csr_matrix(adata.X if k is None else adata.layers[k]) for k in (said.get("layer"), held_out)]
+        found, inside = regions.tested(
+            effect,
+            [sp.csc_matrix(x[:, at], dtype=np.float64) for x in layers],
+            np.asarray(layers[1].sum(1)).ravel(),
+            samples.codes.astype(int),
+            arms,
+        )
+        frame = pd.DataFrame(found, index=pd.Index(genes, name="gene"))
+        frame.insert(1, "label", [pd.Series(labels[cells]).mode().iloc[0] for cells in inside])
+        adata.uns[key_added]["regions"] = frame.sort_values("pval")
+        adata.obsm[f"{key_added}_regions"] = sp.csr_matrix(inside.T)
+    return None
+
+
+def _means(effect: np.ndarray, labels: np.ndarray, genes: list[str], table: pd.DataFrame) -> np.ndarray:
+    """Return the mean effect of each row of the table over the cells with its label."""
+    names = list(dict.fromkeys(table["label"]))
+    means = np.stack([effect[labels == name].mean(0) for name in names])
+    return means[pd.Index(names).get_indexer(table["label"]), pd.Index(genes).get_indexer(table["gene"])]
+
+
+def _errors(table: pd.DataFrame, labels: np.ndarray, genes: list[str]) -> np.ndarray:
+    """Return the standard error of the fold change over samples, (cells, genes); of labels without test the largest."""
+    wide = table.pivot(index="label", columns="gene", values="lfc_se").reindex(columns=genes)
+    wide = wide.reindex(pd.unique(labels))
+    wide = wide.fillna(wide.max()).fillna(0.0)
+    return wide.to_numpy()[wide.index.get_indexer(labels)]

@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import sccvae
 
@@ -39,3 +40,104 @@ def test_bad_columns_are_one_sentence(adata):
     adata.obs.loc[adata.obs_names[:3], "stim"] = None
     with pytest.raises(ValueError, match="no value for 3 of 300 cells"):
         sccvae.tl.confounding_table(adata, "batch", "stim")
+
+
+def treated(n_cells=600, seed=0):
+    """Cells of eight donors, four of them with a drug that halves the counts of four genes, and doubles four."""
+    adata = sccvae.simulate.simulate(n_cells, 50, seed=seed)
+    rng = np.random.default_rng(seed)
+    donor = rng.integers(0, 8, n_cells)
+    x = adata.X.toarray()
+    changed = np.argsort(-x.sum(0))[8:16]
+    for genes, cells in ((changed[::2], donor % 2 == 1), (changed[1::2], donor % 2 == 0)):
+        x[np.ix_(cells, genes)] = rng.binomial(x[np.ix_(cells, genes)].astype(int), 0.5)
+    adata.X = sp.csr_matrix(x.astype(np.float32))
+    adata.obs["donor"] = [f"donor_{k}" for k in donor]
+    adata.obs["drug"] = np.where(donor % 2 == 1, "drug", "none")
+    adata.uns["changed"] = changed
+    return adata
+
+
+@pytest.fixture(scope="module")
+def tested():
+    adata = treated()
+    sccvae.tl.split_counts(adata, seed=1)
+    model = sccvae.SCCVAE(adata, layer="fit", batch_key="donor", condition_key="drug")
+    model.train(max_epochs=100, progress_bar=False)
+    sccvae.tl.condition_effect(adata, model, "drug", "none", by="cell_type", held_out="held_out", n_samples=5)
+    return adata, model
+
+
+def test_the_two_layers_add_up_to_the_counts_and_have_about_the_fraction():
+    adata = treated(100)
+    sccvae.tl.split_counts(adata, fraction=0.3, key_added=("a", "b"))
+    assert (adata.layers["a"] + adata.layers["b"] != adata.X).nnz == 0
+    assert 0.28 < adata.layers["a"].sum() / adata.X.sum() < 0.32
+
+
+def test_the_effect_is_a_layer_with_an_interval_around_it(tested):
+    adata, _ = tested
+    effect, low, high = (adata.layers[f"condition_effect{ending}"] for ending in ("", "_low", "_high"))
+    assert (low < effect).all()
+    assert (effect < high).all()
+    changed = adata.uns["changed"]
+    found = effect.mean(0)
+    assert np.allclose(found[changed[::2]], -1, atol=0.6)
+    assert np.allclose(found[changed[1::2]], 1, atol=0.6)
+    assert np.abs(np.delete(found, changed)).mean() < 0.3
+
+
+def test_types_and_regions_are_tested_over_samples(tested):
+    adata, _ = tested
+    by_label, names = adata.uns["condition_effect"]["by_label"], adata.var_names[adata.uns["changed"]]
+    assert set(by_label["label"]) == set(adata.obs["cell_type"])
+    assert by_label[by_label["gene"].isin(names)]["is_de_fdr_0.05"].mean() > 0.6
+    assert by_label[~by_label["gene"].isin(names)]["is_de_fdr_0.05"].mean() < 0.05
+    regions = adata.uns["condition_effect"]["regions"]
+    assert (regions.loc[names, "padj"] < 0.05).sum() >= 6
+    assert (regions.drop(names)["padj"] < 0.05).mean() < 0.05
+    cells = np.asarray(adata.obsm["condition_effect_regions"].sum(0)).ravel()
+    assert np.array_equal(cells, regions.loc[adata.var_names, "cells"])
+    one = by_label.iloc[0]
+    of_type = (adata.obs["cell_type"] == one["label"]).to_numpy()
+    assert np.isclose(one["effect"], adata.to_df("condition_effect").loc[of_type, one["gene"]].mean(), atol=1e-5)
+
+
+def test_an_effect_can_be_written_to_a_file_and_read(tested, tmp_path):
+    import anndata
+
+    adata, _ = tested
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    again = anndata.read_h5ad(tmp_path / "x.h5ad")
+    assert again.uns["condition_effect"]["by_label"].equals(adata.uns["condition_effect"]["by_label"])
+
+
+def test_what_is_no_condition_is_one_sentence(tested):
+    adata, model = tested
+    effect = sccvae.tl.condition_effect
+    with pytest.raises(KeyError, match="'new' is not in"):
+        effect(adata, model, "drug", "none", held_out="new")
+    with pytest.raises(ValueError, match="expected two different conditions"):
+        effect(adata, model, "drug", "drug")
+    with pytest.raises(ValueError, match="Unknown condition 'dose' of 'drug'"):
+        effect(adata, model, "dose", "none")
+    with pytest.raises(ValueError, match="expected at least 2, for intervals"):
+        effect(adata, model, "drug", "none", n_samples=1)
+    plain = sccvae.SCCVAE(adata, layer="fit", batch_key="donor")
+    plain.train(max_epochs=1, progress_bar=False)
+    with pytest.raises(ValueError, match="train one with condition_key="):
+        effect(adata, plain, "drug", "none")
+    normalised = adata.copy()
+    normalised.X = normalised.X * 0.5
+    with pytest.raises(ValueError, match="expected raw counts"):
+        sccvae.tl.split_counts(normalised)
+
+
+def test_a_comparison_of_groups_that_share_no_batch_names_the_way_out(tested):
+    _, model = tested
+    with pytest.warns(UserWarning, match="share no batch"):
+        model.differential_expression(groupby="drug", group1="drug", group2="none", n_samples=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.differential_expression(groupby="cell_type", group1="type_1", n_samples=10)
+        model.differential_expression(groupby="drug", group1="drug", n_samples=10, batch_correction=False)
