@@ -15,9 +15,9 @@ from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.statistics.calibration import Calibration
 
-_OPTIONAL = {"known_batches", "gene_key", "least_genes"}  # options that a model may lack
+_OPTIONAL = {"known_batches", "reference_epochs", "gene_key", "least_genes"}  # options that a model may lack
 _OPTIONS: dict[str, dict[str, Any]] = {  # by class: arguments of its network besides the architecture
-    "SCCVAE": {"known_batches": int, "gene_key": str | None, "least_genes": float},
+    "SCCVAE": {"known_batches": int, "reference_epochs": int, "gene_key": str | None, "least_genes": float},
     "Autoencoder": {"scale": float | None},
     "DenoisingAutoencoder": {"scale": float | None, "corruption": tuple[dict[str, Any], ...], "continuation": float},
 }

@@ -14,11 +14,13 @@ import torch
 from anndata import AnnData
 
 from sccvae.data.columns import position_of
+from sccvae.data.counts import Counts
 from sccvae.inference import aggregate_prior, posterior
 from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
 from sccvae.models.description import Description
 from sccvae.modules.likelihoods import LIKELIHOODS
+from sccvae.modules.vae import VAE
 from sccvae.validation.arguments import (
     check_choice,
     checked_library_size,
@@ -324,7 +326,8 @@ class OutputsModel(BaseModel):
         (300,)
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
-        reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        reconstruction, kl_z, kl_l = posterior.elbo_terms(vae, counts, seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
 
     def get_reconstruction_error(
@@ -340,7 +343,8 @@ class OutputsModel(BaseModel):
         True
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
-        terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        terms = posterior.elbo_terms(vae, counts, seed=seed)
         return _mean_or_all(-terms[0], return_mean)
 
     def get_marginal_ll(
@@ -363,11 +367,15 @@ class OutputsModel(BaseModel):
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         n_samples = positive("n_samples", n_samples)
-        counts, _ = self._cells(adata, indices)
-        log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        log_p = posterior.marginal_log_likelihood(vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)
 
     # -------------------------------------------------------------------------------------------------------- details
+
+    def _measured(self, counts: Counts) -> tuple[VAE, Counts, pd.Index]:
+        """Network, counts and names of the genes that were measured in these cells: those of the likelihood."""
+        return self._vae, counts, self.gene_names
 
     def _code_of_label(self, label: Any, prior: Prior) -> int:
         if not self._schema.labels:
