@@ -270,13 +270,12 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
 def map_query(arguments: argparse.Namespace) -> None:
     """Run `sccvae map`."""
     from sccvae import SCCVAE, tl
-    from sccvae.io import anndata_files
+    from sccvae.io import anndata_files, files
     from sccvae.validation.names import check_key
 
     _check_paths([arguments.model, arguments.input])
     check_key("--key-added", arguments.key_added)
-    if anndata_files.checked(arguments.output).resolve() == arguments.input.resolve():
-        raise ValueError(f"The output would replace {arguments.input}, from which cells are read: choose another name.")
+    files.check_apart(anndata_files.checked(arguments.output), [arguments.input, arguments.model])
     model = SCCVAE.load(arguments.model, device=arguments.device)
     query = _read(arguments.input)
     tl.stored.check_names(query, arguments.input, arguments.output)
@@ -314,9 +313,7 @@ def report(arguments: argparse.Namespace) -> None:
     from sccvae.io import files
 
     _check_paths([arguments.input])
-    target = files.checked(arguments.output)
-    if target.is_file() and (target.samefile(arguments.input) or target.parent.samefile(arguments.model)):
-        raise ValueError(f"The report would overwrite the data or the model: {arguments.output}. Choose another file.")
+    files.check_apart(files.checked(arguments.output), [arguments.input, arguments.model])
     model = SCCVAE.load(arguments.model, _read(arguments.input), device=arguments.device)
     options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
     model.report(arguments.output, **options)

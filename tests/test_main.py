@@ -391,7 +391,7 @@ def test_a_report_does_not_take_the_place_of_the_data_or_the_model(counts, outpu
     capsys.readouterr()
     for path in (counts, model / "weights.safetensors", model / "model.json"):
         before = path.read_bytes()
-        assert "would overwrite the data or the model" in refused(capsys, "report", model, counts, "-o", path)
+        assert "The output would replace" in refused(capsys, "report", model, counts, "-o", path)
         assert path.read_bytes() == before
 
 
@@ -445,7 +445,9 @@ def test_map_with_bad_paths_computes_nothing(reference, tmp_path, capsys, monkey
     assert "would replace" in refused(capsys, "map", model, query, "-o", query)
     linked = tmp_path / "linked.h5ad"
     linked.symlink_to(query)
-    assert "would replace" in refused(capsys, "map", model, query, "-o", linked)
+    assert refused(capsys, "map", model, query, "-o", linked) == (
+        f"The output would replace {query}, which is read, or a part of it: choose another name."
+    )
     assert query.read_bytes() == before
     model.rename(tmp_path / "model.zarr")
     found = refused(capsys, "map", tmp_path / "model.zarr", query, "-o", tmp_path / "model.zarr")

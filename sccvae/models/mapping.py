@@ -84,9 +84,11 @@ class MappingModel(AnalysisModel):
             identifiers match without their version, and names without letter case, where more genes are found so.
         least_genes
             Smallest fraction of the reference's genes that has to be found. Missing genes are no zeros: they are left
-            out of the encoder, of the library size and of the training. A warning says how many are missing. Expression
-            is given of all genes.
-        {device}
+            out of the encoder, of the library size, of the training and of the ELBO. A warning says how many are
+            missing. Expression is given of all genes.
+        device
+            "cpu", "cuda" or another device of torch. "auto" takes that of a reference in memory, and for a folder a GPU
+            if there is one.
 
         Returns
         -------
@@ -118,6 +120,7 @@ class MappingModel(AnalysisModel):
         check_adata(adata)
         expected = "a fraction of the genes of the reference, in [0, 1]"
         least_genes = finite("least_genes", least_genes, expected, least=0, most=1)
+        device = device if device == "auto" else device_of(device)
         model = reference if isinstance(reference, cls) else _loaded(cls, reference, device)
         model._check_trained()
         schema = model._schema
@@ -134,7 +137,8 @@ class MappingModel(AnalysisModel):
         architecture = replace(model._vae.architecture, n_levels=counts.n_levels)
         profiles, frequencies = _together(model, counts)
         mapped = cls.__new__(cls)
-        mapped._set(schema, architecture, profiles, frequencies, model._seed, model.device, options)
+        place = model.device if device == "auto" else device
+        mapped._set(schema, architecture, profiles, frequencies, model._seed, place, options)
         take_known(mapped._vae, model._vae)
         if new and model.likelihood.has_library:
             means, variances = counts.library_prior()

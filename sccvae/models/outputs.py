@@ -320,6 +320,8 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Evidence lower bound in nats (higher is better), from one sample of z and l: mean over cells, or (cells,).
 
+        Genes that mapped cells lack are left out: see `SCCVAE.load_query_data`.
+
         Examples
         --------
         >>> model.get_elbo(return_mean=False).shape
@@ -335,7 +337,7 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Reconstruction error -E_q[log p(x | z, l)] in nats (lower is better), from one sample of z and l.
 
-        The mean over cells, or (cells,).
+        The mean over cells, or (cells,). Genes that mapped cells lack are left out, as in `get_elbo`.
 
         Examples
         --------
@@ -358,7 +360,8 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Marginal log-likelihood log p(x) in nats, mean over cells or (cells,).
 
-        By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
+        By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8). Genes
+        that mapped cells lack are left out, as in `get_elbo`.
 
         Examples
         --------

@@ -102,10 +102,7 @@ def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any)
 
 def check_place(source: Source, out: str | os.PathLike) -> None:
     """Raise unless `out` can be written and is none of the files that are read."""
-    target = anndata_files.checked(out)
-    for path in source.files:
-        if path.resolve() == target.resolve():
-            raise ValueError(f"The output would replace {path}, from which the cells are read: choose another name.")
+    files.check_apart(anndata_files.checked(out), source.files)
 
 
 def check_names(adata: AnnData, source: Path, out: str | os.PathLike) -> None:

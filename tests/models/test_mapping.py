@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from helpers import same_state
+from scipy.special import log_softmax
+from scipy.stats import nbinom
 
 import sccvae
 from sccvae import SCCVAE
+from sccvae.inference import posterior
+from sccvae.modules.distributions import log_standard_normal
 from sccvae.statistics import diagnostics
 from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 
@@ -300,6 +305,55 @@ def test_a_mapped_model_is_loaded_with_its_query(reference, query, tmp_path):
     np.testing.assert_array_equal(loaded.get_latent_representation(), mapped.get_latent_representation())
     assert loaded.get_elbo() == mapped.get_elbo()
     assert loaded.diagnose().genes.index.equals(pd.Index([f"gene{g}" for g in range(15, 60)]))
+
+
+def test_the_likelihood_leaves_missing_genes_out(reference, query):
+    """ELBO terms of one sample, computed in float64 from the decoder's output for the genes that were found."""
+    part, found = query[:, 20:].copy(), np.arange(20, 60)
+    with pytest.warns(UserWarning, match="20 are missing"):
+        mapped = SCCVAE.load_query_data(part, reference)
+    vae, counts = mapped._vae, mapped._counts
+    (rows, x, q_z, q_l), *rest = posterior.encode(vae, counts)
+    assert not rest
+    numbers = posterior.noise_of(vae, 3)(rows, 0)
+    with torch.no_grad():
+        z, log_l = q_z.sample(numbers), q_l.sample(numbers)
+        decoded = vae.decoder(z, x)
+        kl = (q_z.kl().sum(1) + log_standard_normal(z) - vae.log_prior(z)).double().numpy()
+        kl_l = q_l.kl(vae.library_prior(x)).double().numpy()
+    logits, extra = decoded.logits.double().numpy()[:, found], decoded.dropout.double().numpy()
+    extra = np.broadcast_to(extra, (len(counts), 60))[:, found]
+    theta = np.exp(np.broadcast_to(decoded.log_dispersion.double().numpy(), (len(counts), 60))[:, found])
+    mean = np.exp(log_softmax(logits, axis=1) + log_l.double().numpy()[:, None])
+    k, pi = part.X.toarray(), 1 / (1 + np.exp(-extra))
+    log_p = np.log(1 - pi) + nbinom.logpmf(k, theta, theta / (theta + mean))
+    log_p = np.where(k == 0, np.logaddexp(np.log(pi), log_p), log_p).sum(1)
+    np.testing.assert_allclose(-mapped.get_reconstruction_error(return_mean=False, seed=3), log_p, rtol=1e-4)
+    np.testing.assert_allclose(mapped.get_elbo(return_mean=False, seed=3), log_p - kl - kl_l, rtol=1e-3)
+    assert mapped.get_marginal_ll(n_samples=50) > mapped.get_elbo()
+    assert mapped.get_marginal_ll(n_samples=50) < log_p.mean()
+
+
+def test_the_device_of_a_mapped_model(reference, query):
+    assert SCCVAE.load_query_data(query, reference, device="cpu").device.type == "cpu"
+    with pytest.raises(ValueError, match=r"device is 'nowhere'; expected 'auto', 'cpu', 'cuda'"):
+        SCCVAE.load_query_data(query, reference, device="nowhere")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device is 'cuda', but torch finds no CUDA device; pass device='cpu'"):
+            SCCVAE.load_query_data(query, reference, device="cuda")
+        return
+    there = SCCVAE.load_query_data(query, reference, device="cuda")
+    assert there.device.type == "cuda"
+    assert reference.device.type == "cpu"
+    here = SCCVAE.load_query_data(query, reference).get_latent_representation()
+    np.testing.assert_allclose(there.get_latent_representation(), here, atol=1e-3)
+
+
+def test_an_unknown_batch_says_how_new_batches_are_mapped(reference, query):
+    with pytest.raises(
+        ValueError, match=r"Unknown category 'b2' of 'batch'.*SCCVAE\.load_query_data\(adata, model\) maps"
+    ):
+        reference.get_latent_representation(query)
 
 
 def test_genes_are_matched_by_a_column_of_var(reference, query):
