@@ -59,6 +59,9 @@ def understood(found: dict[str, Any], kind: str) -> Description:
         calibration = _made(Calibration, _field(found, "calibration", dict[str, Any]), "calibration")
         if not calibration.temperature > 0 or len(calibration.densities) < 1:
             raise ValueError(f"calibration.temperature is {calibration.temperature}; expected more than 0")
+        if len(calibration.batches) not in (0, len(calibration.scores)):
+            found_and = f"{len(calibration.batches)} batches of {len(calibration.scores)} scores"
+            raise ValueError(f"calibration has {found_and}; expected one for each")
     return Description(schema, architecture, options, profiles, frequencies, seed, history, best_epoch, calibration)
 
 

@@ -35,6 +35,7 @@ def query() -> ad.AnnData:
 def test_new_cells_get_the_labels_that_they_got(query):
     mapped = sccvae.SCCVAE.load_query_data(query, FOLDER / "model")
     assert mapped.batches == ("b0", "b1", "b2")
+    assert mapped._calibration.batches == ()  # saved before thresholds of whole batches
     np.testing.assert_allclose(mapped.get_latent_representation(), STORED["embedding"], atol=2e-3)
     table = mapped.predict()
     assert table["label"].astype(str).tolist() == STORED["label"]
