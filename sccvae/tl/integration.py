@@ -79,7 +79,7 @@ def integrate(
     - `obs["sccvae_library"]`: inferred library size;
     - `uns["sccvae"]`: parameters, history, versions;
     - with `labels_key`, the columns `sccvae_label`, `sccvae_probability`, `sccvae_novelty`, `sccvae_accepted` and
-      `sccvae_reason` of `obs`: see `map_query`. Files of `out` have no `sccvae_reason`.
+      `sccvae_reason` of `obs`: see `map_query`.
 
     With a mask also `var["sccvae_modelled"]`, the modelled genes; all others are NaN in the two layers. If the layers
     would take more than 2 GiB, the two matrices are written to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, (cells,

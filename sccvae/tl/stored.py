@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,14 @@ def write(
         if with_expression and model.likelihood.has_library:
             scale = _median_library(source, model, cells, processes, own=own)
         blocks = _blocks(source, model, key_added, scale, cells, with_expression=with_expression)
+        texts: dict[str, Callable[..., Sequence[str]]] = {}
+        if results.has_labels(model):
+            labels = model.describe()["parameters"]["labels"]
+            texts[f"{key_added}_reason"] = partial(results.reasons_of, labels=labels)
         if processes is None:
-            in_blocks.write(blocks, out)
+            in_blocks.write(blocks, out, texts=texts)
         else:
-            _write_together(blocks if cells else None, Path(out), processes)
+            _write_together(blocks if cells else None, Path(out), processes, texts)
 
 
 def _range(source: Source, processes: Any) -> range:
@@ -73,8 +78,13 @@ def _median_library(source: Source, model: SCCVAE, cells: range, processes: Any,
     return float(np.median(here if processes is None else np.concatenate(processes.rows(here))))
 
 
-def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any) -> None:
-    """Write the blocks of every process, None for none, in the order of the processes; all return when it is done."""
+def _write_together(
+    blocks: Iterator[AnnData] | None, out: Path, processes: Any, texts: dict[str, Callable[..., Sequence[str]]]
+) -> None:
+    """Write the blocks of every process, None for none, in the order of the processes; all return when it is done.
+
+    `texts` are as for `in_blocks.write`.
+    """
 
     def parts() -> Iterator[Path]:
         for rank, text in enumerate(processes.texts("")):
@@ -87,7 +97,7 @@ def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any)
                 yield part
 
     if processes.rank == 0:
-        in_blocks.write(blocks or (), out, more=parts())
+        in_blocks.write(blocks or (), out, more=parts(), texts=texts)
         processes.texts("")
         return
     with ExitStack() as stack:
@@ -164,5 +174,5 @@ def _blocks(
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
         if with_labels:
-            results.write_labels(block, model.predict(given), key, reasons=False)
+            results.write_labels(block, model.predict(given), key, numbered=True)
         yield block

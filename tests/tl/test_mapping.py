@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partialmethod
 
 import anndata as ad
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import warnings_are_errors
 
 import sccvae
 from sccvae import tl
+from sccvae.tl import results
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 QUICK = {"max_epochs": 3, "progress_bar": False}
@@ -278,11 +280,47 @@ def test_integrate_with_labels(make_adata, tmp_path):
     assert known.uns["sccvae"]["parameters"]["labels_key"] == "some"
     tl.integrate(str(tmp_path / "cells.h5ad"), out=tmp_path / "out.h5ad", **options)
     found = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert [column for column in found.obs if column in COLUMNS] == COLUMNS[:-1]
+    assert [column for column in found.obs if column in COLUMNS] == COLUMNS
+    reason = found.obs["sccvae_reason"]
+    assert isinstance(reason.dtype, pd.CategoricalDtype)
+    assert reason.equals(pd.Series(pd.Categorical(reason.astype(str)), reason.index, name="sccvae_reason"))
+    assert ((reason == "") == found.obs["sccvae_accepted"]).all()
+    assert (reason.astype(str) == known.obs["sccvae_reason"].astype(str)).mean() > 0.9
     np.testing.assert_allclose(found.obs["sccvae_novelty"], known.obs["sccvae_novelty"], atol=1e-3)
     assert (found.obs["sccvae_label"].astype(str) == known.obs["sccvae_label"].astype(str)).mean() > 0.95
     with pytest.raises(ValueError, match="unlabeled is 'unknown', and no cell has it"):
         tl.integrate(known, **{**options, "unlabeled": "unknown"})
+
+
+@pytest.mark.parametrize("name", ["out.h5ad", "out.zarr"])
+def test_reasons_in_files_are_those_in_memory(models, tmp_path, monkeypatch, name):
+    """Blocks of a few cells have different reasons."""
+    model, _, known = models
+    rates = {"novelty_rate": 0.3, "error_rate": 0.6}
+    monkeypatch.setattr(sccvae.SCCVAE, "predict", partialmethod(sccvae.SCCVAE.predict, **rates))
+    monkeypatch.setattr("sccvae.data.sources.BLOCK_BYTES", 4000)
+    tables, write_labels = [], results.write_labels
+    monkeypatch.setattr(results, "write_labels", lambda *a, **b: (tables.append(a[1]), write_labels(*a, **b))[1])
+    tl.store(known, model, out=tmp_path / name, expression=False)
+    found = (ad.read_zarr if name.endswith("zarr") else ad.read_h5ad)(tmp_path / name)
+    assert len({frozenset(table["reason"]) for table in tables}) > 1
+    expected = pd.concat(tables)["reason"].astype("category").rename("sccvae_reason")
+    pd.testing.assert_series_equal(found.obs["sccvae_reason"], expected, check_index_type=False)
+    assert list(found.obs)[-5:] == COLUMNS
+    tl.store(found, model)  # what was read is known as an earlier run
+    assert list(found.obs).count("sccvae_reason") == 1
+
+
+def test_reasons_have_numbers_that_depend_on_the_labels_alone():
+    labels = ["a", "b and c", "b", "c and between a and b"]
+    reasons = ["", "new kind", "few molecules", "few shared genes", "between b and c and between a and b"]
+    reasons += ["between b and c and b", "between a and b and c"]
+    first = [0, 1, 2, 3, 2, 1, 0]
+    table = pd.DataFrame({"label": pd.Categorical.from_codes(first, labels), "reason": reasons})
+    numbers = results.reason_numbers(table)
+    assert results.reasons_of(numbers, labels) == reasons
+    assert len(set(numbers)) == 7
+    np.testing.assert_array_equal(results.reason_numbers(table[3:]), numbers[3:])
 
 
 def test_rates_are_those_of_predict():
