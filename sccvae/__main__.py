@@ -97,7 +97,10 @@ def _add_map(commands) -> None:
         formatter_class=_Help,
     )
     command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
-    command.add_argument("input", type=Path, help=FORMATS)
+    command.add_argument(
+        "input", type=Path, help=f"{FORMATS}. A file whose matrices take more than half of the free memory is read and "
+        "written in blocks: the output then has counts, obs, var and the results alone.",
+    )  # fmt: skip
     _add_output(command, ".h5ad file or .zarr folder to write, not the input")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
@@ -277,11 +280,16 @@ def map_query(arguments: argparse.Namespace) -> None:
     check_key("--key-added", arguments.key_added)
     files.check_apart(anndata_files.checked(arguments.output), [arguments.input, arguments.model])
     model = SCCVAE.load(arguments.model, device=arguments.device)
-    query = _read(arguments.input)
-    tl.stored.check_names(query, arguments.input, arguments.output)
     names = ("batch_key", "gene_key", "least_genes", "key_added", "seed")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    tl.map_query(query, model, train=not arguments.no_train, **options)
+    options["train"] = not arguments.no_train
+    if _in_blocks([arguments.input]):
+        tl.map_query(arguments.input, model, out=arguments.output, **options)
+        print(f"{model}\nwritten: {arguments.output}")
+        return
+    query = _read(arguments.input)
+    tl.stored.check_names(query, arguments.input, arguments.output)
+    tl.map_query(query, model, **options)
     anndata_files.write(query, arguments.output)
     print(f"{model}\nmapped: {query.n_obs:,} cells\nwritten: {arguments.output}")
 

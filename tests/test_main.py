@@ -436,6 +436,17 @@ def test_map_takes_another_column_of_batches_and_zarr(reference, tmp_path):
     assert list(ad.read_zarr(output).uns["sccvae"]["mapping"]["new_batches"]) == ["r1"]
 
 
+def test_map_of_a_file_larger_than_memory(reference, tmp_path, capsys, monkeypatch):
+    model, query = reference
+    assert main(["map", str(model), str(query), "-o", str(tmp_path / "whole.h5ad")]) == 0
+    monkeypatch.setattr("sccvae.data.packs.free_memory", lambda: 0)
+    assert main(["map", str(model), str(query), "-o", str(tmp_path / "blocks.h5ad")]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'blocks.h5ad'}\n")
+    whole, blocks = ad.read_h5ad(tmp_path / "whole.h5ad"), ad.read_h5ad(tmp_path / "blocks.h5ad")
+    np.testing.assert_allclose(blocks.obsm["X_sccvae"], whole.obsm["X_sccvae"], atol=1e-4)
+    assert "sccvae_reason" in blocks.obs
+
+
 def test_map_with_bad_paths_computes_nothing(reference, tmp_path, capsys, monkeypatch):
     model, query = reference
     monkeypatch.setattr(sccvae.SCCVAE, "load_query_data", None)

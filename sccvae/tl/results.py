@@ -1,11 +1,14 @@
 """Outputs of a model for cells, written into an AnnData."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.data.matrix import check_adata
+from sccvae.data.sources import is_paths
 from sccvae.models.sccvae import SCCVAE
 
 REASONS = ("", "new kind", "few molecules", "few shared genes")  # of `SCCVAE.predict`; others name two labels
@@ -52,6 +55,15 @@ def write(
             known, values = values, np.full(adata.shape, np.nan, dtype=np.float32)
             values[:, modelled] = known
         getattr(adata, where)[name] = values
+
+
+def check_in_memory(given: Any, name: str = "adata") -> None:
+    """Raise unless results can be written into the argument called `name`."""
+    if is_paths(given):
+        raise TypeError(
+            f"{name} is a path; expected an AnnData to write into. Of files, name the new one: out='new.h5ad'."
+        )
+    check_adata(given)
 
 
 def has_labels(model: SCCVAE) -> bool:

@@ -13,6 +13,7 @@ from helpers import warnings_are_errors
 
 import sccvae
 from sccvae import tl
+from sccvae.data import matrix
 from sccvae.tl import results
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -212,6 +213,66 @@ def test_files_keep_it(models, query, tmp_path, name):
     assert list(again.uns["sccvae"]["mapping"]["new_batches"]) == ["c"]
     assert again.uns["sccvae"]["mapping"]["trained"]
     tl.map_query(again, models[0])  # what was read is known as an earlier run
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """13 cells at once."""
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 13)
+    monkeypatch.setattr("sccvae.data.sources.BLOCK_BYTES", 8 * 60 * 13)
+
+
+@pytest.mark.parametrize("name", ["mapped.h5ad", "mapped.zarr"])
+def test_a_file_is_mapped_block_by_block(models, query, tmp_path, small_blocks, name):
+    """Of few cells all are read for the offsets, and results are those in memory."""
+    query.obs["note"] = [None if k % 3 else "text" for k in range(query.n_obs)]
+    query[:15].copy().write_h5ad(tmp_path / "a.h5ad")
+    query[15:].copy().write_zarr(tmp_path / "b.zarr")
+    models[0].save(tmp_path / "model")
+    tl.map_query([tmp_path / "a.h5ad", tmp_path / "b.zarr"], tmp_path / "model", out=tmp_path / name)
+    found = (ad.read_zarr if name.endswith("zarr") else ad.read_h5ad)(tmp_path / name)
+    expected = tl.map_query(query, models[0], copy=True)
+    assert found.obs_names.equals(query.obs_names)
+    assert (found.X != query.X).nnz == 0
+    np.testing.assert_allclose(found.obsm["X_sccvae"], expected.obsm["X_sccvae"], atol=1e-4)
+    assert list(found.obs) == list(expected.obs)
+    for column in ("novelty", "probability"):  # samples of z differ between blocks
+        np.testing.assert_allclose(found.obs[f"sccvae_{column}"], expected.obs[f"sccvae_{column}"], atol=0.15)
+    assert ((found.obs["sccvae_reason"] == "") == found.obs["sccvae_accepted"]).all()
+    mapping = found.uns["sccvae"]["mapping"]
+    assert mapping["n_cells"] == 40
+    assert list(mapping["new_batches"]) == ["c"]
+    assert mapping["trained"]
+
+
+def test_offsets_are_adapted_to_some_cells_of_large_files(models, make_adata, tmp_path, small_blocks, monkeypatch):
+    everything = make_adata()
+    del everything.var["highly_variable"]
+    everything.write_h5ad(tmp_path / "all.h5ad")
+    monkeypatch.setattr("sccvae.tl.mapping.ADAPTED", 30)
+    given, load = [], sccvae.SCCVAE.load_query_data.__func__
+    kind = classmethod(lambda cls, adata, *a, **b: (given.append(adata), load(cls, adata, *a, **b))[1])
+    monkeypatch.setattr(sccvae.SCCVAE, "load_query_data", kind)
+    tl.map_query(tmp_path / "all.h5ad", models[0], out=tmp_path / "mapped.h5ad", labels=False)
+    (some,) = given
+    assert some.obs["batch"].value_counts().to_dict() == {"a": 10, "b": 10, "c": 10}
+    assert (some.X != everything[some.obs_names].X).nnz == 0
+    found = ad.read_h5ad(tmp_path / "mapped.h5ad")
+    assert not set(COLUMNS) & set(found.obs)
+    known = (everything.obs["batch"] != "c").to_numpy()
+    expected = models[0].get_latent_representation(everything[known].copy())
+    np.testing.assert_allclose(found.obsm["X_sccvae"][known], expected, atol=1e-4)
+
+
+def test_files_need_another_file_to_write(models, query, tmp_path):
+    query.write_h5ad(path := tmp_path / "query.h5ad")
+    with pytest.raises(TypeError, match=r"query is a path; expected an AnnData to write into. Of files, name the new"):
+        tl.map_query(path, models[0])
+    with pytest.raises(ValueError, match="The output would replace"):
+        tl.map_query(path, models[0], out=path)
+    with pytest.raises(KeyError, match=r"adata\.obs has no column 'bach'"):
+        tl.map_query(path, models[0], batch_key="bach", out=tmp_path / "new.h5ad")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["query.h5ad"]
 
 
 # ---------------------------------------------------------------------------------------------------- transfer_labels
