@@ -202,7 +202,8 @@ class MappingModel(AnalysisModel):
         if schema.labels_key is not None:
             obs[schema.labels_key] = pd.Categorical.from_codes(found.labels, list(schema.labels))
         if schema.batch_key is not None and schema.batch_key != schema.labels_key:
-            obs[schema.batch_key] = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
+            batches = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
+            obs[schema.batch_key] = batches.remove_unused_categories()  # without those of new cells
         return AnnData(obs=obs, obsm={"X_sccvae": found.z})
 
     def _own_reference(self) -> Reference:
