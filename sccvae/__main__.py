@@ -98,7 +98,10 @@ def _add_map(commands) -> None:
         formatter_class=_Help,
     )
     command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
-    command.add_argument("input", type=Path, help=FORMATS)
+    command.add_argument(
+        "input", type=Path, help=f"{FORMATS}. A file whose matrices take more than half of the free memory is read and "
+        "written in blocks: the output then has counts, obs, var and the results alone.",
+    )  # fmt: skip
     _add_output(command, ".h5ad file or .zarr folder to write, not the input")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
     command.add_argument("--key-added", default="sccvae", metavar="KEY", help="prefix of the keys of results")
@@ -272,19 +275,23 @@ def _integrate(adata, arguments: argparse.Namespace) -> None:
 def map_query(arguments: argparse.Namespace) -> None:
     """Run `sccvae map`."""
     from sccvae import SCCVAE, tl
-    from sccvae.io import anndata_files
+    from sccvae.io import anndata_files, files
     from sccvae.validation.names import check_key
 
     _check_paths([arguments.model, arguments.input])
     check_key("--key-added", arguments.key_added)
-    if anndata_files.checked(arguments.output).resolve() == arguments.input.resolve():
-        raise ValueError(f"The output would replace {arguments.input}, from which cells are read: choose another name.")
+    files.check_apart(anndata_files.checked(arguments.output), [arguments.input, arguments.model])
     model = SCCVAE.load(arguments.model, device=arguments.device)
-    query = _read(arguments.input)
-    tl.stored.check_names(query, arguments.input, arguments.output)
     names = ("batch_key", "gene_key", "least_genes", "key_added", "seed")
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    tl.map_query(query, model, train=not arguments.no_train, **options)
+    options["train"] = not arguments.no_train
+    if _in_blocks([arguments.input]):
+        tl.map_query(arguments.input, model, out=arguments.output, **options)
+        print(f"{model}\nwritten: {arguments.output}")
+        return
+    query = _read(arguments.input)
+    tl.stored.check_names(query, arguments.input, arguments.output)
+    tl.map_query(query, model, **options)
     anndata_files.write(query, arguments.output)
     print(f"{model}\nmapped: {query.n_obs:,} cells\nwritten: {arguments.output}")
 
@@ -316,9 +323,7 @@ def report(arguments: argparse.Namespace) -> None:
     from sccvae.io import files
 
     _check_paths([arguments.input])
-    target = files.checked(arguments.output)
-    if target.is_file() and (target.samefile(arguments.input) or target.parent.samefile(arguments.model)):
-        raise ValueError(f"The report would overwrite the data or the model: {arguments.output}. Choose another file.")
+    files.check_apart(files.checked(arguments.output), [arguments.input, arguments.model])
     model = SCCVAE.load(arguments.model, _read(arguments.input), device=arguments.device)
     options = {name: getattr(arguments, name) for name in ("batch_key", "label_key", "title", "seed")}
     model.report(arguments.output, **options)

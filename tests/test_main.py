@@ -391,7 +391,7 @@ def test_a_report_does_not_take_the_place_of_the_data_or_the_model(counts, outpu
     capsys.readouterr()
     for path in (counts, model / "weights.safetensors", model / "model.json"):
         before = path.read_bytes()
-        assert "would overwrite the data or the model" in refused(capsys, "report", model, counts, "-o", path)
+        assert "The output would replace" in refused(capsys, "report", model, counts, "-o", path)
         assert path.read_bytes() == before
 
 
@@ -436,6 +436,17 @@ def test_map_takes_another_column_of_batches_and_zarr(reference, tmp_path):
     assert list(ad.read_zarr(output).uns["sccvae"]["mapping"]["new_batches"]) == ["r1"]
 
 
+def test_map_of_a_file_larger_than_memory(reference, tmp_path, capsys, monkeypatch):
+    model, query = reference
+    assert main(["map", str(model), str(query), "-o", str(tmp_path / "whole.h5ad")]) == 0
+    monkeypatch.setattr("sccvae.data.packs.free_memory", lambda: 0)
+    assert main(["map", str(model), str(query), "-o", str(tmp_path / "blocks.h5ad")]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'blocks.h5ad'}\n")
+    whole, blocks = ad.read_h5ad(tmp_path / "whole.h5ad"), ad.read_h5ad(tmp_path / "blocks.h5ad")
+    np.testing.assert_allclose(blocks.obsm["X_sccvae"], whole.obsm["X_sccvae"], atol=1e-4)
+    assert "sccvae_reason" in blocks.obs
+
+
 def test_map_with_bad_paths_computes_nothing(reference, tmp_path, capsys, monkeypatch):
     model, query = reference
     monkeypatch.setattr(sccvae.SCCVAE, "load_query_data", None)
@@ -445,7 +456,9 @@ def test_map_with_bad_paths_computes_nothing(reference, tmp_path, capsys, monkey
     assert "would replace" in refused(capsys, "map", model, query, "-o", query)
     linked = tmp_path / "linked.h5ad"
     linked.symlink_to(query)
-    assert "would replace" in refused(capsys, "map", model, query, "-o", linked)
+    assert refused(capsys, "map", model, query, "-o", linked) == (
+        f"The output would replace {query}, which is read, or a part of it: choose another name."
+    )
     assert query.read_bytes() == before
     model.rename(tmp_path / "model.zarr")
     found = refused(capsys, "map", tmp_path / "model.zarr", query, "-o", tmp_path / "model.zarr")

@@ -79,11 +79,14 @@ def categories_of(adata: AnnData, key: str) -> tuple[str, ...]:
     return distinct_texts(_categorical(adata, key).categories, f"adata.obs[{key!r}]")
 
 
-def codes_of(adata: AnnData, key: str, known: tuple[str, ...]) -> np.ndarray:
-    """Return the position of each cell's category among the known categories, (cells,)."""
+def codes_of(adata: AnnData, key: str, known: tuple[str, ...], what: str = "category") -> np.ndarray:
+    """Return the position of each cell's category among the known categories, (cells,).
+
+    `what` is "category" or "category of batches", which can be new to a model.
+    """
     categorical = _categorical(adata, key)
     distinct_texts(categorical.categories, f"adata.obs[{key!r}]")
-    return np.array([position_of(name, known, "category", key) for name in categorical.categories])[categorical.codes]
+    return np.array([position_of(name, known, what, key) for name in categorical.categories])[categorical.codes]
 
 
 def label_names_of(adata: AnnData, key: str, unlabeled: Any) -> tuple[str, ...]:
@@ -131,11 +134,15 @@ def position_of(name: Any, known: tuple[str, ...], what: str, key: str | None) -
         return known.index(found)
     name = str(name)
     where = f" of {key!r}" if key is not None else " (the model was built without batch_key)"
-    new = what == "category"  # a category of cells in adata, not an argument
+    what, _, of_batches = what.partition(" of ")
+    advice = ""
+    if what == "category":  # of cells in adata, not an argument
+        advice = f" Train on data with this category, or assign a known one in adata.obs[{key!r}]."
+    if of_batches:
+        advice += " SCCVAE.load_query_data(adata, model) maps cells of new batches onto a trained SCCVAE."
     raise ValueError(
         f"Unknown {what} {name!r}{where}; expected one of the training data: {listed_names(known, 20)}."
-        f"{did_you_mean(name, known, listed=True)}"
-        + (f" Train on data with this category, or assign a known one in adata.obs[{key!r}]." if new else "")
+        f"{did_you_mean(name, known, listed=True)}{advice}"
     )
 
 

@@ -40,6 +40,17 @@ class Annotation:
         return _kept, (self.now(),)
 
 
+class Elsewhere:
+    """Counts that another model holds, for as long as it does; copies and pickles have none."""
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self.counts: Callable[[], Counts | None] = (lambda: None) if counts is None else weakref.ref(counts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return no counts for copies and pickles, which cannot include the weak reference."""
+        return Elsewhere, ()
+
+
 def _kept(table: pd.DataFrame) -> Annotation:
     annotation = Annotation.__new__(Annotation)
     annotation.adata, annotation._last = (lambda: None), table

@@ -191,7 +191,8 @@ class Schema:
         codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
         for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
             if key is not None:
-                codes[:, column] = codes_of(adata, key, known)
+                what = "category" if column else "category of batches"
+                codes[:, column] = codes_of(adata, key, known, what)
         return codes
 
     def read(self, data: AnnData | Source, storage: Storage = IN_MEMORY) -> Counts:

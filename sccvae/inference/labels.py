@@ -1,6 +1,7 @@
 """Labels of cells from the joint density of z and label, and how likely z is in the reference."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,11 @@ from sccvae.data.counts import Counts
 from sccvae.inference import posterior
 from sccvae.kernels.parallel import alone
 from sccvae.modules.latent_terms import LabelledPrior
+from sccvae.modules.new_batches import batch_levels
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration
+from sccvae.statistics.diagnostics import Check
+from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 
 TOGETHER = 8192  # cells
 MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
@@ -74,6 +78,46 @@ def labelled(vae: VAE, counts: Counts, n_samples: int, seed: int) -> Labelled:
     if n_labels and n_samples:
         probability /= probability.sum(1, keepdims=True)
     return Labelled(probability, density)
+
+
+@torch.no_grad()
+def checks_of_mapping(
+    vae: VAE,
+    start: VAE,
+    counts: Counts,
+    calibration: Calibration | None,
+    novelty_rate: float,
+    seed: int,
+    *,
+    genes: np.ndarray,
+    labels: np.ndarray,
+    batches: Sequence[str],
+) -> list[Check]:
+    """Check how far mapped cells are from the reference.
+
+    Parameters
+    ----------
+    vae, start
+        The network, and the one that novelty is judged by: its new batches have the offsets that they began with.
+    calibration
+        That of the reference; None leaves the check of new cells out.
+    novelty_rate
+        Fraction of the reference's cells that would be called new.
+    genes, labels, batches
+        Their names.
+    """
+    moving = cast(range, vae.moving)
+    checks = [check_missing_genes(counts.missing, genes)]
+    if calibration is not None:
+        found = labelled(start, counts, 5, seed)
+        of_cells = labels[found.probability.argmax(1)] if len(labels) else None
+        checks.insert(0, check_new_cells(calibration.p_values(found.density), novelty_rate, of_cells))
+    if vae.likelihood.has_library:
+        checks.append(check_depth(counts.log_size, float(vae.library_mean[: moving.start].mean())))
+    for levels in batch_levels(vae)[-1:]:  # those of the output
+        far = check_offsets(levels.detach().cpu().numpy(), moving.start, list(batches))
+        checks += [] if far is None else [far]
+    return checks
 
 
 def _tensor(z: np.ndarray, vae: VAE) -> torch.Tensor:

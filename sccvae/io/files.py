@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -71,6 +71,14 @@ def checked(path: str | os.PathLike, what: str = "output", *, folder: bool = Fal
         raise PermissionError(f"The {what} exists and is not writable: {given}. Change its mode, or the name.")
     check_writable(target.parent, f"folder of the {what}")
     return target
+
+
+def check_apart(target: Path, inputs: Iterable[Path], what: str = "output") -> None:
+    """Raise ValueError if a file at `target` would replace an input, or a file in the folder of one."""
+    for path in inputs:
+        same = path.resolve() == target.resolve() or (target.exists() and path.exists() and target.samefile(path))
+        if same or (target.exists() and path.resolve() in target.resolve().parents):
+            raise ValueError(f"The {what} would replace {path}, which is read, or a part of it: choose another name.")
 
 
 def _check_kind(given: Path, mode: int, what: str, folder: bool) -> None:

@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,13 @@ _MARGIN = 2**21  # bytes that HDF5 may write in addition to a block
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # counts: 0.15 of their bytes
 
 
-def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "output", more: Iterable[Path] = ()) -> None:
+def write(
+    blocks: Iterable[AnnData],
+    path: str | os.PathLike,
+    what: str = "output",
+    more: Iterable[Path] = (),
+    texts: Mapping[str, Callable[[np.ndarray], Sequence[str]]] = MappingProxyType({}),
+) -> None:
     """Write blocks of cells as one AnnData, in the format of the suffix, replacing an existing file.
 
     `X`, `obs`, `obsm` and `layers` grow along the cells; all else is that of the first block.
@@ -35,6 +42,9 @@ def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "outpu
         As in `anndata_files.write`.
     more
         Files that this function wrote, of the same format: cells that come after the blocks.
+    texts
+        Columns of `obs` with whole numbers that stand for texts, of which each block has others: name -> function from
+        distinct numbers to texts. In the file they are categories. In files of `more` they are numbers.
 
     Raises
     ------
@@ -47,6 +57,9 @@ def write(blocks: Iterable[AnnData], path: str | os.PathLike, what: str = "outpu
     anndata_files.checked(given, what)
     with files.writing(given, what, folder=anndata_files.is_zarr(given)) as part:
         lengths = _write(iter(blocks), part, more)
+        with anndata_files.opened(part, "r+") as group:
+            for key, of_numbers in texts.items():
+                _name(group, key, of_numbers, lengths)
         with anndata_files.read_back(given, what):
             _check(part, lengths)
 
@@ -164,6 +177,18 @@ def _copy_chunks(stored: Any, source: Any, length: int) -> int:
         mask, content = source.id.read_direct_chunk((first, *others))
         stored.id.write_direct_chunk((length + first, *others), content, mask)
     return stored.shape[0]
+
+
+def _name(group: Any, key: str, of_numbers: Callable[[np.ndarray], Sequence[str]], lengths: dict[str, int]) -> None:
+    """Replace the numbers in a column of `obs` by the categories that they stand for, in the order of the text."""
+    from anndata.io import write_elem
+
+    numbers, codes = np.unique(group[f"obs/{key}"][:], return_inverse=True)
+    names = of_numbers(numbers)
+    categories = pd.Categorical(names).categories
+    del group["obs"][key]
+    write_elem(group["obs"], key, pd.Categorical.from_codes(categories.get_indexer(names)[codes], categories))
+    lengths[f"obs/{key}/codes"] = lengths.pop(f"obs/{key}")
 
 
 def _in_zarr(group: Any) -> bool:

@@ -41,6 +41,14 @@ class AnalysisModel(OutputsModel):
         """Make the checks of `diagnose` that a class of models has besides."""
         return []
 
+    def _own_history(self) -> pd.DataFrame:
+        """History of the training on these cells."""
+        return self.history
+
+    def _shown_mapping(self, adata: AnnData | None, seed: int) -> dict[str, Any] | None:
+        """Arguments of `report.Mapped` for a mapped model; None for others."""
+        return None
+
     def differential_expression(
         self,
         adata: AnnData | None = None,
@@ -353,10 +361,11 @@ class AnalysisModel(OutputsModel):
             some = np.sort(np.random.default_rng(seed).choice(len(counts), max_cells, replace=False))
             counts, names, batches = counts[some], names[some], batches.iloc[some]
         genes = ranks = None
+        vae, measured, gene_names = self._measured(counts)
         if self.likelihood.support == "counts":
-            draws = posterior.count_distributions(self._vae, counts, n_samples=n_samples, seed=seed)
-            genes, ranks = predictive_check(draws, counts.matrix, self.gene_names, n_samples=n_samples, seed=seed)
-        log_likelihood, kl, _ = posterior.elbo_terms(self._vae, counts, seed=seed)
+            draws = posterior.count_distributions(vae, measured, n_samples=n_samples, seed=seed)
+            genes, ranks = predictive_check(draws, measured.matrix, gene_names, n_samples=n_samples, seed=seed)
+        log_likelihood, kl, _ = posterior.elbo_terms(vae, measured, seed=seed)
         return diagnostics.diagnosis(
             *posterior.latent_moments(self._vae, counts),
             log_likelihood=log_likelihood,
@@ -368,7 +377,7 @@ class AnalysisModel(OutputsModel):
             batches=batches,
             batches_known=known,
             n_neighbors=n_neighbors,
-            history=self.history,
+            history=self._own_history(),
             thinned=self._vae.thinning > 0,
             more=self._own_checks(counts, seed),
         )
@@ -386,7 +395,10 @@ class AnalysisModel(OutputsModel):
     ) -> None:
         """Write an HTML report: data, embedding, scores, training, diagnostics, parameters.
 
-        The report is one file with its figures, and loads nothing from a network. An existing file is replaced.
+        The report is one file with its figures, and loads nothing from a network. An existing file is replaced. Of a
+        model that was made by `load_query_data` it also shows the mapping: new cells on the UMAP of the reference's
+        cells, labels with the reasons why some are not accepted, novelty, and checks in words. The reference's cells
+        are drawn if the reference is in memory or was saved by ``save(path, with_reference=True)``.
 
         Parameters
         ----------
@@ -395,7 +407,7 @@ class AnalysisModel(OutputsModel):
         {new_data}
         batch_key, label_key
             Columns of `obs` with batches (None takes that of the model) and with cell types; the embedding is drawn and
-            scored by them.
+            scored by them. Labels of mapped cells are compared with `label_key`, as their true labels.
         title
             Heading; None states the numbers of cells and genes.
         max_cells
@@ -420,21 +432,25 @@ class AnalysisModel(OutputsModel):
                 raise TypeError(f"{what} is a {type(key).__name__}; expected the name of a column of adata.obs.")
         batch_key = self._schema.batch_key if batch_key is None else batch_key
         columns = {key: self._labels(key, obs, names, "key") for key in (batch_key, label_key) if key is not None}
+        _, measured, genes = self._measured(counts)
+        shown = self._shown_mapping(adata, seed)
+        what = "Integration" if shown is None else "Mapping"
         text = report.page(
             AnnData(
-                counts.matrix,
+                measured.matrix,
                 obs=pd.DataFrame(columns, index=names),
-                var=pd.DataFrame(index=self.gene_names),
+                var=pd.DataFrame(index=genes),
                 obsm={"X_sccvae": posterior.latent(self._vae, counts)},
             ),
             self.diagnose(adata, batch_key=batch_key, max_cells=max_cells, seed=seed),
             self.describe(),
-            title=title or f"Integration of {len(counts):,} cells and {counts.n_genes:,} genes",
+            title=title or f"{what} of {len(counts):,} cells and {measured.n_genes:,} genes",
             summary=repr(self),
             batch_key=batch_key,
             label_key=label_key,
             counts=self.likelihood.support == "counts",
             max_cells=max_cells,
             seed=seed,
+            mapped=None if shown is None else report.Mapped(**shown),
         )
         report.write(path, text)

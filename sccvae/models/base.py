@@ -277,7 +277,7 @@ class BaseModel(TrainingModel):
             model._take(saved.tensors())
             model._rows, model._best_epoch, model._calibration = found.history, found.best_epoch, found.calibration
         if adata is not None:
-            model._remember(adata, *found.schema.read_given(adata))
+            model._remember(adata, *model._read_given(adata))
         return model
 
     @classmethod
@@ -421,8 +421,12 @@ class BaseModel(TrainingModel):
             )
         if adata is None:
             return cast(Counts, self._counts), cast(pd.Index, self._cell_names), None
-        frame, counts = self._schema.read_given(adata)
+        frame, counts = self._read_given(adata)
         return counts, frame.obs_names, frame.obs
+
+    def _read_given(self, given: Given) -> tuple[AnnData, Counts]:
+        """Tables and counts of data for this model."""
+        return self._schema.read_given(given)
 
     def source_of(self, adata: AnnData) -> AnnData | None:
         """None if `adata` holds the training data, else `adata`: what to pass to the other methods as their `adata`.

@@ -15,9 +15,9 @@ from sccvae.modules.architecture import Architecture
 from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.statistics.calibration import Calibration
 
-_OPTIONAL = {"known_batches", "gene_key", "least_genes"}  # options that a model may lack
+_OPTIONAL = {"known_batches", "reference_epochs", "gene_key", "least_genes"}  # options that a model may lack
 _OPTIONS: dict[str, dict[str, Any]] = {  # by class: arguments of its network besides the architecture
-    "SCCVAE": {"known_batches": int, "gene_key": str | None, "least_genes": float},
+    "SCCVAE": {"known_batches": int, "reference_epochs": int, "gene_key": str | None, "least_genes": float},
     "Autoencoder": {"scale": float | None},
     "DenoisingAutoencoder": {"scale": float | None, "corruption": tuple[dict[str, Any], ...], "continuation": float},
 }
@@ -59,6 +59,9 @@ def understood(found: dict[str, Any], kind: str) -> Description:
         calibration = _made(Calibration, _field(found, "calibration", dict[str, Any]), "calibration")
         if not calibration.temperature > 0 or len(calibration.densities) < 1:
             raise ValueError(f"calibration.temperature is {calibration.temperature}; expected more than 0")
+        if len(calibration.batches) not in (0, len(calibration.scores)):
+            found_and = f"{len(calibration.batches)} batches of {len(calibration.scores)} scores"
+            raise ValueError(f"calibration has {found_and}; expected one for each")
     return Description(schema, architecture, options, profiles, frequencies, seed, history, best_epoch, calibration)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Self, cast
 
@@ -15,10 +16,11 @@ from sccvae.data.columns import categories_of
 from sccvae.data.counts import Counts
 from sccvae.data.gene_matching import Matched, match
 from sccvae.data.matrix import check_adata, with_columns
+from sccvae.data.origin import Elsewhere
 from sccvae.data.schema import Schema
 from sccvae.data.sources import Given
 from sccvae.inference import posterior
-from sccvae.inference.labels import STORED, Reference, labelled, table_of
+from sccvae.inference.labels import STORED, Reference, checks_of_mapping, labelled, table_of
 from sccvae.io import storage
 from sccvae.kernels.reference import Kernels
 from sccvae.models.analysis import AnalysisModel
@@ -28,7 +30,6 @@ from sccvae.models.plan import Run
 from sccvae.modules.architecture import Architecture
 from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
 from sccvae.modules.new_batches import (
-    batch_levels,
     centre_within_conditions,
     freeze_known,
     start_new_batches,
@@ -38,7 +39,6 @@ from sccvae.modules.new_batches import (
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.diagnostics import Check
-from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 from sccvae.statistics.neighbour_votes import vote
 from sccvae.validation.arguments import checked_seed, finite, flag, positive, real
 from sccvae.validation.wording import warn
@@ -49,6 +49,7 @@ ERROR_RATE = 0.05  # fraction of held-out cells whose right label is less probab
 N_SAMPLES = 20  # of z, that probabilities of labels are averaged over
 LEAST_GENES = 0.5  # fraction of the reference's genes that has to be found
 KNOWN = "known_batches"  # option of a mapped model: number of batches of its reference
+EPOCHS = "reference_epochs"  # and the number of epochs in the history of the reference
 
 
 class MappingModel(AnalysisModel):
@@ -56,6 +57,7 @@ class MappingModel(AnalysisModel):
 
     _train_size = 0.95  # of the last run
     _reference: Reference | None = None  # cells of the reference, where they are kept
+    _elsewhere = Elsewhere()  # counts of the reference, of a mapped model whose reference is in memory
 
     @classmethod
     def load_query_data(
@@ -88,9 +90,11 @@ class MappingModel(AnalysisModel):
             identifiers match without their version, and names without letter case, where more genes are found so.
         least_genes
             Smallest fraction of the reference's genes that has to be found. Missing genes are no zeros: they are left
-            out of the encoder, of the library size and of the training. A warning says how many are missing. Expression
-            is given of all genes.
-        {device}
+            out of the encoder, of the library size, of the training and of the ELBO. A warning says how many are
+            missing. Expression is given of all genes.
+        device
+            "cpu", "cuda" or another device of torch. "auto" takes that of a reference in memory, and for a folder a GPU
+            if there is one.
 
         Returns
         -------
@@ -122,6 +126,7 @@ class MappingModel(AnalysisModel):
         check_adata(adata)
         expected = "a fraction of the genes of the reference, in [0, 1]"
         least_genes = finite("least_genes", least_genes, expected, least=0, most=1)
+        device = device if device == "auto" else device_of(device)
         model = reference if isinstance(reference, cls) else _loaded(cls, reference, device)
         model._check_trained()
         schema = model._schema
@@ -130,21 +135,25 @@ class MappingModel(AnalysisModel):
         found = () if key is None else categories_of(adata, key)
         new = tuple(name for name in found if name not in known)
         schema = replace(schema, batch_key=key, categories=(known + new, *schema.categories[1:]))
-        options: dict[str, Any] = {KNOWN: len(known), "gene_key": gene_key, "least_genes": least_genes}
+        options: dict[str, Any] = {KNOWN: len(known), EPOCHS: model._rows[-1]["epoch"]}
+        options |= {"gene_key": gene_key, "least_genes": least_genes}
         counts, matched = _read(adata, schema, options, model._vae)
         if matched.missing:
             warn(matched.describe())
         architecture = replace(model._vae.architecture, n_levels=counts.n_levels)
         profiles, frequencies = _together(model, counts)
         mapped = cls.__new__(cls)
-        mapped._set(schema, architecture, profiles, frequencies, model._seed, model.device, options)
+        place = model.device if device == "auto" else device
+        mapped._set(schema, architecture, profiles, frequencies, model._seed, place, options)
         take_known(mapped._vae, model._vae)
         if new and model.likelihood.has_library:
             means, variances = counts.library_prior()
             start_new_batches(mapped._vae, means, variances)
         mapped._remember(adata, adata, counts)
         mapped._rows, mapped._best_epoch = [dict(row) for row in model._rows], model._best_epoch
-        mapped._calibration, mapped._reference = model._calibrated(), model._reference
+        mapped._calibration = model._calibrated() if model._has_calibration else None
+        mapped._reference = model._reference
+        mapped._elsewhere = model._elsewhere if model.is_mapped else Elsewhere(model._counts)
         return mapped
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False, with_reference: bool = False) -> None:
@@ -185,7 +194,8 @@ class MappingModel(AnalysisModel):
         Raises
         ------
         ValueError
-            The model has no data, and was saved without its reference.
+            The model has no data, and was saved without its reference. Of a mapped model: its reference was, and is not
+            in memory.
 
         Examples
         --------
@@ -198,18 +208,19 @@ class MappingModel(AnalysisModel):
         if schema.labels_key is not None:
             obs[schema.labels_key] = pd.Categorical.from_codes(found.labels, list(schema.labels))
         if schema.batch_key is not None and schema.batch_key != schema.labels_key:
-            obs[schema.batch_key] = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
+            batches = pd.Categorical.from_codes(found.batches, list(schema.categories[0]))
+            obs[schema.batch_key] = batches.remove_unused_categories()  # without those of new cells
         return AnnData(obs=obs, obsm={"X_sccvae": found.z})
 
     def _own_reference(self) -> Reference:
         self._check_trained()
-        if self._counts is None or self.is_mapped:
-            what = "is mapped onto a reference that" if self.is_mapped else "was loaded without data, and"
-            raise ValueError(
-                f"The model {what} was saved without its cells: save the reference by save(path, with_reference=True)."
-            )
-        z = posterior.latent(self._vae, self._counts)
-        return Reference(z, self._counts.labels.astype(np.int32), self._counts.codes[:, 0].astype(np.int32))
+        counts = self._elsewhere.counts() if self.is_mapped else self._counts
+        if counts is None:
+            what = "model was loaded without data, and was saved without its cells"
+            what = "cells of the reference are not here, and were not saved with it" if self.is_mapped else what
+            raise ValueError(f"The {what}: save the reference by save(path, with_reference=True).")
+        z = posterior.latent(self._vae, counts)
+        return Reference(z, counts.labels.astype(np.int32), counts.codes[:, 0].astype(np.int32))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Arrays that are saved, with the cells of the reference if they are kept."""
@@ -245,12 +256,17 @@ class MappingModel(AnalysisModel):
         """
         return KNOWN in self._options
 
-    def _cells_and_table(self, adata: Given | None) -> tuple[Counts, pd.Index, pd.DataFrame | None]:
-        if not self.is_mapped or not isinstance(adata, AnnData):
-            return super()._cells_and_table(adata)
-        self._check_trained()
-        check_adata(adata)
-        return _read(adata, self._schema, self._options, self._vae)[0], adata.obs_names, adata.obs
+    def _read_given(self, given: Given) -> tuple[AnnData, Counts]:
+        if not self.is_mapped or not isinstance(given, AnnData):
+            return super()._read_given(given)
+        check_adata(given)
+        return given, _read(given, self._schema, self._options, self._vae)[0]
+
+    def _measured(self, counts: Counts) -> tuple[VAE, Counts, pd.Index]:
+        if counts.missing is None:
+            return super()._measured(counts)
+        found = np.flatnonzero(~counts.missing)
+        return with_genes(self._vae, found), of_genes(counts, found), self.gene_names[found]
 
     def _run(self, run: Run, progress_bar: bool) -> None:
         """Train; of a mapped model with missing genes, a copy without them."""
@@ -311,7 +327,8 @@ class MappingModel(AnalysisModel):
             accepted.
         error_rate
             Largest fraction of cells like the held-out ones of the reference whose right label has too low a
-            probability to be accepted.
+            probability to be accepted. It holds in three of four new batches like the reference's, if three of these
+            have enough held-out cells: 19 for a rate of 0.05. With fewer, it holds for cells of the known batches.
         n_samples
             Samples of z that probabilities are averaged over.
         seed
@@ -366,53 +383,61 @@ class MappingModel(AnalysisModel):
         """Return the network by which novelty is judged: offsets that were adapted to cells of a new kind hide them."""
         return with_start(self._vae) if self._vae.moving else self._vae
 
+    def _own_history(self) -> pd.DataFrame:
+        history = self.history
+        return history[history["epoch"] > self._options.get(EPOCHS, 0)] if self.is_mapped else history
+
+    def _shown_mapping(self, adata: AnnData | None, seed: int) -> dict[str, Any] | None:
+        if not self.is_mapped:
+            return None
+        predicted, reference = self.predict(adata, seed=seed) if self._schema.labels else None, None
+        with suppress(ValueError):
+            reference = self.reference_cells()
+        known = self._options[KNOWN]
+        batches = {"known": self.batches[:known], "new": self.batches[known:]}
+        return {"predicted": predicted, "reference": reference, **batches}
+
     def _own_checks(self, counts: Counts, seed: int) -> list[Check]:
         if not self.is_mapped:
             return []
-        moving = cast(range, self._vae.moving)
-        found = labelled(self._unadapted(), counts, 5, seed)
-        names = np.array(self._schema.labels)
-        labels = names[found.probability.argmax(1)] if len(names) else None
-        checks = [
-            check_new_cells(self._calibrated().p_values(found.density), NOVELTY_RATE, labels),
-            check_missing_genes(counts.missing, self.gene_names.to_numpy()),
-        ]
-        if self.likelihood.has_library:
-            known = float(self._vae.library_mean[: moving.start].mean())
-            checks.append(check_depth(counts.log_size, known))
-        for levels in batch_levels(self._vae)[-1:]:  # those of the output
-            found_far = check_offsets(levels.detach().cpu().numpy(), moving.start, list(self.batches))
-            checks += [] if found_far is None else [found_far]
-        return checks
+        names = {"genes": self.gene_names.to_numpy(), "labels": np.array(self._schema.labels), "batches": self.batches}
+        return checks_of_mapping(self._vae, self._unadapted(), counts, self._calibration, NOVELTY_RATE, seed, **names)
 
     def _vote(self, reference_labels: Any, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
         """Return the shares of the neighbours' labels, (cells, labels), and the names of the labels."""
         found = self._own_reference() if self._reference is None else self._reference
-        names = self._cell_names if self._reference is None else pd.RangeIndex(len(found.z)).astype(str)
-        if isinstance(reference_labels, str) and self._reference is not None:
+        no_table = self.is_mapped or self._reference is not None
+        names = pd.RangeIndex(len(found.z)).astype(str) if no_table else self._cell_names
+        if isinstance(reference_labels, str) and no_table:
             raise TypeError(
                 f"reference_labels is the text {reference_labels!r}; expected a label for each of {len(found.z)} "
                 "cells, in the order of the reference, because the model has no table of them."
             )
-        if isinstance(reference_labels, pd.Series) and self._reference is not None:
+        if isinstance(reference_labels, pd.Series) and no_table:
             reference_labels = reference_labels.to_numpy()
         known = self._labels(reference_labels, None, cast(pd.Index, names), "reference_labels")
         return vote(found.z, known.astype(str).to_numpy(), posterior.latent(self._vae, counts))
 
+    @property
+    def _has_calibration(self) -> bool:
+        """Whether the calibration is known, or can be computed from the model's own data."""
+        return self._calibration is not None or (self._counts is not None and not self.is_mapped)
+
     def _calibrated(self) -> Calibration:
         """Return the calibration of the reference; that of a model with its own data is computed at the first call."""
         if self._calibration is None:
-            if self._counts is None:
+            counts = self._counts
+            if counts is None or self.is_mapped:
                 raise ValueError(
-                    "This model was saved without the calibration of its labels and loaded without data: load it as "
-                    "SCCVAE.load(path, adata)."
+                    "The reference was saved without the calibration of labels and loaded without data: load it as "
+                    "SCCVAE.load(path, adata), or save it by save(path, with_reference=True)."
                 )
-            every = labelled(self._vae, self._counts, 0, self._seed)
+            every = labelled(self._vae, counts, 0, self._seed)
             held_out = self._split(self._train_size)[1]
-            held_out = held_out[self._counts.labels[held_out] >= 0]
-            of_held = labelled(self._vae, self._counts[held_out], N_SAMPLES, self._seed)
-            labels, log_total = self._counts.labels[held_out], self._counts.log_total
-            self._calibration = calibrated(of_held.probability, labels, every.density, log_total)
+            held_out = held_out[counts.labels[held_out] >= 0]
+            of_held = labelled(self._vae, counts[held_out], N_SAMPLES, self._seed)
+            labels, batches = counts.labels[held_out], counts.codes[held_out, 0]
+            self._calibration = calibrated(of_held.probability, labels, every.density, counts.log_total, batches)
         return self._calibration
 
     def _after_training(self) -> None:
@@ -424,7 +449,7 @@ class MappingModel(AnalysisModel):
 
     def _description(self) -> dict[str, Any]:
         found = super()._description()
-        if self._schema.labels and self._rows and (self._calibration is not None or self._counts is not None):
+        if (self._schema.labels or self._reference is not None) and self._rows and self._has_calibration:
             found["calibration"] = asdict(self._calibrated())
         return found
 

@@ -14,11 +14,13 @@ import torch
 from anndata import AnnData
 
 from sccvae.data.columns import position_of
+from sccvae.data.counts import Counts
 from sccvae.inference import aggregate_prior, posterior
 from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
 from sccvae.models.description import Description
 from sccvae.modules.likelihoods import LIKELIHOODS
+from sccvae.modules.vae import VAE
 from sccvae.validation.arguments import (
     check_choice,
     checked_library_size,
@@ -318,13 +320,16 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Evidence lower bound in nats (higher is better), from one sample of z and l: mean over cells, or (cells,).
 
+        Genes that mapped cells lack are left out: see `SCCVAE.load_query_data`.
+
         Examples
         --------
         >>> model.get_elbo(return_mean=False).shape
         (300,)
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
-        reconstruction, kl_z, kl_l = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        reconstruction, kl_z, kl_l = posterior.elbo_terms(vae, counts, seed=seed)
         return _mean_or_all(reconstruction - kl_z - kl_l, return_mean)
 
     def get_reconstruction_error(
@@ -332,7 +337,7 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Reconstruction error -E_q[log p(x | z, l)] in nats (lower is better), from one sample of z and l.
 
-        The mean over cells, or (cells,).
+        The mean over cells, or (cells,). Genes that mapped cells lack are left out, as in `get_elbo`.
 
         Examples
         --------
@@ -340,7 +345,8 @@ class OutputsModel(BaseModel):
         True
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
-        terms = posterior.elbo_terms(self._vae, self._cells(adata, indices)[0], seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        terms = posterior.elbo_terms(vae, counts, seed=seed)
         return _mean_or_all(-terms[0], return_mean)
 
     def get_marginal_ll(
@@ -354,7 +360,8 @@ class OutputsModel(BaseModel):
     ) -> float | np.ndarray:
         """Marginal log-likelihood log p(x) in nats, mean over cells or (cells,).
 
-        By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8).
+        By importance sampling over z and l (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8). Genes
+        that mapped cells lack are left out, as in `get_elbo`.
 
         Examples
         --------
@@ -363,11 +370,15 @@ class OutputsModel(BaseModel):
         """
         return_mean, seed = flag("return_mean", return_mean), checked_seed(seed)
         n_samples = positive("n_samples", n_samples)
-        counts, _ = self._cells(adata, indices)
-        log_p = posterior.marginal_log_likelihood(self._vae, counts, n_samples=n_samples, seed=seed)
+        vae, counts, _ = self._measured(self._cells(adata, indices)[0])
+        log_p = posterior.marginal_log_likelihood(vae, counts, n_samples=n_samples, seed=seed)
         return _mean_or_all(log_p, return_mean)
 
     # -------------------------------------------------------------------------------------------------------- details
+
+    def _measured(self, counts: Counts) -> tuple[VAE, Counts, pd.Index]:
+        """Network, counts and names of the genes that were measured in these cells: those of the likelihood."""
+        return self._vae, counts, self.gene_names
 
     def _code_of_label(self, label: Any, prior: Prior) -> int:
         if not self._schema.labels:

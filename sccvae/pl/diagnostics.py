@@ -38,15 +38,21 @@ NAMES = {
     "coverage_90": "90% intervals hold",
     "batches_apart": "batches apart",
     "unexplained_cells": "cells unexplained",
+    "new_cells": "cells unlike the reference",
+    "missing_genes": "genes missing",
+    "depth": "depth, query / reference",
+    "offsets": "offsets, new / known",
 }
 SHARES = {"late_gain", "held_out_gap", "zeros_inside", "coverage_90", "unexplained_cells"}
+SHARES |= {"new_cells", "missing_genes"}
 
 
 @plot()
 def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
     """Plot a model's diagnosis: the list of checks, and a panel for each quantity.
 
-    Panels that do not apply are left out: predictive checks if the data are not counts, batches if there is only one.
+    Panels that do not apply are left out: predictive checks if the data are not counts, batches if there is only one,
+    the ELBO if there was no training.
 
     Parameters
     ----------
@@ -76,7 +82,7 @@ def diagnostics(diagnosis: Diagnosis, *, show: bool = False) -> Figure:
             f"diagnosis is of type {type(diagnosis).__name__}; expected the result of SCCVAE.diagnose: "
             "pl.diagnostics(model.diagnose())."
         )
-    panels: list[Callable[[Axes, Diagnosis], None]] = [_checks, _elbo, _units]
+    panels: list[Callable[[Axes, Diagnosis], None]] = [_checks, *([_elbo] if len(diagnosis.history) else []), _units]
     panels += [_zeros, _variance, _ranks] if diagnosis.genes is not None else []
     panels += [_batches] if diagnosis.batches is not None else []
     panels += [_cells]

@@ -112,7 +112,7 @@ def mapping(
     novelty = np.asarray(_column(query, key, "novelty"), dtype=float)
     known = None if truth is None else _truth(query, key, labels, truth)
     cells = sample(query.n_obs, max_cells, seed)
-    layout, behind = _layout(query, key, reference, cells)
+    layout, behind = positions(query, key, reference, cells)
     if behind is not None:
         behind = behind[sample(len(behind), max_cells, seed)]
     shown = labels[cells].remove_unused_categories()
@@ -172,7 +172,7 @@ def _truth(query: AnnData, key: str, labels: pd.Categorical, truth: str) -> _Tru
     )
 
 
-def _layout(query: AnnData, key: str, reference: AnnData | None, cells: NDArray) -> tuple[NDArray, NDArray | None]:
+def positions(query: AnnData, key: str, reference: AnnData | None, cells: NDArray) -> tuple[NDArray, NDArray | None]:
     """Return the positions of new cells, (cells, 2), and those of all cells of the reference."""
     z = embedding(query, f"X_{key}", "query")
     if reference is None:
@@ -195,6 +195,12 @@ def _layout(query: AnnData, key: str, reference: AnnData | None, cells: NDArray)
     return placed(known, behind, z[cells]), behind
 
 
+def draw_behind(ax: Any, layout: NDArray) -> None:
+    """Draw the cells of the reference at `layout`, (cells, 2), in grey."""
+    size = float(np.clip(9000 / len(layout), 0.6, 14))
+    ax.scatter(layout[:, 0], layout[:, 1], c=MISSING, s=size, linewidths=0, rasterized=True)
+
+
 def _draw_layouts(
     figure: Any, layout: NDArray, behind: NDArray | None, labels: pd.Categorical, novelty: NDArray, n_cells: int
 ) -> None:
@@ -202,8 +208,7 @@ def _draw_layouts(
     for i, what in enumerate(("label", "novelty")):
         ax = figure.add_subplot(1, 2, i + 1)
         if behind is not None:
-            size = float(np.clip(9000 / len(behind), 0.6, 14))
-            ax.scatter(behind[:, 0], behind[:, 1], c=MISSING, s=size, linewidths=0, rasterized=True)
+            draw_behind(ax, behind)
         if what == "label":
             draw_cells(ax, layout, labels)
             draw_legend(ax, "label", labels)

@@ -61,7 +61,7 @@ class Diagnosis:
         A row per cell: ``log_size``, ``log_likelihood`` (nats), ``deviation`` (robust standard deviations from cells
         of similar library size, positive for a worse fit), ``unexplained``.
     history
-        ELBO per epoch and split: the model's ``history``.
+        ELBO per epoch and split: the model's ``history``; of a mapped model the part on the new cells, perhaps empty.
     """
 
     table: pd.DataFrame
@@ -406,7 +406,8 @@ def diagnosis(
     the divergence of each cell's posterior from the prior of z.
     """
     units, cells = latent_units(mean, variance), unexplained_cells(log_likelihood, log_size, names)
-    checks = [*check_units(units, float(np.mean(kl))), *check_training(history, thinned=thinned)]
+    checks = check_units(units, float(np.mean(kl)))
+    checks += check_training(history, thinned=thinned) if len(history) else []
     if genes is not None and ranks is not None:
         checks += check_predictive(genes, ranks)
     mixing = None

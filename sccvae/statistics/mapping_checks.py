@@ -7,13 +7,17 @@ from sccvae.validation.wording import listed_names
 
 
 def check_new_cells(p_values: np.ndarray, rate: float, labels: np.ndarray | None) -> Check:
-    """Check how many cells are less likely than a fraction `rate` of the reference's; by their `labels`, if given."""
+    """Check how many cells are less likely than a fraction `rate` of the reference's.
+
+    Of their `labels`, if given, that with the most such cells is named.
+    """
     new = p_values < rate
     sentence = f"{new.mean():.0%} of the cells are unlike the reference, where {rate:.0%} are expected."
     if labels is not None and new.any():
         names, at = np.unique(labels, return_inverse=True)
-        fraction = np.bincount(at, new) / np.bincount(at)
-        worst = int(fraction.argmax())
+        n_new, n = np.bincount(at, new), np.bincount(at)
+        worst = int((n_new - rate * n).argmax())  # the most cells above those expected
+        fraction = n_new / n
         sentence += f" Among cells labelled {names[worst]} they are {fraction[worst]:.0%}."
     return Check("new_cells", float(new.mean()), sentence)
 

@@ -7,9 +7,8 @@ from typing import Any, cast
 import numpy as np
 from anndata import AnnData
 
-from sccvae.data.matrix import check_adata
 from sccvae.data.packs import checked_storage
-from sccvae.data.sources import Given, is_paths, open_source
+from sccvae.data.sources import Given, open_source
 from sccvae.models.sccvae import SCCVAE
 from sccvae.tl import results, stored
 from sccvae.tl.results import MAX_LAYER_BYTES
@@ -83,7 +82,7 @@ def integrate(
     - `obs["sccvae_library"]`: inferred library size;
     - `uns["sccvae"]`: parameters, history, versions;
     - with `labels_key`, the columns `sccvae_label`, `sccvae_probability`, `sccvae_novelty`, `sccvae_accepted` and
-      `sccvae_reason` of `obs`: see `map_query`. Files of `out` have no `sccvae_reason`.
+      `sccvae_reason` of `obs`: see `map_query`.
 
     With a mask also `var["sccvae_modelled"]`, the modelled genes; all others are NaN in the two layers. If the layers
     would take more than 2 GiB, the two matrices are written to `obsm["sccvae"]` and `obsm["sccvae_corrected"]`, (cells,
@@ -110,7 +109,7 @@ def integrate(
     >>> sccvae.tl.integrate(paths, batch_key="batch", out="integrated.h5ad", train_options={"max_epochs": 2})
     """
     if out is None:
-        _check_in_memory(adata)
+        results.check_in_memory(adata)
     check_key("key_added", key_added)
     options = {"seed": seed, "round_counts": round_counts, **(model_options or {})}
     budget = checked_storage(options.get("memory_budget"), None).memory_budget
@@ -181,7 +180,7 @@ def store(
     (100, 20)
     """
     if out is None:
-        _check_in_memory(adata)
+        results.check_in_memory(adata)
     check_key("key_added", key_added)
     check_spared(key_added, model)
     if out is not None:
@@ -189,15 +188,6 @@ def store(
     else:
         _store(cast(AnnData, adata), model.source_of(cast(AnnData, adata)), model, key_added, expression)
     return None
-
-
-def _check_in_memory(adata: Any) -> None:
-    """Raise unless results can be written into `adata`."""
-    if is_paths(adata):
-        raise TypeError(
-            "adata is a path; expected an AnnData to write into. Of files, name the new one: out='new.h5ad'."
-        )
-    check_adata(adata)
 
 
 def check_spared(key_added: str, model: SCCVAE) -> None:

@@ -1,23 +1,26 @@
 """Mapping of new cells onto a trained model, and labels for cells, written into an AnnData."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from anndata import AnnData
 
 from sccvae.data.columns import categories_of
 from sccvae.data.matrix import check_adata
+from sccvae.data.sources import Given, open_source
 from sccvae.models.mapping import ERROR_RATE, LEAST_GENES, NOVELTY_RATE
 from sccvae.models.sccvae import SCCVAE
-from sccvae.tl import results
+from sccvae.tl import results, stored
 from sccvae.validation.arguments import checked_seed, flag
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
 
+ADAPTED = 20_000  # most cells of files that offsets are adapted to
+
 
 @scanpy_like(kinds=("SCCVAE",), folders=True)
 def map_query(
-    query: AnnData,
+    query: Given,
     model: SCCVAE | str | os.PathLike,
     *,
     batch_key: str | None = None,
@@ -27,6 +30,7 @@ def map_query(
     labels: bool = True,
     train: bool = True,
     copy: bool = False,
+    out: str | os.PathLike | None = None,
     seed: int = 0,
 ) -> AnnData | None:
     """Map new cells onto a trained model, and write their embedding and labels.
@@ -38,7 +42,8 @@ def map_query(
     Parameters
     ----------
     query
-        (cells, genes) raw counts of new cells, where the model had them: in `X` or in its layer.
+        (cells, genes) raw counts of new cells, where the model had them: in `X` or in its layer. With `out` also files:
+        a path, or a list of paths.
     model
         A trained model, the reference, or the folder of a saved one.
     batch_key
@@ -53,8 +58,12 @@ def map_query(
     train
         Adapt the offsets of new batches. False takes the mean offsets of the known batches.
     {copy}
+    out
+        `.h5ad` or `.zarr` to write, block by block, in place of `query`: for cells that do not fit into memory. It has
+        the counts in `X`, `obs`, `var` and what is written below. Offsets are adapted to at most 20,000 of the cells,
+        as many of each batch as possible.
     seed
-        Seed of the samples of z that probabilities are averaged over.
+        Seed of the samples of z that probabilities are averaged over, and of the cells that offsets are adapted to.
 
     Returns
     -------
@@ -95,24 +104,37 @@ def map_query(
     (118, 20)
     >>> query.uns["sccvae"]["mapping"]["new_batches"]
     ['batch_2']
+
+    A file, without reading it into memory:
+
+    >>> query.write_h5ad("query.h5ad")
+    >>> sccvae.tl.map_query("query.h5ad", model, out="mapped.h5ad")
     """
-    check_adata(query)
+    if out is None:
+        results.check_in_memory(query, "query")
     check_key("key_added", key_added)
     labels, train, seed = flag("labels", labels), flag("train", train), checked_seed(seed)
     reference = model if isinstance(model, SCCVAE) else SCCVAE.load(model)
-    of_genes: dict[str, Any] = {"gene_key": gene_key, "least_genes": least_genes}
-    mapped = SCCVAE.load_query_data(query, reference, batch_key=batch_key, **of_genes)
-    labels = labels and results.has_labels(mapped)
-    results.check_columns(key_added, mapped)
-    if train:
-        mapped.train()
-    predicted = mapped.predict(seed=seed) if labels else None
+    batch_key = reference.describe()["parameters"].get("batch_key") if batch_key is None else batch_key
+    options: dict[str, Any] = {"batch_key": batch_key, "gene_key": gene_key, "least_genes": least_genes}
+    if out is not None:
+        with open_source(query) as source:
+            stored.check_place(source, out)
+            some = stored.sample_of(source, reference, batch_key, ADAPTED, seed)
+            mapped = _mapped(some, reference, key_added, options, train=train)
+            uns = _description(source.frame, reference, mapped, batch_key, train=train)
+            labels = labels and results.has_labels(mapped)
+            stored.write_mapped(source, mapped, out, uns, key_added, seed, labels=labels)
+        return None
+    cells = cast(AnnData, query)
+    mapped = _mapped(cells, reference, key_added, options, train=train)
+    predicted = mapped.predict(seed=seed) if labels and results.has_labels(mapped) else None
     embedding = mapped.get_latent_representation()
-    results.remove_earlier(query, key_added)
-    query.obsm[f"X_{key_added}"] = embedding
+    results.remove_earlier(cells, key_added)
+    cells.obsm[f"X_{key_added}"] = embedding
     if predicted is not None:
-        results.write_labels(query, predicted, key_added)
-    query.uns[key_added] = {**mapped.describe(), "mapping": _mapping(query, reference, mapped, batch_key, train)}
+        results.write_labels(cells, predicted, key_added)
+    cells.uns[key_added] = _description(cells, reference, mapped, batch_key, train=train)
     return None
 
 
@@ -187,10 +209,21 @@ def transfer_labels(
     return None
 
 
-def _mapping(query: AnnData, reference: SCCVAE, mapped: SCCVAE, batch_key: str | None, train: bool) -> dict[str, Any]:
-    """Return what was mapped, in types that files can store."""
-    key = mapped.describe()["parameters"].get("batch_key") if batch_key is None else batch_key
-    found = () if key is None else categories_of(query, key)
+def _mapped(query: AnnData, reference: SCCVAE, key: str, options: dict[str, Any], *, train: bool) -> SCCVAE:
+    """Return the model of new cells, adapted to them if asked."""
+    mapped = SCCVAE.load_query_data(query, reference, **options)
+    results.check_columns(key, mapped)
+    if train:
+        mapped.train()
+    return mapped
+
+
+def _description(
+    query: AnnData, reference: SCCVAE, mapped: SCCVAE, batch_key: str | None, *, train: bool
+) -> dict[str, Any]:
+    """Return the model, and what was mapped, in types that files can store."""
+    found = () if batch_key is None else categories_of(query, batch_key)
     new = [name for name in mapped.batches if name not in reference.batches]
     known = [name for name in found if name in reference.batches]
-    return {"n_cells": query.n_obs, "known_batches": known, "new_batches": new, "trained": train and bool(new)}
+    of_query = {"n_cells": query.n_obs, "known_batches": known, "new_batches": new, "trained": train and bool(new)}
+    return {**mapped.describe(), "mapping": of_query}

@@ -1,11 +1,17 @@
 """Outputs of a model for cells, written into an AnnData."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae.data.matrix import check_adata
+from sccvae.data.sources import is_paths
 from sccvae.models.sccvae import SCCVAE
 
+REASONS = ("", "new kind", "few molecules", "few shared genes")  # of `SCCVAE.predict`; others name two labels
 PREDICTED = ("label", "probability", "novelty", "accepted", "reason")  # columns of `SCCVAE.predict`
 # Keys of `uns[key]`: those of every description of a model, and one of those that functions of `tl` add.
 _DESCRIBED, _WRITTEN = {"parameters", "versions"}, {"expression_library_size", "mapping"}
@@ -51,23 +57,56 @@ def write(
         getattr(adata, where)[name] = values
 
 
+def check_in_memory(given: Any, name: str = "adata") -> None:
+    """Raise unless results can be written into the argument called `name`."""
+    if is_paths(given):
+        raise TypeError(
+            f"{name} is a path; expected an AnnData to write into. Of files, name the new one: out='new.h5ad'."
+        )
+    check_adata(given)
+
+
 def has_labels(model: SCCVAE) -> bool:
     """Return whether a model was trained with labels."""
     return bool(model.describe()["parameters"].get("labels"))
 
 
-def write_labels(adata: AnnData, predicted: pd.DataFrame, key: str, *, reasons: bool = True) -> None:
-    """Write the table of `SCCVAE.predict` to columns of `obs`.
-
-    Without `reasons` the column of that name is left out: it is text, not one of few categories.
-    """
-    columns = {f"{key}_{name}": predicted[name].array for name in PREDICTED if reasons or name != "reason"}
-    if reasons:
-        columns[f"{key}_reason"] = pd.Categorical(predicted["reason"])
+def write_labels(adata: AnnData, predicted: pd.DataFrame, key: str, *, numbered: bool = False) -> None:
+    """Write the table of `SCCVAE.predict` to columns of `obs`; reasons `numbered` as by `reason_numbers`, if asked."""
+    columns = {f"{key}_{name}": predicted[name].array for name in PREDICTED}
+    columns[f"{key}_reason"] = reason_numbers(predicted) if numbered else pd.Categorical(predicted["reason"])
     if adata.is_view:  # writing the first column makes a view an AnnData of its own
         adata.obs[f"{key}_label"] = columns[f"{key}_label"]
     for name, values in columns.items():
         adata.obs[name] = values
+
+
+def reason_numbers(predicted: pd.DataFrame) -> np.ndarray:
+    """Return a number for the reason of each cell, (cells,) int64, which depends on nothing but the model's labels.
+
+    Blocks of cells have different reasons, and the columns of a file that is written in blocks have one type.
+    """
+    labels, label = list(predicted["label"].cat.categories), predicted["label"].cat.codes.to_numpy()
+    reasons, at = np.unique(predicted["reason"].to_numpy(str), return_inverse=True)
+    found = np.zeros(len(predicted), dtype=np.int64)
+    for k, first in {(int(k), int(first)) for k, first in zip(at, label, strict=True)}:
+        reason = str(reasons[k])
+        if reason in REASONS:
+            number = REASONS.index(reason)
+        else:  # two labels, the first of which is the cell's own
+            second = labels.index(reason.removeprefix(f"between {labels[first]} and "))
+            number = len(REASONS) + first * len(labels) + second
+        found[(at == k) & (label == first)] = number
+    return found
+
+
+def reasons_of(numbers: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """Return the reasons that `reason_numbers` gave these numbers."""
+    pairs = [divmod(int(number) - len(REASONS), len(labels)) for number in numbers]
+    return [
+        REASONS[number] if number < len(REASONS) else f"between {labels[first]} and {labels[second]}"
+        for number, (first, second) in zip(numbers, pairs, strict=True)
+    ]
 
 
 def check_columns(key: str, model: SCCVAE) -> None:
@@ -99,7 +138,7 @@ def remove_earlier(adata: AnnData, key_added: str) -> None:
             if key in place:
                 del place[key]
     in_obs, predicted = [f"{key_added}_library"], [f"{key_added}_{name}" for name in PREDICTED]
-    if set(predicted[:-1]) <= set(adata.obs):  # files have no reasons; a single column may be the user's
+    if set(predicted[:-1]) <= set(adata.obs):  # older files have no reasons; a single column may be the user's
         in_obs += predicted
     for table, columns in ((adata.obs, in_obs), (adata.var, [f"{key_added}_modelled"])):
         for column in columns:

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from sccvae.data.columns import column_of
 from sccvae.data.sources import Source, open_source
 from sccvae.io import anndata_files, files, in_blocks
 from sccvae.models.plan import processes_beside
@@ -47,10 +49,56 @@ def write(
         if with_expression and model.likelihood.has_library:
             scale = _median_library(source, model, cells, processes, own=own)
         blocks = _blocks(source, model, key_added, scale, cells, with_expression=with_expression)
+        texts = _texts(model, key_added) if results.has_labels(model) else {}
         if processes is None:
-            in_blocks.write(blocks, out)
+            in_blocks.write(blocks, out, texts=texts)
         else:
-            _write_together(blocks if cells else None, Path(out), processes)
+            _write_together(blocks if cells else None, Path(out), processes, texts)
+
+
+def sample_of(source: Source, model: SCCVAE, batch_key: str | None, most: int, seed: int) -> AnnData:
+    """Read `most` cells of a source into memory, as many of each batch as there are or as fit; all if they are fewer.
+
+    Parameters
+    ----------
+    model
+        It says which layer is read.
+    batch_key
+        Column of `obs` with the batches; None for one.
+    """
+    frame = source.frame
+    batches = pd.Series(0 if batch_key is None else column_of(frame.obs, batch_key).astype(str).to_numpy())
+    order = np.random.default_rng(seed).permutation(frame.n_obs)
+    rank = batches.iloc[order].groupby(batches.iloc[order].to_numpy(), sort=False).cumcount().to_numpy()
+    chosen = np.sort(order[np.argsort(rank, kind="stable")[: max(most, batches.nunique())]])
+    parts, start = [], 0
+    for block in _cells(source, model, range(frame.n_obs)):
+        here = chosen[(chosen >= start) & (chosen < start + block.n_obs)] - start
+        parts.append(block.X[here])
+        start += block.n_obs
+    layer, x = model.describe()["parameters"].get("layer"), sp.vstack(parts, format="csr")
+    return AnnData(x, obs=frame.obs.iloc[chosen], var=frame.var, layers={} if layer is None else {layer: x})
+
+
+def write_mapped(
+    source: Source, mapped: SCCVAE, out: str | os.PathLike, uns: dict[str, Any], key: str, seed: int, *, labels: bool
+) -> None:
+    """Write cells, and their embedding and labels by a mapped model, to a new file, block by block."""
+
+    def blocks() -> Iterator[AnnData]:
+        for given in _cells(source, mapped, range(source.frame.n_obs)):
+            block = AnnData(given.X, obs=given.obs, var=given.var, uns={key: uns})
+            block.obsm[f"X_{key}"] = mapped.get_latent_representation(given)
+            if labels:
+                results.write_labels(block, mapped.predict(given, seed=seed), key, numbered=True)
+            yield block
+
+    in_blocks.write(blocks(), out, texts=_texts(mapped, key) if labels else {})
+
+
+def _texts(model: SCCVAE, key: str) -> dict[str, Callable[..., Sequence[str]]]:
+    """Return what `in_blocks.write` needs for the column of reasons."""
+    return {f"{key}_reason": partial(results.reasons_of, labels=model.describe()["parameters"]["labels"])}
 
 
 def _range(source: Source, processes: Any) -> range:
@@ -73,8 +121,13 @@ def _median_library(source: Source, model: SCCVAE, cells: range, processes: Any,
     return float(np.median(here if processes is None else np.concatenate(processes.rows(here))))
 
 
-def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any) -> None:
-    """Write the blocks of every process, None for none, in the order of the processes; all return when it is done."""
+def _write_together(
+    blocks: Iterator[AnnData] | None, out: Path, processes: Any, texts: dict[str, Callable[..., Sequence[str]]]
+) -> None:
+    """Write the blocks of every process, None for none, in the order of the processes; all return when it is done.
+
+    `texts` are as for `in_blocks.write`.
+    """
 
     def parts() -> Iterator[Path]:
         for rank, text in enumerate(processes.texts("")):
@@ -87,7 +140,7 @@ def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any)
                 yield part
 
     if processes.rank == 0:
-        in_blocks.write(blocks or (), out, more=parts())
+        in_blocks.write(blocks or (), out, more=parts(), texts=texts)
         processes.texts("")
         return
     with ExitStack() as stack:
@@ -102,10 +155,7 @@ def _write_together(blocks: Iterator[AnnData] | None, out: Path, processes: Any)
 
 def check_place(source: Source, out: str | os.PathLike) -> None:
     """Raise unless `out` can be written and is none of the files that are read."""
-    target = anndata_files.checked(out)
-    for path in source.files:
-        if path.resolve() == target.resolve():
-            raise ValueError(f"The output would replace {path}, from which the cells are read: choose another name.")
+    files.check_apart(anndata_files.checked(out), source.files)
 
 
 def check_names(adata: AnnData, source: Path, out: str | os.PathLike) -> None:
@@ -167,5 +217,5 @@ def _blocks(
         block = AnnData(given.X, obs=given.obs, var=given.var)  # without the layer that the model reads
         results.write(block, given, model, key, where, scale)
         if with_labels:
-            results.write_labels(block, model.predict(given), key, reasons=False)
+            results.write_labels(block, model.predict(given), key, numbered=True)
         yield block

@@ -62,6 +62,19 @@ def test_other_files_follow_the_blocks(tmp_path, monkeypatch, suffix, rows):
 
 
 @pytest.mark.parametrize("suffix", READ)
+def test_numbers_become_the_texts_that_they_stand_for(tmp_path, suffix):
+    """Also those of other files; the categories are those that occur, in order."""
+    whole, names = cells(), ["z", "y", "x", "w", "v"]
+    whole.obs["why"] = np.random.default_rng(1).integers(4, size=50)
+    first, second, third = parts(whole, 20, 35)
+    in_blocks.write([third], other := tmp_path / f"other{suffix}")
+    texts = {"why": lambda numbers: [names[k] for k in numbers]}
+    in_blocks.write([first, second], path := tmp_path / f"o{suffix}", more=iter([other]), texts=texts)
+    expected = whole.obs.assign(why=pd.Categorical([names[k] for k in whole.obs["why"]]))
+    pd.testing.assert_frame_equal(READ[suffix](path).obs, expected)
+
+
+@pytest.mark.parametrize("suffix", READ)
 def test_other_files_with_other_categories_are_refused(tmp_path, suffix):
     in_blocks.write([cells(kind="c")], other := tmp_path / f"other{suffix}")
     with pytest.raises(ValueError, match="Files have different columns of obs or categories"):

@@ -7,6 +7,8 @@ import pytest
 from helpers import EVERY_OPTION
 
 import sccvae
+from sccvae.io import storage
+from sccvae.models.description import understood
 
 
 def test_repr_is_short_and_says_what_the_model_is(adata, model):
@@ -27,6 +29,26 @@ def test_repr_fits_on_a_terminal(layered, fit, name):
     lines = repr(fit(layered, **options)).splitlines()
     assert len(lines) <= 8
     assert max(map(len, lines)) <= 100
+
+
+def test_the_calibration_of_labels_is_checked(make_adata, tmp_path):
+    adata = make_adata()
+    model = sccvae.SCCVAE(adata, batch_key="batch", labels_key="kind", n_hidden=8, n_latent=2)
+    model.train(1, progress_bar=False)
+    model.save(tmp_path / "model")
+    with storage.opened(tmp_path / "model", "SCCVAE") as saved:
+        description = saved.description
+    calibration = description["calibration"]
+    assert understood(description, "SCCVAE").calibration == model._calibrated()
+    assert len(calibration["batches"]) == len(calibration["scores"]) > 0
+    for change, text in (
+        ({"batches": calibration["batches"][1:]}, "batches of .* scores; expected one for each"),
+        ({"temperature": 0.0}, "calibration.temperature is 0.0; expected more than 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            understood(description | {"calibration": calibration | change}, "SCCVAE")
+    before = {name: value for name, value in calibration.items() if name != "batches"}
+    assert understood(description | {"calibration": before}, "SCCVAE").calibration.batches == ()
 
 
 def test_names_and_description(adata, model):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from helpers import same_state
+from scipy.special import log_softmax
+from scipy.stats import nbinom
 
 import sccvae
 from sccvae import SCCVAE
+from sccvae.inference import posterior
+from sccvae.modules.distributions import log_standard_normal
 from sccvae.statistics import diagnostics
 from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
 
@@ -236,9 +244,15 @@ def test_labels_of_a_model_without_labels(cells, query, tmp_path):
         model.predict()
     table = model.predict(known, reference_labels="kind")
     assert (table["label"] == known.obs["kind"]).mean() > 0.95
-    model.save(tmp_path / "model", with_reference=True)
-    mapped = SCCVAE.load_query_data(query, SCCVAE.load(tmp_path / "model", known))
+    model.save(tmp_path / "plain")
+    plain = SCCVAE.load_query_data(query, tmp_path / "plain")
+    assert plain.get_latent_representation().shape == (query.n_obs, 5)
+    assert "new_cells" not in plain.diagnose().table.index
     labels = known.obs["kind"].to_numpy()
+    with pytest.raises(ValueError, match="The reference was saved without the calibration of labels and loaded with"):
+        plain.predict(reference_labels=labels)
+    model.save(tmp_path / "model", with_reference=True)
+    mapped = SCCVAE.load_query_data(query, tmp_path / "model")
     assert (mapped.predict(reference_labels=labels)["label"] == truth_of(cells, query)).mean() > 0.9
     with pytest.raises(TypeError, match="expected a label for each of"):
         mapped.predict(reference_labels="kind")
@@ -261,6 +275,85 @@ def test_missing_genes_are_left_out(cells, reference, query, missing):
         mapped.get_latent_representation(reference.adata), reference.get_latent_representation()
     )
     pd.testing.assert_frame_equal(mapped.predict(part), mapped.predict())
+
+
+def test_the_cells_of_a_reference_in_memory_are_known_as_long_as_it_exists(known, query):
+    model = SCCVAE(known, batch_key="batch", labels_key="kind", **SMALL)
+    model.train(1, progress_bar=False)
+    mapped = SCCVAE.load_query_data(query, model)
+    second = SCCVAE.load_query_data(query, mapped)
+    for one in (mapped, second):
+        np.testing.assert_array_equal(one.reference_cells().obsm["X_sccvae"], model.get_latent_representation())
+        pd.testing.assert_frame_equal(one.reference_cells().obs, model.reference_cells().obs)
+    copied = pickle.loads(pickle.dumps(mapped))
+    del model
+    gc.collect()
+    for one in (mapped, second, copied):
+        with pytest.raises(ValueError, match=r"The cells of the reference are not here, and were not saved with it"):
+            one.reference_cells()
+
+
+def test_a_mapped_model_is_loaded_with_its_query(reference, query, tmp_path):
+    """Missing genes are left out and labels of the query take no part, as where it was mapped."""
+    part = query[:, 15:].copy()
+    with pytest.warns(UserWarning, match="15 are missing"):
+        mapped = SCCVAE.load_query_data(part, reference)
+    mapped.save(tmp_path / "mapped")
+    part.obs["kind"] = "A"
+    loaded = SCCVAE.load(tmp_path / "mapped", part)
+    assert (loaded._counts.labels == -1).all()
+    np.testing.assert_array_equal(loaded.get_latent_representation(), mapped.get_latent_representation())
+    assert loaded.get_elbo() == mapped.get_elbo()
+    assert loaded.diagnose().genes.index.equals(pd.Index([f"gene{g}" for g in range(15, 60)]))
+
+
+def test_the_likelihood_leaves_missing_genes_out(reference, query):
+    """ELBO terms of one sample, computed in float64 from the decoder's output for the genes that were found."""
+    part, found = query[:, 20:].copy(), np.arange(20, 60)
+    with pytest.warns(UserWarning, match="20 are missing"):
+        mapped = SCCVAE.load_query_data(part, reference)
+    vae, counts = mapped._vae, mapped._counts
+    (rows, x, q_z, q_l), *rest = posterior.encode(vae, counts)
+    assert not rest
+    numbers = posterior.noise_of(vae, 3)(rows, 0)
+    with torch.no_grad():
+        z, log_l = q_z.sample(numbers), q_l.sample(numbers)
+        decoded = vae.decoder(z, x)
+        kl = (q_z.kl().sum(1) + log_standard_normal(z) - vae.log_prior(z)).double().numpy()
+        kl_l = q_l.kl(vae.library_prior(x)).double().numpy()
+    logits, extra = decoded.logits.double().numpy()[:, found], decoded.dropout.double().numpy()
+    extra = np.broadcast_to(extra, (len(counts), 60))[:, found]
+    theta = np.exp(np.broadcast_to(decoded.log_dispersion.double().numpy(), (len(counts), 60))[:, found])
+    mean = np.exp(log_softmax(logits, axis=1) + log_l.double().numpy()[:, None])
+    k, pi = part.X.toarray(), 1 / (1 + np.exp(-extra))
+    log_p = np.log(1 - pi) + nbinom.logpmf(k, theta, theta / (theta + mean))
+    log_p = np.where(k == 0, np.logaddexp(np.log(pi), log_p), log_p).sum(1)
+    np.testing.assert_allclose(-mapped.get_reconstruction_error(return_mean=False, seed=3), log_p, rtol=1e-4)
+    np.testing.assert_allclose(mapped.get_elbo(return_mean=False, seed=3), log_p - kl - kl_l, rtol=1e-3)
+    assert mapped.get_marginal_ll(n_samples=50) > mapped.get_elbo()
+    assert mapped.get_marginal_ll(n_samples=50) < log_p.mean()
+
+
+def test_the_device_of_a_mapped_model(reference, query):
+    assert SCCVAE.load_query_data(query, reference, device="cpu").device.type == "cpu"
+    with pytest.raises(ValueError, match=r"device is 'nowhere'; expected 'auto', 'cpu', 'cuda'"):
+        SCCVAE.load_query_data(query, reference, device="nowhere")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device is 'cuda', but torch finds no CUDA device; pass device='cpu'"):
+            SCCVAE.load_query_data(query, reference, device="cuda")
+        return
+    there = SCCVAE.load_query_data(query, reference, device="cuda")
+    assert there.device.type == "cuda"
+    assert reference.device.type == "cpu"
+    here = SCCVAE.load_query_data(query, reference).get_latent_representation()
+    np.testing.assert_allclose(there.get_latent_representation(), here, atol=1e-3)
+
+
+def test_an_unknown_batch_says_how_new_batches_are_mapped(reference, query):
+    with pytest.raises(
+        ValueError, match=r"Unknown category 'b2' of 'batch'.*SCCVAE\.load_query_data\(adata, model\) maps"
+    ):
+        reference.get_latent_representation(query)
 
 
 def test_genes_are_matched_by_a_column_of_var(reference, query):
@@ -377,7 +470,10 @@ def test_diagnosis_of_mapped_cells(cells, reference, query):
     mapped = SCCVAE.load_query_data(query, reference)
     mapped.train(progress_bar=False)
     table = mapped.diagnose().table
-    assert table.loc[list(diagnostics.OF_MAPPED), "ok"].all()
+    assert table.loc[["missing_genes", "depth", "offsets"], "ok"].all()
+    assert table.loc["new_cells", "value"] < 0.35  # of 118 cells; last digits of the training move some of them
+    assert "epochs" in table.loc["late_gain", "sentence"]
+    assert "late_gain" not in SCCVAE.load_query_data(query, reference).diagnose().table.index
     shallow = query[:, 20:].copy()
     shallow.X = sp.csr_matrix(np.random.default_rng(0).binomial(shallow.X.toarray().astype(int), 0.2).astype("f4"))
     with pytest.warns(UserWarning, match="20 are missing"):
@@ -393,6 +489,8 @@ def test_sentences_of_checks():
     assert found.sentence == (
         "50% of the cells are unlike the reference, where 5% are expected. Among cells labelled a they are 100%."
     )
+    many = check_new_cells(np.r_[np.full(8, 0.01), 0.5, 0.5, 0.01], 0.05, np.array(list("bbbbbbbbbba")))
+    assert many.sentence.endswith("Among cells labelled b they are 80%.")
     levels = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
     far = check_offsets(levels, 2, ["x", "y", "new"])
     assert far.value == pytest.approx(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partialmethod
 
 import anndata as ad
 import numpy as np
@@ -12,6 +13,8 @@ from helpers import warnings_are_errors
 
 import sccvae
 from sccvae import tl
+from sccvae.data import matrix
+from sccvae.tl import results
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 QUICK = {"max_epochs": 3, "progress_bar": False}
@@ -212,6 +215,66 @@ def test_files_keep_it(models, query, tmp_path, name):
     tl.map_query(again, models[0])  # what was read is known as an earlier run
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """13 cells at once."""
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * 60 * 13)
+    monkeypatch.setattr("sccvae.data.sources.BLOCK_BYTES", 8 * 60 * 13)
+
+
+@pytest.mark.parametrize("name", ["mapped.h5ad", "mapped.zarr"])
+def test_a_file_is_mapped_block_by_block(models, query, tmp_path, small_blocks, name):
+    """Of few cells all are read for the offsets, and results are those in memory."""
+    query.obs["note"] = [None if k % 3 else "text" for k in range(query.n_obs)]
+    query[:15].copy().write_h5ad(tmp_path / "a.h5ad")
+    query[15:].copy().write_zarr(tmp_path / "b.zarr")
+    models[0].save(tmp_path / "model")
+    tl.map_query([tmp_path / "a.h5ad", tmp_path / "b.zarr"], tmp_path / "model", out=tmp_path / name)
+    found = (ad.read_zarr if name.endswith("zarr") else ad.read_h5ad)(tmp_path / name)
+    expected = tl.map_query(query, models[0], copy=True)
+    assert found.obs_names.equals(query.obs_names)
+    assert (found.X != query.X).nnz == 0
+    np.testing.assert_allclose(found.obsm["X_sccvae"], expected.obsm["X_sccvae"], atol=1e-4)
+    assert list(found.obs) == list(expected.obs)
+    for column in ("novelty", "probability"):  # samples of z differ between blocks
+        np.testing.assert_allclose(found.obs[f"sccvae_{column}"], expected.obs[f"sccvae_{column}"], atol=0.15)
+    assert ((found.obs["sccvae_reason"] == "") == found.obs["sccvae_accepted"]).all()
+    mapping = found.uns["sccvae"]["mapping"]
+    assert mapping["n_cells"] == 40
+    assert list(mapping["new_batches"]) == ["c"]
+    assert mapping["trained"]
+
+
+def test_offsets_are_adapted_to_some_cells_of_large_files(models, make_adata, tmp_path, small_blocks, monkeypatch):
+    everything = make_adata()
+    del everything.var["highly_variable"]
+    everything.write_h5ad(tmp_path / "all.h5ad")
+    monkeypatch.setattr("sccvae.tl.mapping.ADAPTED", 30)
+    given, load = [], sccvae.SCCVAE.load_query_data.__func__
+    kind = classmethod(lambda cls, adata, *a, **b: (given.append(adata), load(cls, adata, *a, **b))[1])
+    monkeypatch.setattr(sccvae.SCCVAE, "load_query_data", kind)
+    tl.map_query(tmp_path / "all.h5ad", models[0], out=tmp_path / "mapped.h5ad", labels=False)
+    (some,) = given
+    assert some.obs["batch"].value_counts().to_dict() == {"a": 10, "b": 10, "c": 10}
+    assert (some.X != everything[some.obs_names].X).nnz == 0
+    found = ad.read_h5ad(tmp_path / "mapped.h5ad")
+    assert not set(COLUMNS) & set(found.obs)
+    known = (everything.obs["batch"] != "c").to_numpy()
+    expected = models[0].get_latent_representation(everything[known].copy())
+    np.testing.assert_allclose(found.obsm["X_sccvae"][known], expected, atol=1e-4)
+
+
+def test_files_need_another_file_to_write(models, query, tmp_path):
+    query.write_h5ad(path := tmp_path / "query.h5ad")
+    with pytest.raises(TypeError, match=r"query is a path; expected an AnnData to write into. Of files, name the new"):
+        tl.map_query(path, models[0])
+    with pytest.raises(ValueError, match="The output would replace"):
+        tl.map_query(path, models[0], out=path)
+    with pytest.raises(KeyError, match=r"adata\.obs has no column 'bach'"):
+        tl.map_query(path, models[0], batch_key="bach", out=tmp_path / "new.h5ad")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["query.h5ad"]
+
+
 # ---------------------------------------------------------------------------------------------------- transfer_labels
 
 
@@ -278,11 +341,47 @@ def test_integrate_with_labels(make_adata, tmp_path):
     assert known.uns["sccvae"]["parameters"]["labels_key"] == "some"
     tl.integrate(str(tmp_path / "cells.h5ad"), out=tmp_path / "out.h5ad", **options)
     found = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert [column for column in found.obs if column in COLUMNS] == COLUMNS[:-1]
+    assert [column for column in found.obs if column in COLUMNS] == COLUMNS
+    reason = found.obs["sccvae_reason"]
+    assert isinstance(reason.dtype, pd.CategoricalDtype)
+    assert reason.equals(pd.Series(pd.Categorical(reason.astype(str)), reason.index, name="sccvae_reason"))
+    assert ((reason == "") == found.obs["sccvae_accepted"]).all()
+    assert (reason.astype(str) == known.obs["sccvae_reason"].astype(str)).mean() > 0.9
     np.testing.assert_allclose(found.obs["sccvae_novelty"], known.obs["sccvae_novelty"], atol=1e-3)
     assert (found.obs["sccvae_label"].astype(str) == known.obs["sccvae_label"].astype(str)).mean() > 0.95
     with pytest.raises(ValueError, match="unlabeled is 'unknown', and no cell has it"):
         tl.integrate(known, **{**options, "unlabeled": "unknown"})
+
+
+@pytest.mark.parametrize("name", ["out.h5ad", "out.zarr"])
+def test_reasons_in_files_are_those_in_memory(models, tmp_path, monkeypatch, name):
+    """Blocks of a few cells have different reasons."""
+    model, _, known = models
+    rates = {"novelty_rate": 0.3, "error_rate": 0.6}
+    monkeypatch.setattr(sccvae.SCCVAE, "predict", partialmethod(sccvae.SCCVAE.predict, **rates))
+    monkeypatch.setattr("sccvae.data.sources.BLOCK_BYTES", 4000)
+    tables, write_labels = [], results.write_labels
+    monkeypatch.setattr(results, "write_labels", lambda *a, **b: (tables.append(a[1]), write_labels(*a, **b))[1])
+    tl.store(known, model, out=tmp_path / name, expression=False)
+    found = (ad.read_zarr if name.endswith("zarr") else ad.read_h5ad)(tmp_path / name)
+    assert len({frozenset(table["reason"]) for table in tables}) > 1
+    expected = pd.concat(tables)["reason"].astype("category").rename("sccvae_reason")
+    pd.testing.assert_series_equal(found.obs["sccvae_reason"], expected, check_index_type=False)
+    assert list(found.obs)[-5:] == COLUMNS
+    tl.store(found, model)  # what was read is known as an earlier run
+    assert list(found.obs).count("sccvae_reason") == 1
+
+
+def test_reasons_have_numbers_that_depend_on_the_labels_alone():
+    labels = ["a", "b and c", "b", "c and between a and b"]
+    reasons = ["", "new kind", "few molecules", "few shared genes", "between b and c and between a and b"]
+    reasons += ["between b and c and b", "between a and b and c"]
+    first = [0, 1, 2, 3, 2, 1, 0]
+    table = pd.DataFrame({"label": pd.Categorical.from_codes(first, labels), "reason": reasons})
+    numbers = results.reason_numbers(table)
+    assert results.reasons_of(numbers, labels) == reasons
+    assert len(set(numbers)) == 7
+    np.testing.assert_array_equal(results.reason_numbers(table[3:]), numbers[3:])
 
 
 def test_rates_are_those_of_predict():

@@ -101,7 +101,7 @@ def test_large_expression_is_left_out_unless_asked_for(cells, monkeypatch):
 
 def test_bad_places_are_refused_before_training(cells, monkeypatch):
     monkeypatch.setattr(sccvae.SCCVAE, "train", None)
-    with pytest.raises(ValueError, match=r"The output would replace a\.h5ad, from which the cells are read"):
+    with pytest.raises(ValueError, match=r"The output would replace a\.h5ad, which is read, or a part of it"):
         tl.integrate(["a.h5ad", "b.zarr"], out="a.h5ad")
     with pytest.raises(ValueError, match=r"expected a name that ends in \.h5ad or \.zarr"):
         tl.integrate("a.h5ad", out="new.csv")

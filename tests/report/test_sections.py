@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-from html.parser import HTMLParser
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.image import imread
+from web_page import Page
 
 import sccvae
 from sccvae import metrics, report
 from sccvae.__main__ import main
+from sccvae.report import sections
 from sccvae.simulate import simulate
 
 mpl.use("Agg")
 
-VOID = {"meta", "img", "br"}
 NASTY = '<script>alert("x")</script> & co'
-
-
-class Page(HTMLParser):
-    """Reads a page; fails where tags do not match."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.words.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
-
-    def figures(self) -> dict[str, np.ndarray]:
-        """Decoded images by their names."""
-        found = {}
-        for tag, attributes in self.tags:
-            if tag == "img":
-                kind, data = attributes["src"].split(",", 1)
-                assert kind == "data:image/png;base64"
-                found[attributes["alt"]] = imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png")
-        return found
-
-    def sections(self) -> list[str]:
-        return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
 
 
 def trained(**options) -> tuple[sccvae.SCCVAE, object]:
@@ -146,9 +93,9 @@ def test_what_the_page_says_is_true(made, page):
     z = model.get_latent_representation()
     scores = metrics.embedding_scores(z, labels=adata.obs["cell_type"], batches=adata.obs["batch"])
     shown = {row[0]: row[2] for row in page.rows if len(row) == 3}
-    assert set(scores) == set(report.SCORES)
+    assert set(scores) == set(sections.SCORES)
     for name, value in scores.items():
-        assert shown[report.SCORES[name][0]] == f"{value:.3f}"
+        assert shown[sections.SCORES[name][0]] == f"{value:.3f}"
     for sentence in model.diagnose().sentences:
         assert sentence in page.text
     assert "train longer" in page.text
@@ -185,15 +132,15 @@ def test_other_data_without_batches(tmp_path):
 def test_a_good_model_is_called_good():
     table = pd.DataFrame({"ok": [True], "sentence": ["Fine."]})
     adata = simulate(600, 10, keep_truth=False)
-    html = report._summary(adata, type("D", (), {"table": table}), [], "batch", None)
+    html = sections._summary(adata, type("D", (), {"table": table}), [], "batch", None)
     assert "every check below is as expected" in html
     assert "Concerns" not in html
-    assert report._notes(adata.obs, "batch", "cell_type") == []
+    assert sections._notes(adata.obs, "batch", "cell_type") == []
 
 
 def test_small_batches_are_noted():
     obs = pd.DataFrame({"batch": ["a"] * 600 + ["b"] * 20})
-    assert report._notes(obs, "batch", None) == [
+    assert sections._notes(obs, "batch", None) == [
         "Batches of fewer than 50 cells cannot be aligned with confidence: 'b'."
     ]
 

@@ -1,14 +1,8 @@
-"""Report on a trained model for collaborators: one self-contained HTML page, readable without a network.
-
-The page has no scripts, inline styles, and figures as PNG in base64. All text from the data is escaped.
-"""
+"""Page of the report and its sections."""
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -21,6 +15,8 @@ from sccvae import metrics, pl
 from sccvae.io import files
 from sccvae.pl.embedding import categories, draw_cells, sample, umap
 from sccvae.pl.style import MEDIUM, as_text, draw_legend, finished, legend_width, new_figure
+from sccvae.report.mapping import Mapped, mapping
+from sccvae.report.parts import POLICY, STYLE, as_list, figure_of, named, table, verdicts
 from sccvae.validation.wording import shortened
 
 if TYPE_CHECKING:
@@ -29,50 +25,6 @@ if TYPE_CHECKING:
 
     from sccvae.statistics.diagnostics import Diagnosis
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of the page: nothing is loaded or executed
-STYLE = """
-:root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --good: #0072B2; --bad: #B34A00; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f3f5f7; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-header h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-header p, .soft, figcaption { color: var(--soft); margin: 0; }
-nav { margin: 1rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; }
-nav a { color: var(--good); text-decoration: none; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 1.2rem 1.4rem 1.4rem;
-  margin-top: 1.25rem; }
-h2 { font-size: 1.2rem; margin: 0 0 .7rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .4rem 0; overflow-wrap: anywhere; }
-figure { margin: .8rem 0 0; overflow-x: auto; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figcaption { font-size: .88rem; margin-top: .5rem; }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; }
-.facts div { min-width: 6rem; }
-.facts b { display: block; font-size: 1.5rem; line-height: 1.2; font-weight: 650; font-variant-numeric: tabular-nums; }
-.facts span { color: var(--soft); font-size: .88rem; }
-.verdict { border-left: 6px solid var(--good); }
-.verdict.look { border-left-color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; width: 100%; }
-th, td { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: break-word; }
-thead th { color: var(--soft); font-weight: 600; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { white-space: nowrap; }
-.ok, .bad { color: var(--good); font-weight: 700; white-space: nowrap; } .bad { color: var(--bad); }
-ul { margin: .4rem 0; padding-left: 1.2rem; } li { margin: .25rem 0; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2.2rem; }
-.columns > div { min-width: 0; }
-@media print {
-  body { background: #fff; font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
-  section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: .6rem 0; }
-  .verdict { border-left: 4px solid var(--good); padding-left: .8rem; } figure, tr, .facts { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
-}
-"""
-
-MOST_PIXELS = 20e6  # of a figure
 SCORES = {  # names and explanations of the scores of `metrics.embedding_scores`
     "knn_accuracy": ("kNN accuracy", "fraction of cells whose 15 nearest neighbours vote for their label"),
     "kmeans_ari": ("Clusters, ARI", "agreement of k-means clusters with the labels; 0 is chance"),
@@ -92,6 +44,11 @@ EXPLAINED = {
     "n_genes": "genes modelled",
     "n_levels": "categories of each column of batches and covariates",
     "n_continuous": "continuous covariates",
+    "n_labels": "labels that cells can have",
+    "label_weight": "weight of the labels beside the counts in training",
+    "labels_key": "column with the labels of the reference",
+    "labels": "the labels",
+    "unlabeled": "value that means no label",
     "support": "type of the values modelled",
     "log_size_offset": "log of the factor by which size factors were multiplied",
     "batch_key": "column with the batches whose effect is removed",
@@ -104,6 +61,7 @@ EXPLAINED = {
     "encode_covariates": "whether batch and covariates are inputs of the encoder",
     "seed": "seed of all random numbers",
     "layer": "source of the counts",
+    "round_counts": "whether expected counts were rounded",
 }
 
 
@@ -138,6 +96,7 @@ def page(
     counts: bool,
     max_cells: int,
     seed: int,
+    mapped: Mapped | None = None,
 ) -> str:
     """Return the HTML of the whole page.
 
@@ -153,14 +112,18 @@ def page(
         Whether the values in `X` are counts.
     max_cells
         Largest number of cells to plot and score.
+    mapped
+        What the model says of cells that were mapped onto its reference; None for cells that it was trained on.
     """
-    notes = [*diagnosis.warnings, *_notes(adata.obs, batch_key, label_key)]
+    notes = [*diagnosis.warnings, *_notes(adata.obs, batch_key, label_key, new=mapped is not None)]
+    keys = batch_key, label_key
     sections = {
         "Summary": _summary(adata, diagnosis, notes, batch_key, label_key),
         "Data": _data(adata, batch_key, label_key, counts=counts),
+        "Mapping": "" if mapped is None else mapping(adata, diagnosis, mapped, *keys, max_cells=max_cells, seed=seed),
         "Embedding": _embedding(adata, batch_key, label_key, counts=counts, max_cells=max_cells),
         "Scores": _scores(adata, batch_key, label_key, max_cells=max_cells, seed=seed),
-        "Training": _training(diagnosis),
+        "Training": _training(diagnosis, new=mapped is not None),
         "Diagnostics": _diagnostics(diagnosis),
         "Model": _model(description, summary),
     }
@@ -196,36 +159,32 @@ def _summary(
     facts["checks as expected"] = f"{diagnosis.table['ok'].sum()} of {len(diagnosis.table)}"
     boxes = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts.items())
     verdict = (
-        f"<h3>Concerns</h3>{_list(notes)}"
+        f"<h3>Concerns</h3>{as_list(notes)}"
         if notes
         else "<p>The model fits these cells well: every check below is as expected.</p>"
     )
     return f'<div class="facts">{boxes}</div>{verdict}'
 
 
-def _notes(obs: pd.DataFrame, batch_key: str | None, label_key: str | None) -> list[str]:
-    """Return limitations of the data: few cells, small batches, cell types in a single batch."""
+def _notes(obs: pd.DataFrame, batch_key: str | None, label_key: str | None, *, new: bool = False) -> list[str]:
+    """Return limitations of the data: few cells, small batches, cell types in a single batch.
+
+    Of `new` cells, on which no network was trained, small batches alone.
+    """
     notes = []
-    if len(obs) < 500:
+    if len(obs) < 500 and not new:
         notes.append(f"There are {len(obs):,} cells: with fewer than 500, results change with the seed.")
     if batch_key is not None:
         sizes = obs[batch_key].astype(str).value_counts()
         small = sizes[sizes < 50]
         if len(small):
-            notes.append(f"Batches of fewer than 50 cells cannot be aligned with confidence: {_named(small.index)}.")
-        if label_key is not None and len(sizes) > 1:
+            notes.append(f"Batches of fewer than 50 cells cannot be aligned with confidence: {named(small.index)}.")
+        if label_key is not None and len(sizes) > 1 and not new:
             batches = obs.groupby(obs[label_key].astype(str))[batch_key].nunique()
             single = batches.index[batches == 1]
             if len(single):
-                notes.append(f"Found in one batch only, so that cell type and batch are confounded: {_named(single)}.")
+                notes.append(f"Found in one batch only, so that cell type and batch are confounded: {named(single)}.")
     return notes
-
-
-def _named(names: Iterable[Any]) -> str:
-    names = list(names)
-    return ", ".join(repr(shortened(name)) for name in names[:8]) + (
-        f" and {len(names) - 8} more" if len(names) > 8 else ""
-    )
 
 
 def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, counts: bool) -> str:
@@ -244,7 +203,7 @@ def _data(adata: AnnData, batch_key: str | None, label_key: str | None, *, count
         rows = [[shortened(group, 120), *(f"{value:,.0f}" for value in row)] for group, *row in frame.itertuples()]
         more = f'<p class="soft">and {len(rows) - 30} more</p>' if len(rows) > 30 else ""
         heading = f"<h3>{name}: {escape(str(key))}</h3>"
-        parts.append(f"<div>{heading}{_table([name, *frame.columns], rows[:30], numbers=True)}{more}</div>")
+        parts.append(f"<div>{heading}{table([name, *frame.columns], rows[:30], numbers=range(1, 4))}{more}</div>")
     text = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes were modelled. "
     if counts:
         text += (
@@ -268,7 +227,7 @@ def _embedding(adata: AnnData, batch_key: str | None, label_key: str | None, *, 
         figure = _after(adata, [key for key in (batch_key, label_key) if key], max_cells)
         caption = "UMAP layout of the cells from the model's embedding."
     more = f" A random sample of {max_cells:,} cells." if adata.n_obs > max_cells else ""
-    return _figure(figure, "UMAP of the cells", caption + more)
+    return figure_of(figure, "UMAP of the cells", caption + more)
 
 
 def _after(adata: AnnData, keys: list[str], max_cells: int) -> Figure:
@@ -300,31 +259,29 @@ def _scores(adata: AnnData, batch_key: str | None, label_key: str | None, *, max
     text = (
         "<p>Scores of the embedding; 1 is the best value. Compare models on the same cells, not across data sets.</p>"
     )
-    return text + _table(["Score", "Meaning", "Value"], rows, numbers=1)
+    return text + table(["Score", "Meaning", "Value"], rows, numbers=[2])
 
 
-def _training(diagnosis: Diagnosis) -> str:
-    """Return the figure of loss curves."""
+def _training(diagnosis: Diagnosis, *, new: bool) -> str:
+    """Return the figure of loss curves, if there was a training."""
+    if not len(diagnosis.history):
+        return ""
     caption = (
         "The evidence lower bound (ELBO), which training maximises, its parts, and the schedule, by epoch. Validation "
         "cells were not trained on; the parameters are those of the epoch with the highest validation ELBO."
     )
-    return _figure(pl.history(diagnosis.history), "Loss curves of the training", caption)
+    if new:
+        caption += " Offsets of new batches alone were trained; epochs go on from those of the reference."
+    return figure_of(pl.history(diagnosis.history), "Loss curves of the training", caption)
 
 
 def _diagnostics(diagnosis: Diagnosis) -> str:
     """Return the sentences and the figure of the checks."""
-    rows = "".join(
-        f'<tr><td class="{"ok" if row.ok else "bad"}">{"✓ ok" if row.ok else "✗ look"}</td>'
-        f"<td>{escape(row.sentence)}</td></tr>"
-        for row in diagnosis.table.itertuples()
-    )
     caption = (
         "Zero fractions, variances and ranks compare the data with the model's predictive distribution for the same "
         "cells. Blue is as expected, vermilion is not."
     )
-    figure = _figure(pl.diagnostics(diagnosis), "Diagnostics of the model", caption)
-    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>{figure}'
+    return verdicts(diagnosis.table) + figure_of(pl.diagnostics(diagnosis), "Diagnostics of the model", caption)
 
 
 def _model(description: dict[str, Any], summary: str) -> str:
@@ -337,44 +294,11 @@ def _model(description: dict[str, Any], summary: str) -> str:
     )
     return (
         f"<p>{'<br>'.join(escape(line.strip()) for line in summary.splitlines())}</p>"
-        f"<h3>Parameters</h3>{_table(['Parameter', 'Value', 'Meaning'], rows)}"
-        f"<h3>Versions</h3>{_table(['Package', 'Version'], versions)}"
+        f"<h3>Parameters</h3>{table(['Parameter', 'Value', 'Meaning'], rows)}"
+        f"<h3>Versions</h3>{table(['Package', 'Version'], versions)}"
         f"<h3>The method</h3><p>{escape(paper)}</p>"
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- parts
-
-
 def _value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _list(sentences: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
-
-
-def _table(head: list[str], rows: list[list[str]], *, numbers: bool | int = False) -> str:
-    """Return an HTML table; `numbers` is True if all columns but the first are numeric, or the number of last ones."""
-    first = len(head) if numbers is False else 1 if numbers is True else len(head) - numbers
-
-    def cells(row: list[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if i >= first else ''}>{escape(str(value))}</{tag}>" for i, value in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(figure: Figure, name: str, caption: str) -> str:
-    """Return the HTML of an embedded figure, at a resolution for print."""
-    sink = io.BytesIO()
-    dots = min(200.0, (MOST_PIXELS / np.prod(figure.get_size_inches())) ** 0.5)
-    figure.savefig(sink, format="png", dpi=dots, facecolor="white")
-    data = base64.b64encode(sink.getvalue()).decode("ascii")
-    width = round(figure.get_figwidth() * 120)  # CSS pixels: a quarter larger than on paper
-    return (
-        f'<figure><img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
