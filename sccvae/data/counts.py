@@ -108,10 +108,6 @@ class Minibatch(NamedTuple):
         }
         return self._replace(**moved)  # type: ignore[arg-type]
 
-    def with_batch(self, code: int) -> "Minibatch":
-        """Return the cells with their batch replaced by number `code`."""
-        return self.with_level(0, code)
-
     def with_level(self, column: int, code: int) -> "Minibatch":
         """Return the cells with one of the codes, that of the batch (0) or of a covariate, replaced by `code`."""
         codes = self.codes.clone()

@@ -121,7 +121,7 @@ def codes(
             if q_l is not None:
                 log_l = q_l.mean if n_samples is None else q_l.sample(numbers)
             for batch in request.batches:
-                yield rows, x if batch is None else x.with_batch(batch), z, log_l
+                yield rows, x if batch is None else x.with_level(0, batch), z, log_l
 
 
 @each_alone

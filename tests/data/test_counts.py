@@ -112,7 +112,7 @@ def test_minibatch_in_another_precision_and_batch(counts):
     assert {x.values.dtype, x.log_total.dtype, x.continuous.dtype} == {torch.float64}
     assert {x.indptr.dtype, x.codes.dtype} == {torch.int64}
     assert not x.genes.is_floating_point()
-    there = x.with_batch(2)
+    there = x.with_level(0, 2)
     np.testing.assert_array_equal(there.codes.numpy(), [[2, 0], [2, 1], [2, 0], [2, 1]])
     np.testing.assert_array_equal(x.codes.numpy(), [[0, 0], [1, 1], [2, 0], [0, 1]])
 

@@ -319,7 +319,7 @@ def test_encoder_sees_covariates_only_if_asked(encode_covariates):
     vae = small_vae(counts, encode_covariates=encode_covariates)
     few_steps(vae, counts, n_steps=5)
     x = counts.minibatch(slice(None))
-    elsewhere = x.with_batch(1)
+    elsewhere = x.with_level(0, 1)
     older = x._replace(continuous=x.continuous + 1)
     here, there, later = (vae.eval().encoder(cells)[0].mean.detach() for cells in (x, elsewhere, older))
     own = x.codes[:, 0] == 1
@@ -362,11 +362,11 @@ def test_decoder_depends_on_the_batch_once_trained():
     vae = small_vae(counts)
     z, x = torch.zeros(90, 3), counts.minibatch(slice(None))
     logits = lambda x: vae.eval().decoder(z, x).logits.detach()  # noqa: E731
-    assert torch.equal(logits(x), logits(x.with_batch(0)))  # offsets start at zero
+    assert torch.equal(logits(x), logits(x.with_level(0, 0)))  # offsets start at zero
     few_steps(vae, counts)
     own = x.codes[:, 0] == 0
-    assert torch.equal(logits(x)[own], logits(x.with_batch(0))[own])
-    assert (logits(x)[~own] != logits(x.with_batch(0))[~own]).any(1).all()
+    assert torch.equal(logits(x)[own], logits(x.with_level(0, 0))[own])
+    assert (logits(x)[~own] != logits(x.with_level(0, 0))[~own]).any(1).all()
 
 
 def test_decoder_reads_only_the_covariates_of_the_minibatch():
