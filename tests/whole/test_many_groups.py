@@ -53,7 +53,7 @@ def crowd():
 def quick(monkeypatch):
     """Layouts that take no time; what is looked at here are legends."""
     monkeypatch.setattr("sccvae.pl.embedding.pca_of_counts", lambda adata, *_, **__: adata.obsm["X_sccvae"])
-    for module in ("pl.embedding", "report"):
+    for module in ("pl.embedding", "report.sections"):
         monkeypatch.setattr(f"sccvae.{module}.umap", lambda representation, **_: representation[:, :2])
 
 
