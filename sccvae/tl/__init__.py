@@ -4,6 +4,7 @@ from sccvae.tl.denoising import denoise
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
 from sccvae.tl.mapping import map_query, transfer_labels
+from sccvae.tl.pseudobulk import pseudobulk
 from sccvae.tl.pseudotime import gradient, trends
 from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
@@ -14,6 +15,7 @@ __all__ = [
     "hierarchy",
     "integrate",
     "map_query",
+    "pseudobulk",
     "rank_genes_groups",
     "score_integration",
     "similarity",

@@ -52,6 +52,7 @@ TL = {
     "hierarchy": Row(lambda g: (g.adata, "kind"), {"use_rep": "X_sccvae"}),
     "integrate": Row(lambda g: (g.adata,), {"batch_key": "batch", "model_options": TINY, "train_options": QUICK}),
     "map_query": Row(lambda g: (g.adata, g.labelled), first="query", model=1, folders=True),
+    "pseudobulk": Row(lambda g: (g.adata, "donor", "kind"), model=4, returns=ad.AnnData),
     "rank_genes_groups": Row(
         lambda g: (g.adata, g.model), {"groupby": "kind", "de_options": {"n_samples": 20}}, model=1
     ),
@@ -350,13 +351,17 @@ def test_figures_are_saved_by_matplotlib(name, given):
 
 @with_model
 def test_what_is_no_trained_model_is_said(module, name, row, given, make_adata, tmp_path):
+    by_name = parameters(module, name)["model"].kind is inspect.Parameter.KEYWORD_ONLY
+
     def call(model):
         before = list(row.before(given))
+        if by_name:
+            return getattr(module, name)(*before, **row.options, model=model)
         before[row.model] = model
         return getattr(module, name)(*before, **row.options)
 
-    place = ("first", "second")[row.model]
-    with pytest.raises(TypeError, match=rf"model, the {place} argument, is 'leiden'; .*: {name}\(.*model"):
+    place = "" if by_name else f", the {('first', 'second')[row.model]} argument,"
+    with pytest.raises(TypeError, match=rf"model{place} is 'leiden'; .*: {name}\(.*model"):
         call("leiden")
     given.model.save(tmp_path / "m")
     for path in () if row.folders else (tmp_path / "m", str(tmp_path / "m")):
