@@ -1,6 +1,7 @@
 """Functions in Scanpy's manner: they apply a model to an AnnData and write the results into it."""
 
 from sccvae.tl.denoising import denoise
+from sccvae.tl.differential_abundance import differential_abundance
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
 from sccvae.tl.mapping import map_query, transfer_labels
@@ -11,6 +12,7 @@ from sccvae.tl.similarity import hierarchy, similarity
 
 __all__ = [
     "denoise",
+    "differential_abundance",
     "gradient",
     "hierarchy",
     "integrate",

@@ -48,6 +48,7 @@ class Row:
 
 TL = {
     "denoise": Row(lambda g: (g.adata, g.model, ["gene3", "gene7"]), {"n_samples": 20}, model=1),
+    "differential_abundance": Row(lambda g: (g.adata, "sample", "arm"), {"n_neighbors": 20}),
     "gradient": Row(lambda g: (g.adata,), {"root": 0, "n_dcs": 5}),
     "hierarchy": Row(lambda g: (g.adata, "kind"), {"use_rep": "X_sccvae"}),
     "integrate": Row(lambda g: (g.adata,), {"batch_key": "batch", "model_options": TINY, "train_options": QUICK}),
@@ -120,6 +121,8 @@ def made(make_adata):
     model = sccvae.SCCVAE(adata, batch_key="batch", **TINY)
     model.train(**QUICK)
     tl.store(adata, model)
+    adata.obs["sample"] = pd.Categorical((np.arange(adata.n_obs) % 6).astype(str))
+    adata.obs["arm"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 6 < 3, "ctrl", "stim"))
     tl.gradient(adata, root=0, n_dcs=5)
     tl.trends(adata, model, ["gene3", "gene7"], n_samples=20, n_points=10)
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
