@@ -69,6 +69,7 @@ TL = {
 }
 PL = {
     "diagnostics": Row(lambda g: (g.diagnosis,), first="diagnosis"),
+    "differential_abundance": Row(lambda g: (g.adata,), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "dotplot": Row(lambda g: (g.adata, ["gene3", "gene7"], "kind"), ax={}),
     "generation": Row(lambda g: (g.adata, g.adata), {"max_cells": 60}, first="real"),
     "gradient": Row(lambda g: (g.adata,), {"max_cells": 60}, ax={}),
@@ -123,6 +124,7 @@ def made(make_adata):
     tl.store(adata, model)
     adata.obs["sample"] = pd.Categorical((np.arange(adata.n_obs) % 6).astype(str))
     adata.obs["arm"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 6 < 3, "ctrl", "stim"))
+    tl.differential_abundance(adata, "sample", "arm", n_neighbors=20)
     tl.gradient(adata, root=0, n_dcs=5)
     tl.trends(adata, model, ["gene3", "gene7"], n_samples=20, n_points=10)
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
