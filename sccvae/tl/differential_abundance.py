@@ -20,7 +20,7 @@ from sccvae.validation.wording import listed, listed_names
 
 MEDIAN = "median"
 MOST_NEIGHBOURHOODS = 2_000  # by default
-LEAST_NEIGHBOURS, PER_SAMPLE, COVER = 50, 5, 5  # of a neighbourhood: cells, cells per sample, neighbourhoods per cell
+LEAST_NEIGHBOURS, PER_SAMPLE, COVER = 100, 10, 5  # of a neighbourhood: cells, cells per sample, neighbourhoods per cell
 
 
 @scanpy_like()
@@ -75,8 +75,9 @@ def differential_abundance(
     use_rep
         Key of ``adata.obsm`` with the latent representation.
     n_neighbors
-        Cells of a neighbourhood. None takes 50, or more: 5 for each sample, and so many that a cell is in 5
-        neighbourhoods on average.
+        Cells of a neighbourhood. None takes 100, or more: 10 for each sample, and so many that a cell is in 5
+        neighbourhoods on average. It takes at most a fifth of the cells. Larger neighbourhoods find smaller effects,
+        and mix kinds with fewer cells than a neighbourhood.
     n_neighborhoods
         Random cells from which neighbourhoods are made. None takes a tenth of the cells, at most 2,000. Some become
         the same neighbourhood, which is kept once.
