@@ -51,6 +51,11 @@ MEASURES: dict[str, tuple[str, int | None, bool]] = {
     "power": ("found", 3, False),
     "train_s": ("training (s)", None, True),
     "s_per_group": ("per group (s)", None, True),
+    "below_05": ("p < 0.05", 3, True),
+    "some_call": ("some call", 3, True),
+    "found": ("found", 2, False),
+    "others_called": ("others called", 3, True),
+    "auroc": ("AUROC", 2, False),
     "auc": ("AUC", 3, True),
     "auc_sum": ("AUC of summaries", 3, True),
     "mmd": ("MMD", 3, True),
@@ -361,6 +366,35 @@ def missing_genes() -> str:
     return markdown(["query", "missing genes are", "seeds", *heading], lines)
 
 
+def abundance(kind: str) -> str:
+    """`simulated`: by samples per arm, at tau 0.3; `donors`: by method, without an effect and with cells left out."""
+    rows = read(RESULTS / "abundance.jsonl")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    if kind == "simulated":
+        null = {"kind": "simulated", "tau": 0.3, "halved": False}
+        groups = [({"n_each": n}, [str(n)]) for n in (3, 4, 8)]
+        blocks = [(null, ("below_05", "some_call")), (null | {"halved": True}, ("found", "others_called"))]
+        heading = ["samples per arm", "method", *(MEASURES[measure][0] for _, some in blocks for measure in some)]
+    else:
+        groups = [({}, [])]
+        signals = [({"kind": "signal", "kept": kept}, ("found", "others_called", "auroc")) for kept in (0.5, 0.2)]
+        blocks = [({"kind": "null"}, ("below_05", "some_call")), *signals]
+        words = ["", *(f", {kept} kept" for kept in (0.5, 0.2))]
+        heading = ["method"]
+        heading += [MEASURES[m][0] + word for word, (_, some) in zip(words, blocks, strict=True) for m in some]
+    lines = []
+    for setting, name in groups:
+        for method in methods:
+            cells = [
+                text(pick(rows, method=method, measure=measure, **setting, **where))
+                for where, some in blocks
+                for measure in some
+            ]
+            if any(cells):
+                lines.append([*name, method, *cells])
+    return markdown(heading, lines)
+
+
 def generation(name: str) -> str:
     rows = [row for row in read(RESULTS / "generation.jsonl") if row["data_set"] == name and has(row, **GENERATION)]
     measures = [m for m in ("auc", "auc_sum", "mmd", "coverage", "spurious", "s_per_1000") if pick(rows, measure=m)]
@@ -594,6 +628,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mapping-donors": lambda: mapped("donors"),
     "mapping-simulated": lambda: mapped("simulated"),
     "missing-genes": missing_genes,
+    "abundance-simulated": lambda: abundance("simulated"),
+    "abundance-donors": lambda: abundance("donors"),
     "generation-digits": lambda: generation("digits"),
     "generation-cortex": lambda: generation("cortex"),
     "generation-pbmc_3tech": lambda: generation("pbmc_3tech"),

@@ -108,6 +108,21 @@ def _read_part(part: Part, source: "_Source", columns: np.ndarray | None, collec
         source.check_empty_cells(np.concatenate(empty))
 
 
+def counts_in_blocks(adata: AnnData, layer: str | None) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """Yield the counts of all cells in blocks of rows, as (first row, block); every value is checked.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        A value is not a count, or the matrix cannot be read.
+    """
+    source = _Source(adata, layer, "counts", adata.var_names.to_list(), False, True, "round them first, by np.rint")
+    for start, block in blocks_of(matrix_of(adata, layer), source.where, adata.shape, BLOCK_BYTES):
+        if wrong := _wrong_values(block.data, "counts"):
+            raise ValueError(source.message(start, block, block, wrong))
+        yield start, block
+
+
 def columns_of(adata: AnnData, genes: Sequence[str]) -> np.ndarray | None:
     """Return the columns of the genes in the AnnData; None if they are all its genes in its order."""
     names = adata.var_names.astype(str)
@@ -193,6 +208,7 @@ class _Source:
     genes: Sequence[str]
     round_counts: bool
     learning: bool
+    how: str = "pass round_counts=True when the model is built (command line: --round-counts)"  # to round fractions
 
     @property
     def where(self) -> str:
@@ -226,7 +242,7 @@ class _Source:
         what = "negative values" if value < 0 else "values that are not counts"
         known, cure = self._where_counts_are()
         if np.isfinite(value) and value > 0:
-            cure += _of_fractions(whole, known)
+            cure += _of_fractions(whole, known, self.how)
         return f"{where} holds {what}: {found}; expected raw counts.{_of_nan(value)} {cure}"
 
     def _where_counts_are(self) -> tuple[bool, str]:
@@ -267,9 +283,8 @@ def _of_nan(value: float) -> str:
     )
 
 
-def _of_fractions(whole: sp.csr_matrix, known: bool) -> str:
+def _of_fractions(whole: sp.csr_matrix, known: bool, how: str) -> str:
     """Return further advice for fractions, which depends on the values and on whether counts exist elsewhere."""
-    how = "pass round_counts=True when the model is built (command line: --round-counts)"
     if not _look_normalised(whole):
         return f" If these are expected counts, as of RSEM, Salmon or Smart-seq2: {how}."
     return "" if known else f" These look normalised; only if they are expected counts, as of RSEM or Salmon, {how}."

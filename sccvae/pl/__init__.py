@@ -4,7 +4,7 @@ The AnnData and matplotlib's settings are not changed.
 """
 
 from sccvae.pl.diagnostics import diagnostics, history
-from sccvae.pl.differential_expression import dotplot, volcano
+from sccvae.pl.differential_expression import differential_abundance, dotplot, volcano
 from sccvae.pl.embedding import integration
 from sccvae.pl.generation import generation
 from sccvae.pl.images import images
@@ -17,6 +17,7 @@ from sccvae.pl.similarity import similarity
 
 __all__ = [
     "diagnostics",
+    "differential_abundance",
     "dotplot",
     "generation",
     "gradient",

@@ -2,9 +2,11 @@
 
 from sccvae.tl.conditions import condition_effect, confounding_table, split_counts
 from sccvae.tl.denoising import denoise
+from sccvae.tl.differential_abundance import differential_abundance
 from sccvae.tl.differential_expression import rank_genes_groups
 from sccvae.tl.integration import integrate, store
 from sccvae.tl.mapping import map_query, transfer_labels
+from sccvae.tl.pseudobulk import pseudobulk
 from sccvae.tl.pseudotime import gradient, trends
 from sccvae.tl.scores import score_integration
 from sccvae.tl.similarity import hierarchy, similarity
@@ -13,10 +15,12 @@ __all__ = [
     "condition_effect",
     "confounding_table",
     "denoise",
+    "differential_abundance",
     "gradient",
     "hierarchy",
     "integrate",
     "map_query",
+    "pseudobulk",
     "rank_genes_groups",
     "score_integration",
     "similarity",

@@ -141,7 +141,8 @@ def _check_model(
         if is_path:
             load = f"model = sccvae.{kinds[0]}.load({os.fspath(model)!r})"
             raise TypeError(f"model is the path {os.fspath(model)!r}; {expected}. Load it first: {load}.")
-        raise TypeError(f"model, the {('first', 'second')[position]} argument, is {model!r}; {expected}: {usage}.")
+        place = f", the {('first', 'second')[position]} argument," if position < 2 else ""
+        raise TypeError(f"model{place} is {model!r}; {expected}: {usage}.")
     if isinstance(model, type):
         raise TypeError(f"model is the class {model.__name__}; {expected}, an instance of the class.")
     if getattr(model, "kind", None) not in kinds:

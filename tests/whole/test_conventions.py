@@ -48,10 +48,12 @@ class Row:
 
 TL = {
     "denoise": Row(lambda g: (g.adata, g.model, ["gene3", "gene7"]), {"n_samples": 20}, model=1),
+    "differential_abundance": Row(lambda g: (g.adata, "sample", "arm"), {"n_neighbors": 20}),
     "gradient": Row(lambda g: (g.adata,), {"root": 0, "n_dcs": 5}),
     "hierarchy": Row(lambda g: (g.adata, "kind"), {"use_rep": "X_sccvae"}),
     "integrate": Row(lambda g: (g.adata,), {"batch_key": "batch", "model_options": TINY, "train_options": QUICK}),
     "map_query": Row(lambda g: (g.adata, g.labelled), first="query", model=1, folders=True),
+    "pseudobulk": Row(lambda g: (g.adata, "donor", "kind"), model=4, returns=ad.AnnData),
     "rank_genes_groups": Row(
         lambda g: (g.adata, g.model), {"groupby": "kind", "de_options": {"n_samples": 20}}, model=1
     ),
@@ -67,6 +69,7 @@ TL = {
 }
 PL = {
     "diagnostics": Row(lambda g: (g.diagnosis,), first="diagnosis"),
+    "differential_abundance": Row(lambda g: (g.adata,), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "dotplot": Row(lambda g: (g.adata, ["gene3", "gene7"], "kind"), ax={}),
     "generation": Row(lambda g: (g.adata, g.adata), {"max_cells": 60}, first="real"),
     "gradient": Row(lambda g: (g.adata,), {"max_cells": 60}, ax={}),
@@ -119,6 +122,9 @@ def made(make_adata):
     model = sccvae.SCCVAE(adata, batch_key="batch", **TINY)
     model.train(**QUICK)
     tl.store(adata, model)
+    adata.obs["sample"] = pd.Categorical((np.arange(adata.n_obs) % 6).astype(str))
+    adata.obs["arm"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 6 < 3, "ctrl", "stim"))
+    tl.differential_abundance(adata, "sample", "arm", n_neighbors=20)
     tl.gradient(adata, root=0, n_dcs=5)
     tl.trends(adata, model, ["gene3", "gene7"], n_samples=20, n_points=10)
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
@@ -350,13 +356,17 @@ def test_figures_are_saved_by_matplotlib(name, given):
 
 @with_model
 def test_what_is_no_trained_model_is_said(module, name, row, given, make_adata, tmp_path):
+    by_name = parameters(module, name)["model"].kind is inspect.Parameter.KEYWORD_ONLY
+
     def call(model):
         before = list(row.before(given))
+        if by_name:
+            return getattr(module, name)(*before, **row.options, model=model)
         before[row.model] = model
         return getattr(module, name)(*before, **row.options)
 
-    place = ("first", "second")[row.model]
-    with pytest.raises(TypeError, match=rf"model, the {place} argument, is 'leiden'; .*: {name}\(.*model"):
+    place = "" if by_name else f", the {('first', 'second')[row.model]} argument,"
+    with pytest.raises(TypeError, match=rf"model{place} is 'leiden'; .*: {name}\(.*model"):
         call("leiden")
     given.model.save(tmp_path / "m")
     for path in () if row.folders else (tmp_path / "m", str(tmp_path / "m")):

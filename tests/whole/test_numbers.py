@@ -196,6 +196,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     "metrics.knn_accuracy": {"k": NEIGHBOURS, "max_cells": SOME_CELLS, "seed": SEED},
     "metrics.silhouette_batch": {"max_cells": MAX_CELLS, "seed": SEED},
     "metrics.silhouette_label": {"max_cells": MAX_CELLS, "seed": SEED},
+    "pl.differential_abundance": {"max_cells": CELLS, "seed": SEED_32},
     "pl.generation": {"max_cells": whole(2, huge=True, taken=40), "seed": SEED_32},
     "pl.gradient": {"max_cells": CELLS, "seed": SEED_32},
     "pl.images": {"shape": Rule(((2.0, np.int8(30)),), ((0, 60), (-2, -30), (1.5, 40), (True, 60), "ab", 60, None))},
@@ -230,6 +231,12 @@ TABLE: dict[str, dict[str, Rule]] = {
         "seed": SEED,
     },
     "tl.denoise": {"interval": SHARE, "n_samples": whole(20, taken=25), "seed": SEED},
+    "tl.differential_abundance": {
+        "n_neighbors": whole(2, none=True),
+        "n_neighborhoods": whole(2, none=True, taken=20),
+        "interval": SHARE,
+        "seed": SEED,
+    },
     "tl.gradient": {
         "root": Rule((3.0, np.int16(3)), (-1, 1.5, math.nan, HUGE, True, None)),
         "n_neighbors": whole(2, huge=True),
@@ -309,7 +316,9 @@ def data(make_adata, tmp_path_factory):
     tl.transfer_labels(adata, model, reference_labels="kind")
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
     adata.obs["sccvae_pseudotime"] = np.linspace(0, 1, 60)
+    adata.obs["sample"], adata.obs["arm"] = (np.arange(60) % 6).astype(str), np.where(np.arange(60) % 6 < 3, "a", "b")
     tl.trends(adata, model, ["gene1", "gene2"], n_samples=20, n_points=3)
+    tl.differential_abundance(adata, "sample", "arm")
     others = {}
     for cls in (Autoencoder, DenoisingAutoencoder):
         others[cls.__name__] = cls(adata, **SMALL)
@@ -377,6 +386,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "metrics.knn_accuracy": {"z": d.z, "labels": labels, **k},
         "metrics.silhouette_batch": {"z": d.z, "labels": labels, "batches": batches},
         "metrics.silhouette_label": {"z": d.z, "labels": labels},
+        "pl.differential_abundance": {**layer, "basis": "X_sccvae"},
         "pl.generation": {"real": d.adata, "generated": d.adata},
         "pl.gradient": {**layer, "basis": "X_sccvae"},
         "pl.images": {"rows": {"a": d.adata.X[:2]}, "shape": (6, 10)},
@@ -390,6 +400,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "pl.volcano": {"table": d.table},
         "simulate.simulate": {"n_cells": 10, "n_genes": 10},
         "tl.denoise": {**layer, "model": model, "genes": "gene1", "n_samples": 20},
+        "tl.differential_abundance": {**layer, "sample_key": "sample", "condition_key": "arm", "copy": True},
         "tl.gradient": {**layer, "root": 0, "layout": None},
         "tl.integrate": {**layer, "copy": True, "model_options": SMALL, "train_options": QUIET},
         "tl.map_query": {"query": d.adata, "model": model, "copy": True},
