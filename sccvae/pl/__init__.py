@@ -3,11 +3,11 @@
 The AnnData and matplotlib's settings are not changed.
 """
 
+from sccvae.pl.conditions import condition_effect, differential_abundance
 from sccvae.pl.diagnostics import diagnostics, history
-from sccvae.pl.differential_expression import differential_abundance, dotplot, volcano
+from sccvae.pl.differential_expression import dotplot, volcano
 from sccvae.pl.embedding import integration
-from sccvae.pl.generation import generation
-from sccvae.pl.images import images
+from sccvae.pl.generation import generation, images
 from sccvae.pl.latent import latent_grid, latent_scatter
 from sccvae.pl.lines import interpolation
 from sccvae.pl.mapping import mapping
@@ -16,6 +16,7 @@ from sccvae.pl.scores import score_table
 from sccvae.pl.similarity import similarity
 
 __all__ = [
+    "condition_effect",
     "diagnostics",
     "differential_abundance",
     "dotplot",

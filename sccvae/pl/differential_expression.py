@@ -8,17 +8,14 @@ import numpy as np
 import pandas as pd
 
 from sccvae.data.columns import one_column
-from sccvae.pl.embedding import embedding, sample, umap
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,
-    MISSING,
     MOST_INCHES,
     SMALL,
     as_text,
     axes_for,
     font_for,
-    new_figure,
     plot,
     spread,
     style,
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_GROUPS = 150  # of a dot plot
-MOST_LABELS = 100  # of a plot of abundance
-CALLED = 0.05  # adjusted p-value
 
 
 @plot()
@@ -262,152 +257,6 @@ def _fit(drawn: Any) -> None:
         for axes, (left, bottom, width, height) in zip(figure.axes, places, strict=True):
             corner = ((left, bottom) * size + low) / larger
             axes.set_position((*corner, *((width, height) * size / larger)))
-
-
-@plot()
-def differential_abundance(
-    adata: AnnData,
-    *,
-    key: str = "differential_abundance",
-    basis: str | None = None,
-    max_cells: int = 20_000,
-    seed: int = 0,
-    show: bool = False,
-) -> Figure:
-    """Draw the result of `sccvae.tl.differential_abundance`.
-
-    By label: the fraction of each sample as a point, on a log scale, and the log2 fold change with its interval. By
-    neighbourhood: a layout of the cells, coloured by log2 fold change. A second panel has colours only where the
-    adjusted p-value is below 0.05.
-
-    Parameters
-    ----------
-    adata
-        Data after `sccvae.tl.differential_abundance`.
-    key
-        The `key_added` of `sccvae.tl.differential_abundance`.
-    basis
-        Key of ``adata.obsm`` with a layout of the cells. None takes ``"X_umap"``, or makes a UMAP if there is none.
-    {max_cells}
-    {seed_of_drawing}
-    {show}
-
-    {figure}
-        Of more than 100 labels, those with the lowest p-values.
-
-    Raises
-    ------
-    KeyError
-        There is no result, or its columns or the layout are missing.
-
-    Examples
-    --------
-    >>> import sccvae
-    >>> adata = sccvae.simulate.simulate(600, 30, n_batches=6, seed=0)
-    >>> adata.obs["treated"] = adata.obs["batch"].isin(["batch_3", "batch_4", "batch_5"])
-    >>> sccvae.tl.differential_abundance(adata, "batch", "treated", by="cell_type")
-    >>> figure = sccvae.pl.differential_abundance(adata)
-    >>> figure.axes[1].get_xlabel()
-    'log2 fold change of odds'
-    """
-    if key not in adata.uns or f"{key}_params" not in adata.uns:
-        raise KeyError(
-            f"adata.uns has no result {key!r}; expected that of sccvae.tl.differential_abundance: run it first, or "
-            "pass its key_added as key."
-        )
-    table, params = adata.uns[key], adata.uns[f"{key}_params"]
-    if "by" in params:
-        return _draw_labels(adata, table, params)
-    cells = np.sort(sample(adata.n_obs, max_cells, seed))
-    lfc, padj = (one_column(adata.obs, f"{key}_{what}").to_numpy(dtype=float)[cells] for what in ("lfc", "padj"))
-    if basis is None and "X_umap" not in adata.obsm:
-        layout, basis = umap(embedding(adata, params["use_rep"])[cells], seed=seed), "X_umap"
-    else:
-        basis = "X_umap" if basis is None else basis
-        layout = embedding(adata, basis)[cells, :2]
-    return _draw_changes(layout, lfc, padj, as_text(basis.removeprefix("X_")), params)
-
-
-def _draw_labels(adata: AnnData, table: pd.DataFrame, params: Any) -> Figure:
-    """Draw fractions of samples and fold changes, a row for each label."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    levels = [str(params[what]) for what in ("reference", "condition")]
-    columns = [one_column(adata.obs, params[what]).astype(str) for what in ("by", "sample_key", "condition_key")]
-    counts = pd.crosstab(columns[0].to_numpy(), columns[1].to_numpy())
-    fractions = counts / counts.sum()
-    level_of = pd.Series(columns[2].to_numpy(), index=columns[1].to_numpy()).groupby(level=0).first()
-    n_labels, left_out = len(table), max(0, len(table) - MOST_LABELS)
-    if left_out:
-        table = table.iloc[np.sort(np.argsort(table["pval"].to_numpy(), kind="stable")[:MOST_LABELS])]
-    names = table["label"].astype(str).to_numpy()
-    shown = [as_text(name, 40) for name in names]
-    figure = new_figure(3.9 + 0.055 * max(map(len, shown)), 0.9 + 0.24 * len(names))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
-    least = 0.5 * fractions.to_numpy()[fractions.to_numpy() > 0].min()
-    rows = np.arange(len(names))
-    for level, colour, shift in zip(levels, (COLOURS[0], COLOURS[3]), (-0.16, 0.16), strict=True):
-        values = 100 * fractions.loc[names, level_of.index[level_of == level]].clip(lower=least).to_numpy()
-        height = np.broadcast_to(rows[:, None] + shift, values.shape)
-        left.scatter(values, height, s=9, color=colour, linewidths=0, alpha=0.8, label=as_text(level, 24))
-        middle = np.exp(np.log(values).mean(1))
-        left.vlines(middle, rows + shift - 0.14, rows + shift + 0.14, color=colour, linewidth=1.2)
-    drawn = 100 * fractions.loc[names].clip(lower=least).to_numpy()
-    high = drawn.max()
-    low = min(drawn.min() / 1.2, high / 5)
-    left.set(xscale="log", xlim=(low, 1.2 * high), ylim=(len(names) - 0.5, -0.5))
-    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.set_xlabel("cells of a sample (%)", fontsize=SMALL)
-    called = (table["padj"] < CALLED).to_numpy()
-    for mask, colour in ((~called, "0.55"), (called, "black")):
-        part = table[mask]
-        right.hlines(rows[mask], part["lfc_lower"], part["lfc_upper"], color=colour, linewidth=1)
-        right.scatter(part["lfc"], rows[mask], s=12, color=colour, zorder=3, linewidths=0)
-    right.axvline(0, color="0.75", linewidth=0.8, zorder=0)
-    reach = 1.1 * max(1.0, float(np.quantile(np.abs(table[["lfc_lower", "lfc_upper"]].to_numpy()), 0.95)))
-    right.set_xlim(-reach, reach)
-    right.set_xlabel("log2 fold change of odds", fontsize=SMALL)
-    for ax in (left, right):
-        style(ax)
-    left.set_yticks(rows, shown, fontsize=SMALL)
-    right.tick_params(axis="y", left=False)
-    if left_out:
-        left.set_ylabel(f"the {MOST_LABELS} lowest p-values of {n_labels:,} labels", fontsize=MEDIUM)
-    right.set_title(f"black: adjusted p < {CALLED}", fontsize=SMALL)
-    left.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=SMALL, frameon=False, handletextpad=0.1,
-        borderaxespad=0.2, columnspacing=1,
-    )  # fmt: skip
-    return figure
-
-
-def _draw_changes(layout: np.ndarray, lfc: np.ndarray, padj: np.ndarray, axis_name: str, params: Any) -> Figure:
-    """Draw cells coloured by fold change: all of them, and those of called neighbourhoods."""
-    figure, known = new_figure(6.6, 3.1), np.isfinite(lfc)
-    axes = figure.subplots(1, 2)
-    reach = max(0.5, float(np.quantile(np.abs(lfc[known]), 0.98))) if known.any() else 1.0
-    called = known & (padj < CALLED)
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
-    title = f"{as_text(params['condition'], 24)} against {as_text(params['reference'], 24)}"
-    for ax, mask, name in zip(axes, (known, called), (title, f"adjusted p < {CALLED}"), strict=True):
-        ax.scatter(*layout[~mask].T, s=size, color=MISSING, linewidths=0, rasterized=True)
-        order = np.flatnonzero(mask)[np.argsort(np.abs(lfc[mask]), kind="stable")]
-        points = ax.scatter(
-            *layout[order].T, c=lfc[order], cmap="RdBu_r", vmin=-reach, vmax=reach, s=size, linewidths=0,
-            rasterized=True,
-        )  # fmt: skip
-        ax.set(xticks=[], yticks=[], box_aspect=1)
-        ax.set_xlabel(f"{axis_name} 1", fontsize=SMALL, loc="left")
-        ax.set_ylabel(f"{axis_name} 2", fontsize=SMALL, loc="bottom")
-        ax.set_title(name, fontsize=MEDIUM)
-        style(ax)
-    bar = figure.colorbar(points, ax=list(axes), shrink=0.6, aspect=18, extend="both")
-    bar.set_label("log2 fold change of odds", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.outline.set_visible(False)
-    return figure
 
 
 def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sccvae.pl.embedding import sample
-from sccvae.pl.images import checked_shape, draw_images
+from sccvae.pl.generation import checked_shape, draw_images
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,

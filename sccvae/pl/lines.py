@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sccvae.metrics.distances import line_log_density
-from sccvae.pl.images import checked_shape, draw_images
+from sccvae.pl.generation import checked_shape, draw_images
 from sccvae.pl.latent import PER_10_000, codes_of, edges_of, genes_of
 from sccvae.pl.style import (
     MEDIUM,

@@ -266,7 +266,7 @@ def condition_effect(
         adata.layers[key_added + ending] = layer
     adata.uns[key_added] = {
         "condition": condition, "reference": reference, "condition_key": condition_key, "sample_key": sample_key,
-        "by": "" if by is None else by, "interval": interval, "by_label": table,
+        "by": "" if by is None else by, "interval": interval, "genes": np.array(genes), "by_label": table,
     }  # fmt: skip
     if held_out is not None:
         arms = obs[condition_key].astype(str).map({condition: 1, reference: 0}).to_numpy(dtype=float)
