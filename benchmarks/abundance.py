@@ -12,8 +12,8 @@ signal     The same, some splits: of the cells of one type, a fraction (`--kept`
 
 Methods by label, each with Benjamini-Hochberg over the labels: `sccvae`; `sccvae, median` with relative_to="median";
 `t`, Student's t test of the log odds of fractions; `wilcoxon`, of the fractions; `cells`, a chi-squared test with cells
-as units. By neighbourhood: `sccvae, neighbourhoods`; if importable, `milo` of pertpy with pydeseq2 and `scvi` of
-scvi-tools. scvi-tools has no test. Its score of a cell is the log ratio of the mean densities of the two arms.
+as units. By cell: `sccvae, neighbourhoods`, and `scvi` of scvi-tools if it is importable. scvi-tools has no test. Its
+score of a cell is the log ratio of the mean densities of the two arms. A data set takes it a minute.
 
 All neighbourhoods are of one latent representation, by `SCCVAE(adata, batch_key="batch")` with its defaults, trained on
 all cells. It is not trained anew where cells are left out. `--latent` reads it from a file, or writes it there.
@@ -37,14 +37,12 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from rows import Log, default_out
 from scipy import stats
 
 KEY = "differential_abundance"
 LABEL_METHODS = ("sccvae", "sccvae, median", "t", "wilcoxon", "cells")
-CELL_METHODS = ("sccvae, neighbourhoods", "milo", "scvi")
-NEEDS = {"milo": "pertpy", "scvi": "scvi"}
+CELL_METHODS = ("sccvae, neighbourhoods", "scvi")
 BASE = np.array([0.3, 0.25, 0.15, 0.1, 0.08, 0.06, 0.04, 0.02])
 MEASURES = ("below_05", "below_01", "some_call", "called", "others_called", "found", "auroc")
 UNITS = dict.fromkeys(MEASURES, "1") | {"bias": "log2", "seconds": "s"}
@@ -98,26 +96,6 @@ def by_neighbourhoods(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray | None,
     sccvae.tl.differential_abundance(adata, "batch", "arm")
     lfc, padj = (adata.obs[f"{KEY}_{name}"].to_numpy() for name in ("lfc", "padj"))
     return lfc, padj, adata.uns[KEY]["pval"].to_numpy()
-
-
-def by_milo(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    import statsmodels.sandbox.stats.multicomp as older
-    from statsmodels.stats.multitest import multipletests
-
-    older.multipletests = multipletests  # pertpy 1.0 imports it from there, and statsmodels 0.15 has moved it
-    import pertpy
-    import scanpy as sc
-
-    milo, slim = pertpy.tl.Milo(), ad.AnnData(obs=adata.obs.copy(), obsm={"X_sccvae": adata.obsm["X_sccvae"]})
-    data = milo.load(slim)
-    sc.pp.neighbors(data["rna"], use_rep="X_sccvae", n_neighbors=50)
-    milo.make_nhoods(data["rna"], prop=0.1)
-    data = milo.count_nhoods(data, sample_col="batch")
-    milo.da_nhoods(data, design="~arm", solver="pydeseq2")
-    table, members = data["milo"].var, sp.csr_matrix(data["rna"].obsm["nhoods"])
-    size = np.maximum(members.sum(1).A1, 1)  # the mean over the neighbourhoods of a cell; a cell of none has 0
-    padj = np.where(members.sum(1).A1 > 0, members @ table["SpatialFDR"].fillna(1).to_numpy() / size, 1)
-    return members @ table["logFC"].to_numpy() / size, padj, table["PValue"].to_numpy()
 
 
 class Scvi:
@@ -241,7 +219,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--repeats", type=int, default=400, help="simulations of each setting")
     parser.add_argument("--kept", nargs="+", type=float, default=[0.5, 0.2])
-    parser.add_argument("--splits", type=int, default=5, help="splits of `signal`; `null` has all 35, of milo as many")
+    parser.add_argument("--splits", type=int, default=5, help="splits of `signal`; `null` has all 35")
     parser.add_argument("--latent", type=Path)
     parser.add_argument("--scvi-epochs", type=int)
     parser.add_argument(
@@ -249,8 +227,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    chosen = [name for name in options.methods if name not in NEEDS or find_spec(NEEDS[name])]
-    log = Log(__file__, options.out, UNITS, peers=["scvi-tools", "pertpy", "pydeseq2"])
+    chosen = [name for name in options.methods if name != "scvi" or find_spec("scvi")]
+    log = Log(__file__, options.out, UNITS, peers=["scvi-tools"])
     for kind in options.kinds:
         frame = pd.DataFrame(simulations(chosen, options) if kind == "simulated" else real(kind, chosen, options))
         settings = [name for name in ("n_each", "tau", "halved", "kept") if name in frame]
@@ -283,8 +261,8 @@ def simulations(methods: list[str], options: argparse.Namespace) -> list[dict]:
 
 
 def real(kind: str, methods: list[str], options: argparse.Namespace) -> list[dict]:
-    adata, rows = donors(options.latent, bool({*methods} & {*CELL_METHODS[:2]})), []
-    cell_methods: dict[str, Callable] = {"sccvae, neighbourhoods": by_neighbourhoods, "milo": by_milo}
+    adata, rows = donors(options.latent, CELL_METHODS[0] in methods), []
+    cell_methods: dict[str, Callable] = {"sccvae, neighbourhoods": by_neighbourhoods}
     if "scvi" in methods:
         cell_methods["scvi"] = Scvi(adata, options.scvi_epochs)
     some = arms()[:: 35 // options.splits][: options.splits]
@@ -297,10 +275,8 @@ def real(kind: str, methods: list[str], options: argparse.Namespace) -> list[dic
             if method in TESTS:
                 at = None if changed is None else types.index(changed)
                 row = of_labels(TESTS[method], counts_of(cells), arm, at, np.log2(kept))
-            elif kind == "signal" or method == "sccvae, neighbourhoods" or any(arm is one for one in some):
-                row = of_cells(cell_methods[method], cells, changed)
             else:
-                continue
+                row = of_cells(cell_methods[method], cells, changed)
             rows.append({"method": method, **setting, **row})
     return rows
 
