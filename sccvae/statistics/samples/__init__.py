@@ -1,1 +1,6 @@
-"""Tests whose replicates are samples, such as donors, and not cells: sums of counts in, tables out."""
+"""Tests whose replicates are samples, such as donors, and not cells: sums of counts in, tables out.
+
+`design` holds the linear models, `moderated` their t-statistics, `evidence` the mixture of two sources of evidence,
+`comparison` the test of one pair of groups, `tables` the tables of all. Imports `validation` alone, and the groups of
+`statistics.differential_expression`.
+"""
