@@ -150,9 +150,9 @@ class AnalysisModel(OutputsModel):
         Two conditions, with donors as replicates, in each cell type:
 
         >>> import sccvae
-        >>> cells = sccvae.simulate.simulate(400, 50, seed=0)
-        >>> cells.obs["donor"] = [f"donor_{number % 8}" for number in range(400)]
-        >>> cells.obs["condition"] = ["a" if number % 8 < 4 else "b" for number in range(400)]
+        >>> cells = sccvae.simulate.simulate(800, 50, seed=0)
+        >>> cells.obs["donor"] = [f"donor_{number % 8}" for number in range(800)]
+        >>> cells.obs["condition"] = ["a" if number % 8 < 4 else "b" for number in range(800)]
         >>> trained = sccvae.SCCVAE(cells, batch_key="donor")
         >>> trained.train(max_epochs=1)
         >>> table = trained.differential_expression(

@@ -1,4 +1,6 @@
-"""Statistics in which samples, such as donors, are the replicates, not cells.
+"""Tests whose replicates are samples, such as donors, and not cells: sums of counts in, tables out.
 
-Sums of counts of each sample in, tables out: comparisons of groups, abundance of cell types, confounding.
+`design` holds the linear models, `moderated` their t-statistics, `evidence` the mixture of two sources of evidence,
+`comparison` the test of one pair of groups, `tables` the tables of all; `regions` tests where an effect is largest.
+`abundance` and `neighbourhoods` test numbers of cells; `confounding` says which columns cannot be told apart.
 """

@@ -13,6 +13,7 @@ from scipy.special import digamma, ndtri, polygamma, stdtr
 from sccvae.statistics.samples.design import Design
 
 TINY = 1e-300
+AT_ONCE = 2**22  # entries of the orthogonal bases that are in memory at once
 
 
 class Effects(NamedTuple):
@@ -106,21 +107,30 @@ def fit(y: np.ndarray, design: Design, weights: np.ndarray | None = None, white:
     full = np.column_stack([design.nuisance, design.group])
     n, p = full.shape
     if weights is None:
-        a, values = full[None], y.T
-        if white is not None:
-            a, values = white @ a, values @ white.T
-        q, r = np.linalg.qr(a, mode="complete")
-        coordinates = values @ q[0]
+        coordinates, scale = _orthogonal(full[None], y.T, white)
     else:
-        a, values = full * weights[:, :, None], y.T * weights
-        if white is not None:
-            a, values = white @ a, values @ white.T
-        q, r = np.linalg.qr(a, mode="complete")
-        coordinates = np.einsum("gnd,gn->gd", q, values)
-    scale = np.broadcast_to(1 / r[:, p - 1, p - 1], len(values))
+        size = max(AT_ONCE // n**2, 1)
+        parts = [
+            _orthogonal(full * some[:, :, None], values * some, white)
+            for some, values in ((weights[k : k + size], y.T[k : k + size]) for k in range(0, len(weights), size))
+        ]
+        coordinates, scale = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     estimate, residuals = coordinates[:, p - 1] * scale, coordinates[:, p:].T
     variance = (residuals**2).sum(0) / (n - p)
     return Fitted(moderated(estimate, variance, n - p, np.abs(scale)), residuals, np.abs(scale))
+
+
+def _orthogonal(design: np.ndarray, values: np.ndarray, white: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return values in the orthogonal basis of a design, (genes, rows), and the scale of its last column, (genes,).
+
+    `design` has shape (genes or 1, rows, columns), `values` (genes, rows).
+    """
+    if white is not None:
+        design, values = white @ design, values @ white.T
+    q, r = np.linalg.qr(design, mode="complete")
+    last = design.shape[2] - 1
+    scale = np.broadcast_to(1 / r[:, last, last], len(values))
+    return (values @ q[0] if len(q) == 1 else np.einsum("gnd,gn->gd", q, values)), scale
 
 
 def rotated(fitted: Fitted, directions: np.ndarray) -> Effects:
