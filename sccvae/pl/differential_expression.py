@@ -47,8 +47,8 @@ def volcano(
     Parameters
     ----------
     table
-        As `SCCVAE.differential_expression` returns it (``mode="change"``): genes in the index, columns ``lfc_median``,
-        ``bayes_factor`` and ``is_de_fdr_...``.
+        As `SCCVAE.differential_expression` returns it: genes in the index, columns ``lfc_median`` and ``bayes_factor``,
+        or with `sample_key` ``lfc_mean`` and ``pval``, and ``is_de_fdr_...``; of a table `by` types the rows of one.
     group
         Group to draw (column ``group1``), if the table has several.
     n_names
@@ -57,7 +57,7 @@ def volcano(
     {show}
 
     {figure}
-        The y-axis is -log10 of the posterior probability that the gene has not changed.
+        The y-axis is -log10 of the posterior probability that the gene has not changed, or of the p-value.
 
     Raises
     ------
@@ -75,8 +75,12 @@ def volcano(
     """
     n_names = limit("n_names", n_names, least=0)
     rows, title, called_by = _comparison(table, group)
-    change = rows["lfc_median"].to_numpy(dtype=float)
-    surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)
+    over_samples = "pval" in rows
+    if over_samples:
+        surprise = -np.log10(np.maximum(rows["pval"].to_numpy(dtype=float), 1e-300))
+    else:
+        surprise = np.logaddexp(0, rows["bayes_factor"].to_numpy(dtype=float)) / np.log(10)  # -log10(1 - proba_de)
+    change = rows["lfc_mean" if over_samples else "lfc_median"].to_numpy(dtype=float)
     called = rows[called_by].to_numpy(dtype=bool)
     sides = {side: _surest(called & (np.sign(change) == side), surprise, n_names) for side in (-1, 1)}
     names = {gene: as_text(rows.index[gene], 28 if ax is None else 14) for side in sides.values() for gene in side}
@@ -108,8 +112,8 @@ def volcano(
                 ha="left" if side > 0 else "right",
                 va="center",
             )
-    ax.set_xlabel("log2 fold change (posterior median)", fontsize=SMALL)
-    ax.set_ylabel("-log10 probability of no change", fontsize=SMALL)
+    ax.set_xlabel(f"log2 fold change{'' if over_samples else ' (posterior median)'}", fontsize=SMALL)
+    ax.set_ylabel(f"-log10 {'p-value over samples' if over_samples else 'probability of no change'}", fontsize=SMALL)
     ax.set_title(as_text(title, 70), fontsize=MEDIUM)
     style(ax)
     ax.legend(
@@ -262,7 +266,8 @@ def _fit(drawn: Any) -> None:
 def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, str, str]:
     """Rows of one comparison, its name, and the name of the column with the called genes."""
     called = [column for column in table.columns if str(column).startswith("is_de_fdr_")]
-    missing = [column for column in ("lfc_median", "bayes_factor") if column not in table.columns]
+    needed = ("lfc_mean",) if "pval" in table.columns else ("lfc_median", "bayes_factor")
+    missing = [column for column in needed if column not in table.columns]
     if missing or not called:
         raise ValueError(
             f"The table lacks the columns {missing or ['is_de_fdr_...']} (it has {listed(table.columns)}): expected "
@@ -276,6 +281,8 @@ def _comparison(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, s
     if group is not None and group not in known:
         raise KeyError(f"The table has no group {group!r}; it has {listed(known)}.")
     rows = table if group is None else table[table["group1"] == group]
+    if "pval" in rows and rows.index.has_duplicates:
+        raise ValueError("The table has several rows of a gene: pass those of one cell type, table[table[by] == ...].")
     return rows, str(rows["comparison"].iloc[0]) if "comparison" in rows else str(group), called[0]
 
 

@@ -103,6 +103,13 @@ def rank_genes_groups(
     options = {"seed": seed, **(de_options or {})}
     if options.setdefault("mode", "change") != "change":
         raise ValueError(f"de_options has mode={options['mode']!r}; genes are ranked by mode='change'.")
+    over_samples = options.get("sample_key") is not None
+    if over_samples and not isinstance(options["sample_key"], str):
+        raise TypeError("de_options has labels as sample_key; expected the name of a column of adata.obs.")
+    if options.get("by") is not None:
+        raise ValueError(
+            "de_options has by, and Scanpy's format has no cell types: call model.differential_expression."
+        )
     check_adata(adata)
     check_key("key_added", key_added)
     n_genes = unless_none(limit, "n_genes", n_genes)
@@ -128,20 +135,25 @@ def rank_genes_groups(
         group2=None if against_all else reference,
         **options,
     )
-    error = np.exp(-np.logaddexp(0, frame["bayes_factor"]))
-    sign = np.sign(frame["lfc_median"])
-    frame = frame.assign(pvals=error, scores=-sign * np.log(np.maximum(error, 1e-300)))
-    frame["pvals_adj"] = frame.groupby("group1", sort=False)["pvals"].transform(lambda e: expected_fdr(e.to_numpy()))
+    if over_samples:
+        error, change = frame["pval"], frame["lfc_mean"]
+        frame = frame.assign(pvals_adj=frame["padj"])
+    else:
+        error, change = np.exp(-np.logaddexp(0, frame["bayes_factor"])), frame["lfc_median"]
+        adjusted = error.groupby(frame["group1"].to_numpy(), sort=False).transform(lambda e: expected_fdr(e.to_numpy()))
+        frame = frame.assign(pvals_adj=adjusted.to_numpy())
+    scores = -np.sign(change) * np.log(np.maximum(error, 1e-300))
+    frame = frame.assign(pvals=error, logfoldchanges=change, scores=scores)
     tables = {
         str(group): part.sort_values("scores", ascending=False, kind="stable").reset_index(names="names")
         for group, part in frame.groupby("group1", sort=False)
     }
     columns = {"names": "O", "scores": "f4", "logfoldchanges": "f4", "pvals": "f8", "pvals_adj": "f8"}
     params = {"groupby": groupby, "reference": reference, "method": "sccvae", "use_raw": False}
-    result: dict[str, Any] = {"params": {**params, "corr_method": "expected FDR", **_without_none(options)}}
+    corrected = "benjamini-hochberg" if over_samples else "expected FDR"
+    result: dict[str, Any] = {"params": {**params, "corr_method": corrected, **_without_none(options)}}
     for column, dtype in columns.items():
-        source = "lfc_median" if column == "logfoldchanges" else column
-        values = [table[source].to_numpy()[:n_genes] for table in tables.values()]
+        values = [table[column].to_numpy()[:n_genes] for table in tables.values()]
         result[column] = np.rec.fromarrays(values, dtype=[(group, dtype) for group in tables])
     shares = {"pts": "non_zeros_proportion1"} | ({"pts_rest": "non_zeros_proportion2"} if against_all else {})
     no_column = [group for group in tables if why_no_key(group) is not None]

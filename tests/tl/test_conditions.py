@@ -3,6 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from matplotlib.collections import PathCollection
 
 import sccvae
 
@@ -141,3 +142,53 @@ def test_a_comparison_of_groups_that_share_no_batch_names_the_way_out(tested):
         warnings.simplefilter("error")
         model.differential_expression(groupby="cell_type", group1="type_1", n_samples=10)
         model.differential_expression(groupby="drug", group1="drug", n_samples=10, batch_correction=False)
+
+
+def test_genes_are_ranked_over_samples_in_the_format_of_scanpy(tested):
+    import scanpy as sc
+
+    adata, model = tested
+    adata = adata.copy()
+    options = {"sample_key": "donor"}
+    sccvae.tl.rank_genes_groups(adata, model, groupby="drug", groups=["drug"], reference="none", de_options=options)
+    table = sc.get.rank_genes_groups_df(adata, "drug").set_index("names")
+    expected = model.differential_expression(groupby="drug", group1="drug", group2="none", sample_key="donor")
+    assert np.allclose(table.loc[expected.index, "pvals"], expected["pval"])
+    assert np.allclose(table.loc[expected.index, "pvals_adj"], expected["padj"])
+    assert np.allclose(table.loc[expected.index, "logfoldchanges"], expected["lfc_mean"], atol=1e-6)
+    with pytest.raises(ValueError, match="Scanpy's format has no cell types"):
+        sccvae.tl.rank_genes_groups(adata, model, groupby="drug", de_options=options | {"by": "cell_type"})
+
+
+def test_the_volcano_of_a_comparison_over_samples_shows_p_values(tested):
+    _, model = tested
+    table = model.differential_expression(groupby="drug", group1="drug", group2="none", sample_key="donor")
+    ax = sccvae.pl.volcano(table).axes[0]
+    assert ax.get_ylabel() == "-log10 p-value over samples"
+    drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+    assert np.allclose(np.sort(drawn[:, 1]), np.sort(-np.log10(table["pval"])))
+    with pytest.raises(ValueError, match="several rows of a gene"):
+        sccvae.pl.volcano(table.loc[table.index.repeat(2)])
+
+
+def test_the_figure_of_an_effect_shows_cells_genes_and_samples(tested):
+    adata, _ = tested
+    gene = adata.var_names[adata.uns["changed"][1]]
+    cells, genes, samples = sccvae.pl.condition_effect(adata, gene, basis="z").axes[:3]
+    colours = cells.collections[-1].get_array()
+    assert np.allclose(np.sort(colours), np.sort(adata.to_df("condition_effect")[gene]))
+    table = adata.uns["condition_effect"]["by_label"]
+    label = table[table["gene"] == gene].sort_values("pval")["label"].iloc[0]
+    assert genes.get_title() == label
+    drawn = [part for part in samples.collections if isinstance(part, PathCollection)]  # others are lines of means
+    points = np.concatenate([of_level.get_offsets() for of_level in drawn])
+    assert len(points) == 8
+    rows = (adata.obs["cell_type"] == label) & (adata.obs["donor"] == "donor_1")
+    counts = adata[rows.to_numpy()].X.toarray()
+    rate = 1e4 * counts[:, adata.var_names.get_loc(gene)].sum() / counts.sum()
+    assert np.isclose(points[:, 1], rate).any()
+    for options, message in (({"key": "x"}, "no result 'x'"), ({"label": "x"}, "no label 'x'")):
+        with pytest.raises(KeyError, match=message):
+            sccvae.pl.condition_effect(adata, gene, basis="z", **options)
+    with pytest.raises(KeyError, match="no gene 'x'"):
+        sccvae.pl.condition_effect(adata, "x", basis="z")
