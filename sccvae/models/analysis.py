@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from sccvae.data.columns import position_of
 from sccvae.data.counts import Counts
-from sccvae.inference import conditions, posterior, sums
+from sccvae.inference import conditions, correction, posterior, sums
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics, differential_expression
 from sccvae.statistics.differential_expression import Design
@@ -38,8 +38,11 @@ class AnalysisModel(OutputsModel):
     """The analyses of an `SCCVAE`."""
 
     def _own_checks(self, counts: Counts, seed: int) -> list[diagnostics.Check]:
-        """Make the checks of `diagnose` that a class of models has besides."""
-        return []
+        """Make the checks of `diagnose` that are not of `diagnostics.diagnosis`."""
+        if self.likelihood.support != "counts" or len(self.batches) < 2:
+            return []
+        weight = self._vae.architecture.batch_mixing
+        return correction.checks(self._vae, counts, self.gene_names, self.batches, weight, seed)
 
     def _own_history(self) -> pd.DataFrame:
         """History of the training on these cells."""
@@ -331,8 +334,10 @@ class AnalysisModel(OutputsModel):
         A `Diagnosis`: print it, or read `table`, `sentences`, `warnings` and the arrays that `pl.diagnostics` draws.
         It covers active latent units (Burda, Grosse & Salakhutdinov 2016), convergence, the held-out gap, posterior
         predictive checks of zero fractions, variances and calibration (counts only), batches that are not mixed, and
-        cells with a low likelihood given their library size. Of a model that was made by `load_query_data` also: cells
-        that are new to the reference, missing genes, depth below the reference's, and large offsets of new batches.
+        cells with a low likelihood given their library size. With batches also signs of over-correction: neighbours
+        that a batch shows by itself, kinds that one batch alone holds and that were drawn to others, and markers that
+        vanish. Of a model that was made by `load_query_data` instead: cells that are new to the reference, missing
+        genes, depth below the reference's, and large offsets of new batches.
 
         Raises
         ------

@@ -393,7 +393,7 @@ class MappingModel(AnalysisModel):
 
     def _own_checks(self, counts: Counts, seed: int) -> list[Check]:
         if not self.is_mapped:
-            return []
+            return super()._own_checks(counts, seed)
         names = {"genes": self.gene_names.to_numpy(), "labels": np.array(self._schema.labels), "batches": self.batches}
         return checks_of_mapping(self._vae, self._unadapted(), counts, self._calibration, NOVELTY_RATE, seed, **names)
 

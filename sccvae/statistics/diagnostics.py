@@ -27,6 +27,9 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "variance_ratio": (0.8, 1.3),
     "coverage_90": (0.87, 0.97),
     "batches_apart": (0, 0),
+    "neighbours_kept": (0.85, np.inf),
+    "kinds_drawn": (0, 0),
+    "markers_kept": (0.75, np.inf),
     "unexplained_cells": (0, 0.01),
 }
 OF_MAPPED: dict[str, tuple[float, float]] = {  # of cells that were mapped onto a reference
