@@ -135,15 +135,7 @@ def rank_genes_groups(
         group2=None if against_all else reference,
         **options,
     )
-    if over_samples:
-        error, change = frame["pval"], frame["lfc_mean"]
-        frame = frame.assign(pvals_adj=frame["padj"])
-    else:
-        error, change = np.exp(-np.logaddexp(0, frame["bayes_factor"])), frame["lfc_median"]
-        adjusted = error.groupby(frame["group1"].to_numpy(), sort=False).transform(lambda e: expected_fdr(e.to_numpy()))
-        frame = frame.assign(pvals_adj=adjusted.to_numpy())
-    scores = -np.sign(change) * np.log(np.maximum(error, 1e-300))
-    frame = frame.assign(pvals=error, logfoldchanges=change, scores=scores)
+    frame = _ranked(frame, over_samples)
     tables = {
         str(group): part.sort_values("scores", ascending=False, kind="stable").reset_index(names="names")
         for group, part in frame.groupby("group1", sort=False)
@@ -167,6 +159,18 @@ def rank_genes_groups(
         result[key] = pd.DataFrame(by_gene).loc[model.gene_names].rename_axis(index=None)
     adata.uns[key_added] = result
     return None
+
+
+def _ranked(frame: pd.DataFrame, over_samples: bool) -> pd.DataFrame:
+    """Add the columns of Scanpy's result to a table of comparisons."""
+    if over_samples:
+        error, change, adjusted = frame["pval"], frame["lfc_mean"], frame["padj"].to_numpy()
+    else:
+        error, change = np.exp(-np.logaddexp(0, frame["bayes_factor"])), frame["lfc_median"]
+        groups = error.groupby(frame["group1"].to_numpy(), sort=False)
+        adjusted = groups.transform(lambda e: expected_fdr(e.to_numpy())).to_numpy()
+    scores = -np.sign(change) * np.log(np.maximum(error, 1e-300))
+    return frame.assign(pvals=error, pvals_adj=adjusted, logfoldchanges=change, scores=scores)
 
 
 def _check_groups(labels: pd.Series, groupby: str, reference: Any) -> None:
