@@ -71,8 +71,6 @@ MEASURES: dict[str, tuple[str, int | None, bool]] = {
     "novel_auc": ("AUC of new kind", 3, False),
     "novel_found": ("new kind found", 2, False),
     "known_kept": ("others accepted", 2, False),
-    "ref_s": ("reference (s)", None, True),
-    "map_s": ("mapping (s)", None, True),
 }
 NAMES = {"scvi": "scvi-tools, ZINB", "scvi-tuned": "scvi-tools, ZINB, tuned", "scvi-nb": "scvi-tools, NB, tuned"}
 NAMES |= {"harmony": "Harmony", "pca": "PCA", "wilcoxon": "Wilcoxon", "simulated": "simulated"}
@@ -332,38 +330,18 @@ def mapped(part: str) -> str:
     measures = [
         m for m in ("acc", "f1", "ece", "knn_mix", "novel_auc", "novel_found", "known_kept") if pick(rows, measure=m)
     ]
-    measures += ["ref_s", "map_s"] * (part == "tasks")
     lines = []
     for name in dict.fromkeys(row["conditions"]["query"] for row in rows) if part == "tasks" else (None,):
         of_task = pick(rows, query=name) if name else rows
         methods = [method for method in MAPPED if pick(of_task, method=method)]
         found = [[pick(of_task, method=method, measure=measure) for measure in measures] for method in methods]
-        values = [
-            [
-                text(cell, error=part == "tasks" and m not in ("ref_s", "map_s"))
-                for m, cell in zip(measures, of, strict=True)
-            ]
-            for of in found
-        ]
+        values = [[text(cell, error=part == "tasks") for cell in of] for of in found]
         values = columns(values, [MEASURES[measure][2] for measure in measures])
         for i, (method, of_method) in enumerate(zip(methods, values, strict=True)):
             label = [name if i == 0 else ""] if name else []
             lines.append([*label, MAPPED[method], str(count(pick(of_task, method=method))), *of_method])
     heading = ["query"] * (part == "tasks") + ["method", "seeds"]
     return markdown([*heading, *(MEASURES[measure][0] for measure in measures)], lines)
-
-
-def missing_genes() -> str:
-    """A row for each query and way: accuracy and macro F1 by the fraction of genes that are missing."""
-    rows = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == "missing"]
-    fractions, lines = sorted({row["conditions"]["missing"] for row in rows}), []
-    for name in dict.fromkeys(row["conditions"]["query"] for row in rows):
-        for i, how in enumerate(("left out", "zeros")):
-            of_way = pick(rows, query=name, method=how)
-            cells = [text(pick(of_way, measure=m, missing=x)) for m in ("acc", "f1") for x in fractions]
-            lines.append([name if i == 0 else "", how, str(count(of_way)), *cells])
-    heading = [f"{MEASURES[m][0]}, {x:.0%}" for m in ("acc", "f1") for x in fractions]
-    return markdown(["query", "missing genes are", "seeds", *heading], lines)
 
 
 def abundance(kind: str) -> str:
@@ -625,9 +603,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "differential-expression-first": lambda: differential("first"),
     "labels": labelled,
     "mapping-tasks": lambda: mapped("tasks"),
-    "mapping-donors": lambda: mapped("donors"),
-    "mapping-simulated": lambda: mapped("simulated"),
-    "missing-genes": missing_genes,
     "abundance-simulated": lambda: abundance("simulated"),
     "abundance-donors": lambda: abundance("donors"),
     "generation-digits": lambda: generation("digits"),

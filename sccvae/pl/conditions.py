@@ -217,6 +217,7 @@ def condition_effect(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(300, 40, seed=0)
     >>> adata.obs["donor"] = [f"donor_{k}" for k in np.arange(300) % 6]

@@ -83,7 +83,7 @@ def split_counts(
     *,
     layer: str | None = None,
     fraction: float = 0.5,
-    key_added: tuple[str, str] = ("fit", "held_out"),
+    key_added: str = "split",
     copy: bool = False,
     seed: int = 0,
 ) -> AnnData | None:
@@ -102,14 +102,15 @@ def split_counts(
     fraction
         Fraction of the molecules in the first layer, in (0, 1).
     key_added
-        Names of the two layers.
+        Prefix of the names of the two layers.
     {copy}
     seed
         Seed of the assignment.
 
     Returns
     -------
-    None, or the copy. The two layers are CSR matrices of float32, whose sum is the counts.
+    None, or the copy. Written, with `key_added="split"`: `layers["split_fit"]` and `layers["split_held_out"]`, CSR
+    matrices of float32, whose sum is the counts.
 
     Raises
     ------
@@ -121,16 +122,12 @@ def split_counts(
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(100, 30, seed=0)
     >>> sccvae.tl.split_counts(adata)
-    >>> bool((adata.layers["fit"] + adata.layers["held_out"] != adata.X).sum() == 0)
+    >>> bool((adata.layers["split_fit"] + adata.layers["split_held_out"] != adata.X).sum() == 0)
     True
     """
     check_adata(adata)
     fraction = finite("fraction", fraction, "a fraction in (0, 1)", above=0, below=1)
-    first, second = key_added
-    for key in key_added:
-        check_key("key_added", key)
-    if first == second:
-        raise ValueError(f"key_added names {first!r} twice; expected two different layers.")
+    check_key("key_added", key_added)
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"{layer!r} is not in adata.layers, which has {listed(adata.layers)}.")
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32, copy=True)
@@ -140,9 +137,9 @@ def split_counts(
     kept.data = np.random.default_rng(checked_seed(seed)).binomial(counts.data.astype(np.int64), fraction)
     kept.data = kept.data.astype(np.float32)
     rest = counts - kept
-    for key, part in ((first, kept), (second, rest)):
+    for name, part in (("fit", kept), ("held_out", rest)):
         part.eliminate_zeros()
-        adata.layers[key] = part.tocsr()
+        adata.layers[f"{key_added}_{name}"] = part.tocsr()
     return None
 
 
@@ -215,14 +212,15 @@ def condition_effect(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import sccvae
     >>> adata = sccvae.simulate.simulate(300, 40, seed=0)
     >>> adata.obs["donor"] = [f"donor_{k}" for k in np.arange(300) % 6]
     >>> adata.obs["drug"] = np.where(np.arange(300) % 2, "drug", "none")
     >>> sccvae.tl.split_counts(adata)
-    >>> model = sccvae.SCCVAE(adata, layer="fit", batch_key="donor", condition_key="drug")
+    >>> model = sccvae.SCCVAE(adata, layer="split_fit", batch_key="donor", condition_key="drug")
     >>> model.train(max_epochs=2)
-    >>> sccvae.tl.condition_effect(adata, model, "drug", "none", held_out="held_out", n_samples=5)
+    >>> sccvae.tl.condition_effect(adata, model, "drug", "none", held_out="split_held_out", n_samples=5)
     >>> adata.layers["condition_effect"].shape, len(adata.uns["condition_effect"]["regions"])
     ((300, 40), 40)
     """

@@ -63,17 +63,17 @@ def treated(n_cells=600, seed=0):
 def tested():
     adata = treated()
     sccvae.tl.split_counts(adata, seed=1)
-    model = sccvae.SCCVAE(adata, layer="fit", batch_key="donor", condition_key="drug")
+    model = sccvae.SCCVAE(adata, layer="split_fit", batch_key="donor", condition_key="drug")
     model.train(max_epochs=100, progress_bar=False)
-    sccvae.tl.condition_effect(adata, model, "drug", "none", by="cell_type", held_out="held_out", n_samples=5)
+    sccvae.tl.condition_effect(adata, model, "drug", "none", by="cell_type", held_out="split_held_out", n_samples=5)
     return adata, model
 
 
 def test_the_two_layers_add_up_to_the_counts_and_have_about_the_fraction():
     adata = treated(100)
-    sccvae.tl.split_counts(adata, fraction=0.3, key_added=("a", "b"))
-    assert (adata.layers["a"] + adata.layers["b"] != adata.X).nnz == 0
-    assert 0.28 < adata.layers["a"].sum() / adata.X.sum() < 0.32
+    sccvae.tl.split_counts(adata, fraction=0.3, key_added="a")
+    assert (adata.layers["a_fit"] + adata.layers["a_held_out"] != adata.X).nnz == 0
+    assert 0.28 < adata.layers["a_fit"].sum() / adata.X.sum() < 0.32
 
 
 def test_the_effect_is_a_layer_with_an_interval_around_it(tested):
@@ -124,7 +124,7 @@ def test_what_is_no_condition_is_one_sentence(tested):
         effect(adata, model, "dose", "none")
     with pytest.raises(ValueError, match="expected at least 2, for intervals"):
         effect(adata, model, "drug", "none", n_samples=1)
-    plain = sccvae.SCCVAE(adata, layer="fit", batch_key="donor")
+    plain = sccvae.SCCVAE(adata, layer="split_fit", batch_key="donor")
     plain.train(max_epochs=1, progress_bar=False)
     with pytest.raises(ValueError, match="train one with condition_key="):
         effect(adata, plain, "drug", "none")

@@ -47,6 +47,10 @@ class Row:
 
 
 TL = {
+    "condition_effect": Row(
+        lambda g: (g.adata, g.conditioned, "stim", "ctrl"), {"n_samples": 2, "sample_key": "sample"}, model=1
+    ),
+    "confounding_table": Row(lambda g: (g.adata, "batch"), returns=pd.DataFrame),
     "denoise": Row(lambda g: (g.adata, g.model, ["gene3", "gene7"]), {"n_samples": 20}, model=1),
     "differential_abundance": Row(lambda g: (g.adata, "sample", "arm"), {"n_neighbors": 20}),
     "gradient": Row(lambda g: (g.adata,), {"root": 0, "n_dcs": 5}),
@@ -61,6 +65,7 @@ TL = {
         lambda g: (g.adata, "batch", "kind"), {"use_rep": "X_sccvae", "scib": False}, returns=pd.DataFrame
     ),
     "similarity": Row(lambda g: (g.adata, g.model), {"n_neighbors": 5}, model=1),
+    "split_counts": Row(lambda g: (g.adata,)),
     "store": Row(lambda g: (g.adata, g.model), model=1),
     "transfer_labels": Row(lambda g: (g.adata, g.labelled), model=1),
     "trends": Row(
@@ -68,6 +73,7 @@ TL = {
     ),
 }
 PL = {
+    "condition_effect": Row(lambda g: (g.adata, "gene3"), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "diagnostics": Row(lambda g: (g.diagnosis,), first="diagnosis"),
     "differential_abundance": Row(lambda g: (g.adata,), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "dotplot": Row(lambda g: (g.adata, ["gene3", "gene7"], "kind"), ax={}),
@@ -125,13 +131,17 @@ def made(make_adata):
     adata.obs["sample"] = pd.Categorical((np.arange(adata.n_obs) % 6).astype(str))
     adata.obs["arm"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 6 < 3, "ctrl", "stim"))
     tl.differential_abundance(adata, "sample", "arm", n_neighbors=20)
+    conditioned = sccvae.SCCVAE(adata, batch_key="batch", condition_key="arm", **TINY)
+    conditioned.train(**QUICK)
+    tl.condition_effect(adata, conditioned, "stim", "ctrl", sample_key="sample", n_samples=2)
     tl.gradient(adata, root=0, n_dcs=5)
     tl.trends(adata, model, ["gene3", "gene7"], n_samples=20, n_points=10)
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
     table = model.differential_expression(groupby="kind", group1="w", n_samples=20)
     labelled = sccvae.SCCVAE(adata, batch_key="batch", labels_key="kind", **TINY)
     labelled.train(**QUICK)
-    return SimpleNamespace(adata=adata, model=model, labelled=labelled, diagnosis=model.diagnose(), table=table)
+    models = {"model": model, "labelled": labelled, "conditioned": conditioned}
+    return SimpleNamespace(adata=adata, **models, diagnosis=model.diagnose(), table=table)
 
 
 @pytest.fixture
