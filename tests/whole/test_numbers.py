@@ -196,6 +196,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     "metrics.knn_accuracy": {"k": NEIGHBOURS, "max_cells": SOME_CELLS, "seed": SEED},
     "metrics.silhouette_batch": {"max_cells": MAX_CELLS, "seed": SEED},
     "metrics.silhouette_label": {"max_cells": MAX_CELLS, "seed": SEED},
+    "pl.condition_effect": {"max_cells": CELLS, "seed": SEED_32},
     "pl.differential_abundance": {"max_cells": CELLS, "seed": SEED_32},
     "pl.generation": {"max_cells": whole(2, huge=True, taken=40), "seed": SEED_32},
     "pl.gradient": {"max_cells": CELLS, "seed": SEED_32},
@@ -230,6 +231,9 @@ TABLE: dict[str, dict[str, Rule]] = {
         "n_files": whole(none=True, taken=2),
         "seed": SEED,
     },
+    "tl.condition_effect": {"interval": SHARE, "n_samples": whole(2, taken=3), "seed": SEED},
+    "tl.split_counts": {"fraction": SHARE, "seed": SEED},
+    "SCCVAE.get_condition_effect": {"n_samples": whole(1, none=True, taken=2), "seed": SEED},
     "tl.denoise": {"interval": SHARE, "n_samples": whole(20, taken=25), "seed": SEED},
     "tl.differential_abundance": {
         "n_neighbors": whole(2, none=True),
@@ -319,6 +323,9 @@ def data(make_adata, tmp_path_factory):
     adata.obs["sample"], adata.obs["arm"] = (np.arange(60) % 6).astype(str), np.where(np.arange(60) % 6 < 3, "a", "b")
     tl.trends(adata, model, ["gene1", "gene2"], n_samples=20, n_points=3)
     tl.differential_abundance(adata, "sample", "arm")
+    conditioned = SCCVAE(adata, batch_key="batch", condition_key="arm", **SMALL)
+    conditioned.train(**QUIET)
+    tl.condition_effect(adata, conditioned, "a", "b", sample_key="sample", n_samples=2)
     others = {}
     for cls in (Autoencoder, DenoisingAutoencoder):
         others[cls.__name__] = cls(adata, **SMALL)
@@ -327,6 +334,7 @@ def data(make_adata, tmp_path_factory):
     return SimpleNamespace(
         adata=adata,
         models={"SCCVAE": model, **others},
+        conditioned=conditioned,
         counts=(adata.X, model.posterior_predictive_sample()),
         z=rng.standard_normal((60, 2)),
         other=rng.standard_normal((60, 2)),
@@ -344,7 +352,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         normal = {"gene_likelihood": "normal"} if "scale" in given else {}
         return classes[kind](d.adata, **{**SMALL, **normal, **given})
     if kind in classes:
-        model = d.models[kind]
+        model = d.conditioned if name == "SCCVAE.get_condition_effect" else d.models[kind]
         if method == "train":
             model = classes[kind](d.adata, **SMALL)
             return model.train(**{**QUIET, **given})
@@ -386,6 +394,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "metrics.knn_accuracy": {"z": d.z, "labels": labels, **k},
         "metrics.silhouette_batch": {"z": d.z, "labels": labels, "batches": batches},
         "metrics.silhouette_label": {"z": d.z, "labels": labels},
+        "pl.condition_effect": {**layer, "gene": "gene1", "basis": "X_sccvae"},
         "pl.differential_abundance": {**layer, "basis": "X_sccvae"},
         "pl.generation": {"real": d.adata, "generated": d.adata},
         "pl.gradient": {**layer, "basis": "X_sccvae"},
@@ -399,6 +408,8 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "pl.trends": layer,
         "pl.volcano": {"table": d.table},
         "simulate.simulate": {"n_cells": 10, "n_genes": 10},
+        "tl.condition_effect": {**layer, "model": d.conditioned, "condition": "a", "reference": "b", "copy": True},
+        "tl.split_counts": {**layer, "copy": True},
         "tl.denoise": {**layer, "model": model, "genes": "gene1", "n_samples": 20},
         "tl.differential_abundance": {**layer, "sample_key": "sample", "condition_key": "arm", "copy": True},
         "tl.gradient": {**layer, "root": 0, "layout": None},
