@@ -366,6 +366,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
             "predict": {"reference_labels": "kind"},
             "report": {"path": d.path},
             "get_marginal_ll": {"n_samples": 2},
+            "get_condition_effect": {"condition": "a", "reference": "b", "n_samples": 2},
         }
         if method == "cross_validate":
             defaults[method]["options"] = {**SMALL, "max_epochs": 1}
