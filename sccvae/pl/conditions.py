@@ -9,13 +9,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sccvae.data.columns import one_column
-from sccvae.pl.embedding import embedding, sample, umap
-from sccvae.pl.style import COLOURS, MEDIUM, MISSING, SMALL, as_text, new_figure, plot, style
+from sccvae.pl.embedding import dot_size, dress, layout_of, sample
+from sccvae.pl.style import COLOURS, MEDIUM, MISSING, SMALL, as_text, colour_bar, new_figure, plot, style
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 MOST_LABELS = 100  # of a plot of abundance
@@ -78,12 +79,8 @@ def differential_abundance(
         return _draw_labels(adata, table, params)
     cells = np.sort(sample(adata.n_obs, max_cells, seed))
     lfc, padj = (one_column(adata.obs, f"{key}_{what}").to_numpy(dtype=float)[cells] for what in ("lfc", "padj"))
-    if basis is None and "X_umap" not in adata.obsm:
-        layout, basis = umap(embedding(adata, params["use_rep"])[cells], seed=seed), "X_umap"
-    else:
-        basis = "X_umap" if basis is None else basis
-        layout = embedding(adata, basis)[cells, :2]
-    return _draw_changes(layout, lfc, padj, as_text(basis.removeprefix("X_")), params)
+    layout, name = layout_of(adata, basis, params["use_rep"], cells, seed=seed)
+    return _draw_changes(layout, lfc, padj, name, params)
 
 
 def _draw_labels(adata: AnnData, table: pd.DataFrame, params: Any) -> Figure:
@@ -147,24 +144,13 @@ def _draw_changes(layout: np.ndarray, lfc: np.ndarray, padj: np.ndarray, axis_na
     axes = figure.subplots(1, 2)
     reach = max(0.5, float(np.quantile(np.abs(lfc[known]), 0.98))) if known.any() else 1.0
     called = known & (padj < CALLED)
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
     title = f"{as_text(params['condition'], 24)} against {as_text(params['reference'], 24)}"
     for ax, mask, name in zip(axes, (known, called), (title, f"adjusted p < {CALLED}"), strict=True):
-        ax.scatter(*layout[~mask].T, s=size, color=MISSING, linewidths=0, rasterized=True)
-        order = np.flatnonzero(mask)[np.argsort(np.abs(lfc[mask]), kind="stable")]
-        points = ax.scatter(
-            *layout[order].T, c=lfc[order], cmap="RdBu_r", vmin=-reach, vmax=reach, s=size, linewidths=0,
-            rasterized=True,
-        )  # fmt: skip
-        ax.set(xticks=[], yticks=[], box_aspect=1)
-        ax.set_xlabel(f"{axis_name} 1", fontsize=SMALL, loc="left")
-        ax.set_ylabel(f"{axis_name} 2", fontsize=SMALL, loc="bottom")
+        ax.scatter(*layout[~mask].T, s=dot_size(len(layout)), color=MISSING, linewidths=0, rasterized=True)
+        points = _draw_values(ax, layout, lfc, np.flatnonzero(mask), reach)
+        dress(ax, axis_name)
         ax.set_title(name, fontsize=MEDIUM)
-        style(ax)
-    bar = figure.colorbar(points, ax=list(axes), shrink=0.6, aspect=18, extend="both")
-    bar.set_label("log2 fold change of odds", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.outline.set_visible(False)
+    colour_bar(figure, points, list(axes), "log2 fold change of odds", shrink=0.6, aspect=18, extend="both")
     return figure
 
 
@@ -243,11 +229,7 @@ def condition_effect(
     if label not in set(table["label"]):
         raise KeyError(f"adata.uns[{key!r}] has no label {label!r}; it has {listed(table['label'].unique())}.")
     cells = np.sort(sample(adata.n_obs, max_cells, seed))
-    if basis is None and "X_umap" not in adata.obsm:
-        layout, basis = umap(embedding(adata, use_rep)[cells], seed=seed), "X_umap"
-    else:
-        basis = "X_umap" if basis is None else basis
-        layout = embedding(adata, basis)[cells, :2]
+    layout, name = layout_of(adata, basis, use_rep, cells, seed=seed)
     figure = new_figure(8.6, 2.8)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 0.8])
     effect = np.asarray(adata[:, gene].layers[key]).ravel()[cells]
@@ -255,7 +237,7 @@ def condition_effect(
     if f"{key}_regions" in adata.obsm:
         column = list(result["genes"]).index(gene)
         inside = np.asarray(adata.obsm[f"{key}_regions"][:, column].todense()).ravel()[cells].astype(bool)
-    _draw_effect(figure, left, layout, effect, inside, as_text(basis.removeprefix("X_")))
+    _draw_effect(figure, left, layout, effect, inside, name)
     against = f"{as_text(result['condition'], 16)} / {as_text(result['reference'], 16)}"
     left.set_title(f"{as_text(gene, 24)}: {against}", fontsize=MEDIUM)
     _draw_volcano(middle, table[table["label"] == label], gene)
@@ -269,29 +251,19 @@ def _draw_effect(
 ) -> None:
     """Draw cells coloured by the effect; those of a region with a dark edge."""
     reach = max(0.25, float(np.nanquantile(np.abs(effect), 0.98)))
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
     if inside is not None and not inside.all():
-        ax.scatter(layout[inside, 0], layout[inside, 1], s=3 * size + 3, color="0.3", linewidths=0, rasterized=True)
-    order = np.argsort(np.abs(effect), kind="stable")
-    points = ax.scatter(
-        layout[order, 0],
-        layout[order, 1],
-        c=effect[order],
-        cmap="RdBu_r",
-        vmin=-reach,
-        vmax=reach,
-        s=size,
-        linewidths=0,
-        rasterized=True,
-    )
-    ax.set(xticks=[], yticks=[], box_aspect=1)
-    ax.set_xlabel(f"{axis_name} 1", fontsize=SMALL, loc="left")
-    ax.set_ylabel(f"{axis_name} 2", fontsize=SMALL, loc="bottom")
-    style(ax)
-    bar = figure.colorbar(points, ax=ax, shrink=0.6, aspect=18, extend="both")
-    bar.set_label("log2 fold change", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.outline.set_visible(False)
+        size = 3 * dot_size(len(layout)) + 3
+        ax.scatter(layout[inside, 0], layout[inside, 1], s=size, color="0.3", linewidths=0, rasterized=True)
+    points = _draw_values(ax, layout, effect, np.arange(len(layout)), reach)
+    dress(ax, axis_name)
+    colour_bar(figure, points, ax, "log2 fold change", shrink=0.6, aspect=18, extend="both")
+
+
+def _draw_values(ax: Axes, layout: np.ndarray, values: np.ndarray, cells: np.ndarray, reach: float) -> PathCollection:
+    """Draw some cells of a layout, blue to red from -reach to reach, the largest values last."""
+    order = cells[np.argsort(np.abs(values[cells]), kind="stable")]
+    options: Any = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "linewidths": 0, "rasterized": True}
+    return ax.scatter(layout[order, 0], layout[order, 1], c=values[order], s=dot_size(len(layout)), **options)
 
 
 def _draw_volcano(ax: Axes, table: pd.DataFrame, gene: str) -> None:

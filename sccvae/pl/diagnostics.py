@@ -37,6 +37,9 @@ NAMES = {
     "variance_ratio": "variance, model / data",
     "coverage_90": "90% intervals hold",
     "batches_apart": "batches apart",
+    "neighbours_kept": "neighbours kept",
+    "kinds_drawn": "kinds drawn to others",
+    "markers_kept": "markers kept",
     "unexplained_cells": "cells unexplained",
     "new_cells": "cells unlike the reference",
     "missing_genes": "genes missing",
@@ -44,7 +47,7 @@ NAMES = {
     "offsets": "offsets, new / known",
 }
 SHARES = {"late_gain", "held_out_gap", "zeros_inside", "coverage_90", "unexplained_cells"}
-SHARES |= {"new_cells", "missing_genes"}
+SHARES |= {"neighbours_kept", "markers_kept", "new_cells", "missing_genes"}
 
 
 @plot()

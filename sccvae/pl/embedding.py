@@ -208,13 +208,31 @@ def umap(representation: NDArray, *, seed: int = 0) -> NDArray:
     return slim.obsm["X_umap"]
 
 
+def layout_of(adata: AnnData, basis: str | None, use_rep: str, cells: NDArray, *, seed: int) -> tuple[NDArray, str]:
+    """Layout of some cells, (cells, 2), and its name: `basis`, or for None ``"X_umap"``, which is made if missing."""
+    if basis is None and "X_umap" not in adata.obsm:
+        return umap(embedding(adata, use_rep)[cells], seed=seed), "umap"
+    basis = "X_umap" if basis is None else basis
+    return embedding(adata, basis)[cells, :2], as_text(basis.removeprefix("X_"))
+
+
+def dot_size(n_cells: int) -> float:
+    """Size of a cell in a layout of this many."""
+    return float(np.clip(9000 / n_cells, 0.6, 14))
+
+
+def dress(ax: Axes, name: str) -> None:
+    """Name the axes of a layout, which have no scale."""
+    ax.set(xticks=[], yticks=[], box_aspect=1)
+    ax.set_xlabel(f"{name} 1", fontsize=SMALL, loc="left")
+    ax.set_ylabel(f"{name} 2", fontsize=SMALL, loc="bottom")
+    style(ax)
+
+
 def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:
     """Draw cells at `layout`, (cells, 2), coloured by category; missing values are grey."""
     colours = np.array([*colours_of(values), MISSING])  # code -1, a missing value, takes the last
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
+    size = dot_size(len(layout))
     # Rasterised, so that a PDF of 20,000 cells is small.
     ax.scatter(layout[:, 0], layout[:, 1], c=colours[values.codes], s=size, linewidths=0, alpha=0.85, rasterized=True)
-    ax.set(xticks=[], yticks=[], box_aspect=1)
-    ax.set_xlabel("UMAP 1", fontsize=SMALL, loc="left")
-    ax.set_ylabel("UMAP 2", fontsize=SMALL, loc="bottom")
-    style(ax)
+    dress(ax, "UMAP")

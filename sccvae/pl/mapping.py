@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sccvae.data.columns import one_column
-from sccvae.pl.embedding import categories, draw_cells, embedding, sample
+from sccvae.pl.embedding import categories, dot_size, draw_cells, dress, embedding, sample
 from sccvae.pl.style import (
     BLACK,
     COLOURS,
@@ -16,6 +16,7 @@ from sccvae.pl.style import (
     MISSING,
     SMALL,
     as_text,
+    colour_bar,
     draw_legend,
     font_for,
     legend_height,
@@ -197,8 +198,7 @@ def positions(query: AnnData, key: str, reference: AnnData | None, cells: NDArra
 
 def draw_behind(ax: Any, layout: NDArray) -> None:
     """Draw the cells of the reference at `layout`, (cells, 2), in grey."""
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
-    ax.scatter(layout[:, 0], layout[:, 1], c=MISSING, s=size, linewidths=0, rasterized=True)
+    ax.scatter(layout[:, 0], layout[:, 1], c=MISSING, s=dot_size(len(layout)), linewidths=0, rasterized=True)
 
 
 def _draw_layouts(
@@ -216,12 +216,9 @@ def _draw_layouts(
             draw_cells(ax, layout, pd.Categorical.from_codes(np.zeros(len(layout), int), ["cell"]))
             dots = ax.collections[-1]
             dots.set(array=novelty, cmap="viridis", clim=(0, 1))
-            bar = figure.colorbar(dots, ax=ax, shrink=0.7)
-            bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-            bar.outline.set_visible(False)
+            colour_bar(figure, dots, ax, shrink=0.7)
         if behind is None:
-            ax.set_xlabel("PC 1", fontsize=SMALL, loc="left")
-            ax.set_ylabel("PC 2", fontsize=SMALL, loc="bottom")
+            dress(ax, "PC")
         ax.set_title(f"{n_cells:,} new cells: {what}", fontsize=MEDIUM)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from sccvae.data.columns import one_column
-from sccvae.pl.embedding import categories, draw_cells, embedding, sample
+from sccvae.pl.embedding import categories, dot_size, draw_cells, dress, embedding, sample
 from sccvae.pl.style import (
     MEDIUM,
     MISSING,
     SMALL,
     as_text,
+    colour_bar,
     colours_of,
     draw_legend,
     legend_height,
@@ -99,7 +100,7 @@ def gradient(
     _draw_pseudotime(axes[0], layout[cells], pseudotime[cells], at_root, axis_name)
     if values is not None:
         draw_cells(axes[1], layout[cells], values)
-        _name_axes(axes[1], axis_name)
+        dress(axes[1], axis_name)
         draw_legend(axes[1], label_key or "", values)
     return figure
 
@@ -197,24 +198,14 @@ def _draw_trends(ax: Axes, curves: dict, gene: str, lineages: pd.Categorical) ->
 
 def _draw_pseudotime(ax: Axes, layout: np.ndarray, pseudotime: np.ndarray, root: np.ndarray, name: str) -> None:
     """Draw cells coloured by pseudotime, above cells without pseudotime in grey."""
-    size = float(np.clip(9000 / len(layout), 0.6, 14))
+    size = dot_size(len(layout))
     known = np.isfinite(pseudotime)
     x, y = layout.T
     ax.scatter(x[~known], y[~known], color=MISSING, s=size, linewidths=0, rasterized=True)
     drawn = ax.scatter(x[known], y[known], c=pseudotime[known], cmap="viridis", s=size, linewidths=0, rasterized=True)
     ax.scatter(root[:, 0], root[:, 1], marker="P", s=55, color="#D55E00", edgecolors="white", linewidths=0.8, zorder=3)
-    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.6, aspect=15, pad=0.02)
-    bar.set_label("pseudotime", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.outline.set_visible(False)
-    ax.set(xticks=[], yticks=[], box_aspect=1)
-    _name_axes(ax, name)
-    style(ax)
-
-
-def _name_axes(ax: Axes, name: str) -> None:
-    ax.set_xlabel(f"{name} 1", fontsize=SMALL, loc="left")
-    ax.set_ylabel(f"{name} 2", fontsize=SMALL, loc="bottom")
+    colour_bar(ax.figure, drawn, ax, "pseudotime", shrink=0.6, aspect=15, pad=0.02)
+    dress(ax, name)
 
 
 def _table(adata: AnnData | pd.DataFrame, key: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sccvae.data.columns import one_column
 from sccvae.pl.embedding import categories, embedding, sample
-from sccvae.pl.style import MEDIUM, SMALL, as_text, colours_of, new_figure, plot, spread
+from sccvae.pl.style import MEDIUM, SMALL, as_text, colour_bar, colours_of, new_figure, plot, spread
 from sccvae.statistics.posterior_distances import linkage, matrix
 from sccvae.validation.wording import listed
 
@@ -111,10 +111,7 @@ def similarity(
         ax.axhline(end - 0.5, color="white", linewidth=0.5 if len(ends) <= 20 else 0.2)
         ax.axvline(end - 0.5, color="white", linewidth=0.5 if len(ends) <= 20 else 0.2)
     _name_blocks(ax, [tree["names"][i] for i in named], centres[named], len(order))
-    bar = figure.colorbar(image, cax=bar_ax)
-    bar.set_label(unit, fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, None, unit, cax=bar_ax)
     return figure
 
 

@@ -229,3 +229,11 @@ def spread(positions: np.ndarray, least: float, low: float, high: float) -> np.n
     result = np.empty(len(order))
     result[order] = np.clip(level, low, high - room[-1]) + room
     return result
+
+
+def colour_bar(figure: Any, points: Any, axes: Any, label: str = "", **options: Any) -> None:
+    """Add a colour bar without a frame beside some axes; `options` are those of ``figure.colorbar``."""
+    bar = figure.colorbar(points, ax=axes, **options)
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL, width=0.8, length=2.5)
+    bar.outline.set_visible(False)

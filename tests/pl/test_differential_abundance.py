@@ -80,7 +80,7 @@ def test_a_layout_is_made_or_read(monkeypatch):
     adata = cells_of(3)
     tl.differential_abundance(adata, "sample", "arm")
     made = []
-    monkeypatch.setattr("sccvae.pl.conditions.umap", lambda z, *, seed: made.append(z.shape) or z[:, :2])
+    monkeypatch.setattr("sccvae.pl.embedding.umap", lambda z, *, seed: made.append(z.shape) or z[:, :2])
     assert pl.differential_abundance(adata).axes[0].get_xlabel() == "umap 1"
     assert made == [(adata.n_obs, 2)]
     adata.obsm["X_umap"] = adata.obsm["X_sccvae"]
