@@ -63,6 +63,18 @@ def blocks_of(
         start += part.shape[0]
 
 
+def membership(codes: np.ndarray, n_rows: int) -> sp.csr_matrix:
+    """Return the matrix, (rows, cells), whose product with values of cells sums them by row.
+
+    Parameters
+    ----------
+    codes
+        (cells,) row of each cell.
+    """
+    n = len(codes)
+    return sp.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_rows, n))
+
+
 def rows_of(matrix: Any, where: str, cells: np.ndarray) -> sp.csr_matrix:
     """Read the rows `cells`, numbers in ascending order."""
     part = matrix.oindex[cells] if hasattr(matrix, "oindex") else matrix[cells]  # zarr's [] does not select rows

@@ -10,8 +10,8 @@ import torch
 from sccvae.data.counts import Counts
 from sccvae.inference import posterior
 from sccvae.kernels.parallel import alone
+from sccvae.modules.batch_offsets import batch_levels
 from sccvae.modules.latent_terms import LabelledPrior
-from sccvae.modules.new_batches import batch_levels
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration
 from sccvae.statistics.diagnostics import Check

@@ -1,9 +1,9 @@
 """Sums of counts and of expected counts over groups of cells."""
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
+from sccvae.data.blocks import membership
 from sccvae.data.counts import Counts
 from sccvae.inference.posterior import TAKEN, count_moments
 from sccvae.kernels.parallel import alone
@@ -22,8 +22,7 @@ def observed(counts: Counts, unit: np.ndarray, n_units: int) -> tuple[np.ndarray
     for start in range(0, len(counts), TAKEN):
         cells = np.arange(start, min(start + TAKEN, len(counts)))
         matrix = counts.stored.take(cells).csr().astype(np.float64)
-        one = np.ones(len(cells))
-        member = sp.csr_matrix((one, (unit[cells], np.arange(len(cells)))), shape=(n_units, len(cells)))
+        member = membership(unit[cells], n_units)
         total += (member @ matrix).toarray()
         matrix.data = (matrix.data > 0).astype(np.float64)
         detected += (member @ matrix).toarray()

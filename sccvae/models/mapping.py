@@ -28,8 +28,14 @@ from sccvae.models.base import BaseModel, device_of
 from sccvae.models.description import Description
 from sccvae.models.plan import Run
 from sccvae.modules.architecture import Architecture
+from sccvae.modules.batch_offsets import (
+    centre_within_conditions,
+    freeze_known,
+    start_new_batches,
+    take_known,
+    with_start,
+)
 from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
-from sccvae.modules.new_batches import centre_within_conditions, freeze_known, start_new_batches, take_known, with_start
 from sccvae.modules.vae import VAE
 from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.diagnostics import Check

@@ -7,7 +7,7 @@ class    file      methods and properties
 ======== ========= ================================================================================================
 SCCVAE   sccvae    train, cross_validate
 Mapping  mapping   load_query_data, is_mapped, predict, reference_cells, save
-Analysis analysis  differential_expression, get_condition_effect, diagnose, report
+Analysis analysis  differential_expression, condition_effect, diagnose, report
 Outputs  outputs   get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
                    get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of, generate,
                    posterior_predictive_sample, describe
@@ -75,7 +75,7 @@ class SCCVAE(MappingModel):
     condition_key
         Column of `obs` with the condition of each cell, such as a treatment. Its effect may depend on the embedding,
         from which it is removed; `tl.condition_effect` shows it. What all batches of a condition have in common, such
-        as donors, belongs to the condition (`sccvae.modules.new_batches.centre_within_conditions`).
+        as donors, belongs to the condition (`sccvae.modules.batch_offsets.centre_within_conditions`).
     {mask_var}
     genes
         Names of the genes to model, in this order, in place of `mask_var`.

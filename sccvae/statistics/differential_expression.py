@@ -346,15 +346,31 @@ def fit_delta(mean: np.ndarray) -> float:
     equally likely, at least `SMALLEST_DELTA`.
     """
     x = np.abs(mean - np.median(mean))
-    narrow, wide, fraction = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
-    for _ in range(500):
+    start = max(np.quantile(x, 0.5), 1e-3), max(np.quantile(x, 0.95), 2e-3), 0.2
+    narrow, wide, fraction = two_normals(x, *start, n_steps=500)
+    odds = (1 - fraction) * wide / (fraction * narrow)
+    return max(SMALLEST_DELTA, float(np.sqrt(max(2 * np.log(odds), 0) / (1 / narrow**2 - 1 / wide**2))))
+
+
+def two_normals(
+    x: np.ndarray, narrow: float, wide: float, fraction: float, *, n_steps: int
+) -> tuple[float, float, float]:
+    """Fit a narrow and a wide normal about 0 by EM: their standard deviations, and the fraction of the wide one.
+
+    Parameters
+    ----------
+    x
+        (genes,) absolute values.
+    narrow, wide, fraction
+        Where EM begins.
+    """
+    for _ in range(n_steps):
         ratio = np.exp(np.clip(0.5 * x**2 * (1 / narrow**2 - 1 / wide**2), 0, 700))
         from_wide = 1 / (1 + (1 - fraction) * wide / (fraction * narrow * ratio))
         fraction = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
         narrow = max(float(np.sqrt(np.average(x**2, weights=1 - from_wide + 1e-12))), 1e-3)
         wide = max(float(np.sqrt(np.average(x**2, weights=from_wide + 1e-12))), 2 * narrow)
-    odds = (1 - fraction) * wide / (fraction * narrow)
-    return max(SMALLEST_DELTA, float(np.sqrt(max(2 * np.log(odds), 0) / (1 / narrow**2 - 1 / wide**2))))
+    return narrow, wide, fraction
 
 
 def expected_fdr(error: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy.special import ndtri
 
 from sccvae.data.columns import labels_of
-from sccvae.data.matrix import check_adata
+from sccvae.data.matrix import check_adata, counts_in_blocks
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics.samples import confounding, regions
 from sccvae.validation.arguments import checked_seed, finite, positive
@@ -128,11 +128,8 @@ def split_counts(
     check_adata(adata)
     fraction = finite("fraction", fraction, "a fraction in (0, 1)", above=0, below=1)
     check_key("key_added", key_added)
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"{layer!r} is not in adata.layers, which has {listed(adata.layers)}.")
-    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32, copy=True)
-    if (counts.data < 0).any() or (counts.data != np.rint(counts.data)).any():
-        raise ValueError("split_counts found values that are no whole numbers of 0 or more; expected raw counts.")
+    blocks = [block for _, block in counts_in_blocks(adata, layer)]
+    counts = sp.vstack(blocks, format="csr", dtype=np.float32)
     kept = counts.copy()
     kept.data = np.random.default_rng(checked_seed(seed)).binomial(counts.data.astype(np.int64), fraction)
     kept.data = kept.data.astype(np.float32)
@@ -236,19 +233,17 @@ def condition_effect(
     if held_out is not None and held_out not in adata.layers:
         raise KeyError(f"{held_out!r} is not in adata.layers, which has {listed(adata.layers)}: see tl.split_counts.")
     source, genes = model.source_of(adata), list(model.gene_names if gene_list is None else map(str, gene_list))
-    effect, sd = model.get_condition_effect(
-        condition, reference, source, gene_list=genes, n_samples=n_samples, seed=seed
-    )
-    obs = adata.obs
-    labels = np.full(adata.n_obs, "all") if by is None else labels_of(by, obs, adata.obs_names, "by").astype(str)
-    labels = np.asarray(labels)
+    effect, sd = model.condition_effect(condition, reference, source, gene_list=genes, n_samples=n_samples, seed=seed)
+    obs, names = adata.obs, adata.obs_names
+    samples, conditions = labels_of(sample_key, obs, names, "sample_key"), obs[condition_key].astype(str)
+    labels = np.full(adata.n_obs, "all") if by is None else labels_of(by, obs, names, "by").astype(str).to_numpy()
     table = model.differential_expression(
         source,
-        groupby=obs[condition_key].astype(str),
+        groupby=conditions,
         group1=condition,
         group2=reference,
-        sample_key=labels_of(sample_key, obs, adata.obs_names, "sample_key"),
-        by=pd.Series(labels, index=adata.obs_names),
+        sample_key=samples,
+        by=pd.Series(labels, index=names),
         seed=seed,
     )
     table = table.drop(columns=["comparison", "group1", "group2"]).rename(columns={"by": "label"})
@@ -267,15 +262,13 @@ def condition_effect(
         "by": "" if by is None else by, "interval": interval, "genes": np.array(genes), "by_label": table,
     }  # fmt: skip
     if held_out is not None:
-        arms = obs[condition_key].astype(str).map({condition: 1, reference: 0}).to_numpy(dtype=float)
-        samples = pd.Categorical(labels_of(sample_key, obs, adata.obs_names, "sample_key"))
         layers = [sp.csr_matrix(adata.X if k is None else adata.layers[k]) for k in (said.get("layer"), held_out)]
         found, inside = regions.tested(
             effect,
             [sp.csc_matrix(x[:, at], dtype=np.float64) for x in layers],
             np.asarray(layers[1].sum(1)).ravel(),
-            samples.codes.astype(int),
-            arms,
+            pd.Categorical(samples).codes.astype(int),
+            conditions.map({condition: 1, reference: 0}).to_numpy(dtype=float),
         )
         frame = pd.DataFrame(found, index=pd.Index(genes, name="gene"))
         frame.insert(1, "label", [pd.Series(labels[cells]).mode().iloc[0] for cells in inside])

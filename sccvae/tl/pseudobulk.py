@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.utils import make_index_unique
 
+from sccvae.data.blocks import membership
 from sccvae.data.columns import labels_of
 from sccvae.data.matrix import check_adata, counts_in_blocks
 from sccvae.models.sccvae import SCCVAE
@@ -150,11 +151,7 @@ def _sums(
     """Sum blocks of cells by row, (rows, genes) float64."""
     total = np.zeros((n_rows, n_genes))
     for start, block in blocks:
-        n_cells = block.shape[0]
-        place = sp.csr_matrix(
-            (np.ones(n_cells), (codes[start : start + n_cells], np.arange(n_cells))), shape=(n_rows, n_cells)
-        )
-        found = place @ block
+        found = membership(codes[start : start + block.shape[0]], n_rows) @ block
         if sp.issparse(found):
             found = found.tocoo()
             total[found.row, found.col] += found.data

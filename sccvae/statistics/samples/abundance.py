@@ -20,6 +20,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import digamma, expit, polygamma, xlogy
 
+from sccvae.statistics.samples.moderated import trigamma_inverse
+
 STEPS = 50  # of Newton's method
 FAR = 20.0  # largest absolute log odds: of a kind that one condition lacks, the estimate has no limit
 PRIOR = 0.5  # cells added for fold changes, divided among samples in proportion to their cells
@@ -130,7 +132,7 @@ def moderated(raw: np.ndarray, df: int) -> tuple[np.ndarray, np.ndarray]:
     log = np.log(np.maximum(raw, 1e-5 * max(float(np.median(raw)), 1e-12))) - digamma(df / 2) + np.log(df / 2)
     spread = log.var(ddof=1) - polygamma(1, df / 2)
     pooled = float((n - 1) * df)  # n - 1, because fractions sum to 1
-    prior = min(2 * _trigamma_inverse(spread), pooled) if spread > 0 else pooled
+    prior = min(2 * trigamma_inverse(spread), pooled) if spread > 0 else pooled
     centre = np.exp(log.mean() + digamma(prior / 2) - np.log(prior / 2))
     priors = _less_for_outliers(raw / centre, df, prior)
     return (df * raw + priors * centre) / (df + priors), np.minimum(df + priors, pooled)
@@ -150,18 +152,6 @@ def _less_for_outliers(ratio: np.ndarray, df: int, prior: float) -> np.ndarray:
     result = np.empty(n)
     result[order] = np.maximum.accumulate(typical * prior + (1 - typical) * lowest)
     return result
-
-
-def _trigamma_inverse(x: float) -> float:
-    """Return y with trigamma(y) = x, by Newton's method."""
-    y = 0.5 + 1 / x
-    for _ in range(50):
-        value = polygamma(1, y)
-        step = value * (1 - value / x) / polygamma(2, y)
-        y += step
-        if -step / y < 1e-8:
-            break
-    return float(y)
 
 
 def _fit(n: np.ndarray, totals: np.ndarray, design: np.ndarray, offset: np.ndarray | float, tau: float) -> _Fit:

@@ -8,14 +8,6 @@ from sccvae.validation.wording import listed_names
 SHARED = 0.05  # batches that hold less than this fraction of each group do not connect the groups
 
 
-def crossed(batches: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the number of cells of each batch and group, (batches, groups), from codes; -1 is no group."""
-    counts = np.zeros((batches.max(initial=0) + 1, groups.max(initial=0) + 1), dtype=np.int64)
-    kept = (groups >= 0) & (batches >= 0)
-    np.add.at(counts, (batches[kept], groups[kept]), 1)
-    return counts
-
-
 def apart(counts: np.ndarray) -> list[tuple[int, int]]:
     """Return the pairs of groups that no batch connects, from (batches, groups) numbers of cells.
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
+from sccvae.statistics.differential_expression import two_normals
 from sccvae.statistics.samples.moderated import Effects
 
 N_SCALES = 9
@@ -167,21 +168,11 @@ def shared_error(other: Effects, abundance: np.ndarray) -> np.ndarray:
     size, width = [], []
     for part in np.array_split(order, int(np.clip(len(order) // 100, 1, 8))):
         size.append(float(np.log(abundance[part].mean() + 1)))
-        width.append(float(np.log(_narrow_width(np.abs(other.estimate[part])))))
+        x = np.abs(other.estimate[part])
+        begin = max(float(np.median(x)) / 0.6745, 1e-3), max(2 * float(np.quantile(x, 0.95)), 2e-3), 0.1
+        width.append(float(np.log(two_normals(x, *begin, n_steps=100)[0])))
     total = np.exp(np.interp(np.log(abundance + 1), size, width))
     return np.sqrt(np.maximum(total**2 - other.error**2, 0))
-
-
-def _narrow_width(x: np.ndarray) -> float:
-    """Fit a narrow and a wide normal about 0 by EM, and return the standard deviation of the narrow one."""
-    narrow, wide, fraction = max(float(np.median(x)) / 0.6745, 1e-3), max(2 * float(np.quantile(x, 0.95)), 2e-3), 0.1
-    for _ in range(100):
-        ratio = np.exp(np.clip(0.5 * x**2 * (1 / narrow**2 - 1 / wide**2), 0, 700))
-        from_wide = 1 / (1 + (1 - fraction) * wide / (fraction * narrow * ratio))
-        fraction = float(np.clip(from_wide.mean(), 1e-6, 1 - 1e-6))
-        narrow = max(float(np.sqrt(np.average(x**2, weights=1 - from_wide + 1e-12))), 1e-3)
-        wide = max(float(np.sqrt(np.average(x**2, weights=from_wide + 1e-12))), 2 * narrow)
-    return narrow
 
 
 def no_effect(log_odds: np.ndarray) -> np.ndarray:

@@ -45,6 +45,18 @@ class Effects(NamedTuple):
         return np.where(sure, np.abs(self.estimate) / np.where(sure, z, 1), self.error)
 
 
+def trigamma_inverse(x: float) -> float:
+    """Return y with trigamma(y) = x, by Newton's method."""
+    y = 0.5 + 1 / x
+    for _ in range(50):
+        value = polygamma(1, y)
+        step = value * (1 - value / x) / polygamma(2, y)
+        y += step
+        if -step / y < 1e-8:
+            break
+    return float(y)
+
+
 def fit_f_dist(variance: np.ndarray, degrees: int) -> tuple[float, float]:
     """Fit the scaled F distribution of residual variances, (genes,): prior degrees of freedom, prior variance.
 
@@ -56,13 +68,7 @@ def fit_f_dist(variance: np.ndarray, degrees: int) -> tuple[float, float]:
     centre, spread = logs.mean(), (logs.var(ddof=1) if len(logs) > 1 else 0.0) - polygamma(1, degrees / 2)
     if spread <= 1e-8:
         return np.inf, float(np.exp(centre))
-    half = 0.5 + 1 / spread  # Newton's method for the inverse of the trigamma function
-    for _ in range(50):
-        trigamma = polygamma(1, half)
-        step = trigamma * (1 - trigamma / spread) / polygamma(2, half)
-        half += step
-        if -step / half < 1e-8:
-            break
+    half = trigamma_inverse(spread)
     return float(2 * half), float(np.exp(centre + digamma(half) - np.log(half)))
 
 

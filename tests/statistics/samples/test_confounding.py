@@ -9,11 +9,6 @@ def table_of(rows, names=("donor", "stim", "type")):
     return pd.DataFrame(rows, columns=[*names, "cells"])
 
 
-def test_numbers_of_cells_by_batch_and_group_leave_out_cells_without_one():
-    batches, groups = np.array([0, 0, 1, 2, 2, -1]), np.array([1, 1, 0, -1, 0, 0])
-    assert confounding.crossed(batches, groups).tolist() == [[0, 2], [1, 0], [1, 0]]
-
-
 @pytest.mark.parametrize(
     ("counts", "pairs"),
     [

@@ -1,4 +1,4 @@
-"""Further batches of a trained model: new rows in the offsets of batches, while all else stays as it is."""
+"""Offsets of batches: rows for new batches of a trained model, and what batches of a condition have in common."""
 
 import copy
 
