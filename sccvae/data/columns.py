@@ -79,14 +79,16 @@ def categories_of(adata: AnnData, key: str) -> tuple[str, ...]:
     return distinct_texts(_categorical(adata, key).categories, f"adata.obs[{key!r}]")
 
 
-def codes_of(adata: AnnData, key: str, known: tuple[str, ...], what: str = "category") -> np.ndarray:
+def codes_of(adata: AnnData, key: str, known: tuple[str, ...], advice: str = "") -> np.ndarray:
     """Return the position of each cell's category among the known categories, (cells,).
 
-    `what` is "category" or "category of batches", which can be new to a model.
+    `advice` ends the message on an unknown category.
     """
     categorical = _categorical(adata, key)
     distinct_texts(categorical.categories, f"adata.obs[{key!r}]")
-    return np.array([position_of(name, known, what, key) for name in categorical.categories])[categorical.codes]
+    advice = f" Train on data with this category, or assign a known one in adata.obs[{key!r}].{advice}"
+    places = [position_of(name, known, "category", key, advice) for name in categorical.categories]
+    return np.array(places)[categorical.codes]
 
 
 def label_names_of(adata: AnnData, key: str, unlabeled: Any) -> tuple[str, ...]:
@@ -128,18 +130,12 @@ def _categorical(adata: AnnData, key: str) -> pd.Categorical:
     return pd.Categorical(column_of(adata.obs, key)).remove_unused_categories()
 
 
-def position_of(name: Any, known: tuple[str, ...], what: str, key: str | None) -> int:
-    """Return the position of a name among the known names, matched by `known_as`; raise if it is unknown."""
+def position_of(name: Any, known: tuple[str, ...], what: str, key: str | None, advice: str = "") -> int:
+    """Return the position of a name among the known names, matched by `known_as`; raise, with advice, if unknown."""
     if (found := known_as(name, known)) is not None:
         return known.index(found)
     name = str(name)
     where = f" of {key!r}" if key is not None else " (the model was built without batch_key)"
-    what, _, of_batches = what.partition(" of ")
-    advice = ""
-    if what == "category":  # of cells in adata, not an argument
-        advice = f" Train on data with this category, or assign a known one in adata.obs[{key!r}]."
-    if of_batches:
-        advice += " SCCVAE.load_query_data(adata, model) maps cells of new batches onto a trained SCCVAE."
     raise ValueError(
         f"Unknown {what} {name!r}{where}; expected one of the training data: {listed_names(known, 20)}."
         f"{did_you_mean(name, known, listed=True)}{advice}"

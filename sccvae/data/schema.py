@@ -38,6 +38,7 @@ from sccvae.validation.arguments import flag
 from sccvae.validation.names import in_order
 from sccvae.validation.wording import listed_names
 
+NEW_BATCHES = " SCCVAE.load_query_data(adata, model) maps cells of new batches onto a trained SCCVAE."
 IN_MEMORY = Storage()  # or, beyond half of the free memory, in temporary files
 
 
@@ -191,8 +192,7 @@ class Schema:
         codes = np.zeros((adata.n_obs, len(keys)), dtype=np.int64)
         for column, (key, known) in enumerate(zip(keys, self.categories, strict=True)):
             if key is not None:
-                what = "category" if column else "category of batches"
-                codes[:, column] = codes_of(adata, key, known, what)
+                codes[:, column] = codes_of(adata, key, known, "" if column else NEW_BATCHES)
         return codes
 
     def read(self, data: AnnData | Source, storage: Storage = IN_MEMORY) -> Counts:
