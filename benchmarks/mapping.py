@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,10 @@ def of_referee(options, path: Path, query: str, drop: str | None, method: str, s
     return None
 
 
-def with_missing_genes(referee, path: Path, query: str, seed: int, models: dict) -> dict:
-    """Scores of the query without a fraction of its genes, left out or zero, by these. The reference is fitted once."""
+def with_missing_genes(
+    referee, path: Path, query: str, seed: int, wanted: list[tuple[float, str]]
+) -> Iterator[tuple[float, str, dict]]:
+    """Yield scores of the query without a fraction of its genes, which are left out or zeros; one reference for all."""
     import sccvae
 
     reference, cells = referee.load(str(path), query, None, 2000)
@@ -114,7 +117,7 @@ def with_missing_genes(referee, path: Path, query: str, seed: int, models: dict)
     truth = cells.obs["cell_type"].to_numpy()
     known = np.isin(truth, reference.obs["cell_type"].unique())
     genes = np.random.default_rng([seed, 7]).permutation(cells.n_vars)
-    for (missing, how), found in models.items():
+    for missing, how in wanted:
         left_out = genes[: round(missing * len(genes))]
         part = cells[:, np.setdiff1d(genes, left_out)].copy() if how == "left out" else cells.copy()
         if how == "zeros":
@@ -126,8 +129,7 @@ def with_missing_genes(referee, path: Path, query: str, seed: int, models: dict)
             warnings.simplefilter("ignore", UserWarning)
             mapped = sccvae.SCCVAE.load_query_data(part, model, least_genes=0.3)
         mapped.train(progress_bar=False)
-        found |= scores(truth[known], mapped.predict()[known])
-    return models
+        yield missing, how, scores(truth[known], mapped.predict()[known])
 
 
 def scores(truth: np.ndarray, table: pd.DataFrame) -> dict:
@@ -149,23 +151,22 @@ def table(rows: list[dict]) -> pd.DataFrame:
 
 
 def measure(options, log: Log, asked: list[tuple], folder: Path) -> None:
-    gone: dict[tuple, dict] = {}
+    gone: dict[tuple, list[tuple[float, str]]] = {}
     for part, label, name, query, drop, method, seed, missing in asked:
         path = folder / f"{name}.h5ad" if name == "simulated" else Path(os.environ["SCCVAE_DATA"]) / f"{name}.h5ad"
         if name == "simulated" and not path.exists():
             hierarchy().write_h5ad(path)
         if part == "missing":
-            gone.setdefault((label, path, query, seed), {})[missing, method] = {}
+            gone.setdefault((label, path, query, seed), []).append((missing, method))
             continue
         row = of_referee(options, path, query, drop, method, seed)
         if row is not None:
             found = {key: value for key, value in row.items() if key in UNITS}
             log.add(found, data_set=name, method=method, seeds=[seed], part=part, query=label, missing=None)
             print(part, label, method, seed, found, flush=True)
-    for (label, path, query, seed), models in gone.items():
-        for (missing, how), found in with_missing_genes(
-            load_referee(options.referee), path, query, seed, models
-        ).items():
+    referee = load_referee(options.referee) if gone else None
+    for (label, path, query, seed), wanted in gone.items():
+        for missing, how, found in with_missing_genes(referee, path, query, seed, wanted):
             log.add(found, data_set=path.stem, method=how, seeds=[seed], part="missing", query=label, missing=missing)
             print("missing", label, missing, how, seed, found, flush=True)
 

@@ -324,24 +324,20 @@ def labelled() -> str:
     return markdown(["data set", "labels", *scores, "seeds of sccvae"], lines)
 
 
-def mapped(part: str) -> str:
-    """A row for each task and method; of donors and simulated batches the mean over all queries."""
-    rows = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == part]
-    measures = [
-        m for m in ("acc", "f1", "ece", "knn_mix", "novel_auc", "novel_found", "known_kept") if pick(rows, measure=m)
-    ]
+def mapped() -> str:
+    """A row for each task and method."""
+    rows = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == "tasks"]
+    measures = ("acc", "f1", "ece", "knn_mix", "novel_auc", "novel_found", "known_kept")
     lines = []
-    for name in dict.fromkeys(row["conditions"]["query"] for row in rows) if part == "tasks" else (None,):
-        of_task = pick(rows, query=name) if name else rows
+    for name in dict.fromkeys(row["conditions"]["query"] for row in rows):
+        of_task = pick(rows, query=name)
         methods = [method for method in MAPPED if pick(of_task, method=method)]
-        found = [[pick(of_task, method=method, measure=measure) for measure in measures] for method in methods]
-        values = [[text(cell, error=part == "tasks") for cell in of] for of in found]
-        values = columns(values, [MEASURES[measure][2] for measure in measures])
+        found = [[text(pick(of_task, method=k, measure=m), error=True) for m in measures] for k in methods]
+        values = columns(found, [MEASURES[measure][2] for measure in measures])
         for i, (method, of_method) in enumerate(zip(methods, values, strict=True)):
-            label = [name if i == 0 else ""] if name else []
-            lines.append([*label, MAPPED[method], str(count(pick(of_task, method=method))), *of_method])
-    heading = ["query"] * (part == "tasks") + ["method", "seeds"]
-    return markdown([*heading, *(MEASURES[measure][0] for measure in measures)], lines)
+            label = name if i == 0 else ""
+            lines.append([label, MAPPED[method], str(count(pick(of_task, method=method))), *of_method])
+    return markdown(["query", "method", "seeds", *(MEASURES[measure][0] for measure in measures)], lines)
 
 
 def abundance(kind: str) -> str:
@@ -602,7 +598,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "differential-expression": lambda: differential("repeats"),
     "differential-expression-first": lambda: differential("first"),
     "labels": labelled,
-    "mapping-tasks": lambda: mapped("tasks"),
+    "mapping-tasks": mapped,
     "abundance-simulated": lambda: abundance("simulated"),
     "abundance-donors": lambda: abundance("donors"),
     "generation-digits": lambda: generation("digits"),

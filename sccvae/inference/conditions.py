@@ -25,6 +25,7 @@ def effects(
     *,
     n_samples: int | None = None,
     seed: int = 0,
+    chunk_size: int | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield (rows, log2 fold changes, their standard deviations), (cells, genes) float32 each, per chunk.
 
@@ -42,7 +43,7 @@ def effects(
     """
     expressed = Expressed(vae)
     floor = LEAST / float(np.exp(np.median(counts.log_size)))
-    request = posterior.Request(n_samples=n_samples, seed=seed)
+    request = posterior.Request(n_samples=n_samples, seed=seed, chunk_size=chunk_size)
     done = 0
     for rows, x, z, _ in posterior.codes(vae, counts, request):
         rho = z.new_empty(2, len(z), counts.n_genes)

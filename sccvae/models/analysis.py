@@ -238,7 +238,7 @@ class AnalysisModel(OutputsModel):
                 warn(found)
                 return
 
-    def get_condition_effect(
+    def condition_effect(
         self,
         condition: str,
         reference: str,
@@ -247,6 +247,7 @@ class AnalysisModel(OutputsModel):
         *,
         gene_list: Sequence[str] | None = None,
         n_samples: int | None = 25,
+        chunk_size: int | None = None,
         seed: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log2 fold changes between two conditions in each cell: the same embedding, decoded under both.
@@ -264,6 +265,7 @@ class AnalysisModel(OutputsModel):
             Genes to return, in this order; None returns all.
         n_samples
             Samples of z for each cell. None decodes the mean of q(z|x); standard deviations are then 0.
+        {chunk_size}
 
         Returns
         -------
@@ -282,25 +284,25 @@ class AnalysisModel(OutputsModel):
         >>> cells.obs["drug"] = np.where(np.arange(300) % 2, "drug", "none")
         >>> treated = sccvae.SCCVAE(cells, batch_key="batch", condition_key="drug")
         >>> treated.train(max_epochs=1)
-        >>> mean, sd = treated.get_condition_effect("drug", "none", gene_list=["gene_1"], n_samples=5)
+        >>> mean, sd = treated.condition_effect("drug", "none", gene_list=["gene_1"], n_samples=5)
         >>> mean.shape
         (300, 1)
         """
         column, key = self._schema.condition, self._schema.condition_key
         if column < 0:
-            raise ValueError("get_condition_effect found a model without a condition: train one with condition_key=.")
+            raise ValueError("condition_effect found a model without a condition: train one with condition_key=.")
         known = self._schema.categories[column]
         levels = tuple(position_of(name, known, "condition", key) for name in (condition, reference))
         if levels[0] == levels[1]:
             raise ValueError(f"condition and reference are both {condition!r}; expected two different conditions.")
         n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
+        chunk_size = unless_none(limit, "chunk_size", chunk_size)
         counts, _ = self._cells(adata, indices)
         genes = None if gene_list is None else self._schema.positions_of_genes(gene_list)
         shape = (2, len(counts), counts.n_genes if genes is None else len(genes))
         mean, sd = np.empty(shape, dtype=np.float32)
-        for rows, *of_chunk in conditions.effects(
-            self._vae, counts, column, levels, genes, n_samples=n_samples, seed=seed
-        ):
+        options = {"n_samples": n_samples, "seed": seed, "chunk_size": chunk_size}
+        for rows, *of_chunk in conditions.effects(self._vae, counts, column, levels, genes, **options):
             mean[rows], sd[rows] = of_chunk
         return mean, sd
 

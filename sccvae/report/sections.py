@@ -49,6 +49,7 @@ EXPLAINED = {
     "labels_key": "column with the labels of the reference",
     "labels": "the labels",
     "unlabeled": "value that means no label",
+    "condition_key": "column with the condition whose effect is kept",
     "support": "type of the values modelled",
     "log_size_offset": "log of the factor by which size factors were multiplied",
     "batch_key": "column with the batches whose effect is removed",

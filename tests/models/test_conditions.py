@@ -8,7 +8,7 @@ import torch
 import sccvae
 from sccvae.inference import posterior
 from sccvae.inference.conditions import effects
-from sccvae.modules.new_batches import batch_levels, centre_within_conditions
+from sccvae.modules.batch_offsets import batch_levels, centre_within_conditions
 
 CHANGED = np.arange(0, 60, 6)
 

@@ -233,7 +233,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     },
     "tl.condition_effect": {"interval": SHARE, "n_samples": whole(2, taken=3), "seed": SEED},
     "tl.split_counts": {"fraction": SHARE, "seed": SEED},
-    "SCCVAE.get_condition_effect": {"n_samples": whole(1, none=True, taken=2), "seed": SEED},
+    "SCCVAE.condition_effect": {"n_samples": whole(1, none=True, taken=2), "seed": SEED, "chunk_size": LIMIT_OR_NONE},
     "tl.denoise": {"interval": SHARE, "n_samples": whole(20, taken=25), "seed": SEED},
     "tl.differential_abundance": {
         "n_neighbors": whole(2, none=True),
@@ -352,7 +352,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         normal = {"gene_likelihood": "normal"} if "scale" in given else {}
         return classes[kind](d.adata, **{**SMALL, **normal, **given})
     if kind in classes:
-        model = d.conditioned if name == "SCCVAE.get_condition_effect" else d.models[kind]
+        model = d.conditioned if name == "SCCVAE.condition_effect" else d.models[kind]
         if method == "train":
             model = classes[kind](d.adata, **SMALL)
             return model.train(**{**QUIET, **given})
@@ -366,7 +366,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
             "predict": {"reference_labels": "kind"},
             "report": {"path": d.path},
             "get_marginal_ll": {"n_samples": 2},
-            "get_condition_effect": {"condition": "a", "reference": "b", "n_samples": 2},
+            "condition_effect": {"condition": "a", "reference": "b", "n_samples": 2},
         }
         if method == "cross_validate":
             defaults[method]["options"] = {**SMALL, "max_epochs": 1}
