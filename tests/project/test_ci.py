@@ -50,7 +50,8 @@ def test_all_runs_and_the_pinned_tests_come_last(ci):
     assert targets == ["lint", "demo", "docs", "test", "test"]  # the installation is silent
     assert "NEWEST=1" in asked[3]
     named = [word for word in asked[3].split() if word.startswith("tests/")]
-    assert named and [name for name in named if not (CI.parent / name).exists()] == []
+    assert named
+    assert [name for name in named if not (CI.parent / name).exists()] == []
 
 
 def test_without_that_python_the_newest_libraries_are_left_out_in_words(ci):
