@@ -93,6 +93,7 @@ class OutputsModel(BaseModel):
             As in `get_latent_representation`.
         transform_batch
             Batch to decode in. None: each cell's own. A name: that batch. Several names, or "all": the mean over them.
+            Where conditions share no batch, this also removes the difference between them.
         gene_list
             Genes to return, in this order; None returns all.
         library_size

@@ -232,7 +232,7 @@ def condition_effect(
     layout, name = layout_of(adata, basis, use_rep, cells, seed=seed)
     figure = new_figure(8.6, 2.8)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 0.8])
-    effect = np.asarray(adata[:, gene].layers[key]).ravel()[cells]
+    effect = np.asarray(adata.obsm[key][gene] if key in adata.obsm else adata[:, gene].layers[key]).ravel()[cells]
     inside = None
     if f"{key}_regions" in adata.obsm:
         column = list(result["genes"]).index(gene)

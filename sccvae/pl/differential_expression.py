@@ -20,8 +20,9 @@ from sccvae.pl.style import (
     spread,
     style,
 )
+from sccvae.statistics.samples import confounding
 from sccvae.validation.arguments import limit
-from sccvae.validation.wording import listed
+from sccvae.validation.wording import listed, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,6 +180,11 @@ def dotplot(
     ValueError
         There are more than 150 groups, and `kwargs` ask for a dendrogram.
 
+    Warns
+    -----
+    UserWarning
+        The layer is corrected for batches, and two groups share no batch: their difference may have been removed.
+
     Examples
     --------
     >>> import sccvae
@@ -199,6 +205,7 @@ def dotplot(
     counts = adata[:, genes].X if counts_layer is None else adata[:, genes].layers[counts_layer]
     counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
     groups, left_out = _largest(pd.Categorical(one_column(adata.obs, groupby)), bool(kwargs.get("dendrogram")))
+    _warn_of_batches(adata, layer, groups)
     shares = pd.DataFrame(counts > 0, columns=genes).groupby(groups, observed=True).mean()
     slim = AnnData(denoised, obs=pd.DataFrame({groupby: groups}, index=adata.obs_names), var=pd.DataFrame(index=genes))
     if left_out:
@@ -213,6 +220,17 @@ def dotplot(
     )  # fmt: skip
     _fit(drawn)
     return drawn.fig
+
+
+def _warn_of_batches(adata: AnnData, layer: str, groups: pd.Categorical) -> None:
+    """Warn if the layer is the corrected expression of `tl.integrate`, and two groups share no batch."""
+    key, _, corrected = layer.rpartition("_")
+    said = adata.uns.get(key) if corrected == "corrected" else None
+    batch_key = said.get("parameters", {}).get("batch_key") if hasattr(said, "get") else None
+    if batch_key in adata.obs:
+        found = confounding.sentence_of_labels(groups, one_column(adata.obs, batch_key), "dotplot")
+        if found is not None:
+            warn(found)
 
 
 def _largest(groups: pd.Categorical, dendrogram: bool) -> tuple[pd.Categorical, int]:

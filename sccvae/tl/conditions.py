@@ -14,6 +14,7 @@ from sccvae.data.columns import labels_of
 from sccvae.data.matrix import check_adata, counts_in_blocks
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics.samples import confounding, regions
+from sccvae.tl.results import MAX_LAYER_BYTES
 from sccvae.validation.arguments import checked_seed, finite, positive
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
@@ -196,6 +197,7 @@ def condition_effect(
     - `layers["condition_effect"]`: log2 fold changes, (cells, genes), NaN for other genes;
     - `layers["condition_effect_low"]`, `layers["condition_effect_high"]`: intervals. They include the uncertainty of z
       and the scatter of samples within the cell type;
+    - both as tables of these genes in `obsm`, under the same names, if layers would take more than 2 GiB;
     - `uns["condition_effect"]`: the arguments; `by_label`, a table with a row for each cell type and gene: `effect`,
       the mean of the layer, and the columns of `SCCVAE.differential_expression` with `sample_key`;
     - with `held_out`, `regions` in `uns["condition_effect"]`: a row for each gene, with `cells`, the number of cells of
@@ -205,7 +207,8 @@ def condition_effect(
     Raises
     ------
     ValueError, KeyError
-        The model has no condition; a condition, column or layer is unknown; a condition has one sample.
+        The model has no condition; a condition, column or layer is unknown; a condition has one sample; the effects of
+        these genes would take more than 2 GiB.
 
     Examples
     --------
@@ -233,6 +236,11 @@ def condition_effect(
     if held_out is not None and held_out not in adata.layers:
         raise KeyError(f"{held_out!r} is not in adata.layers, which has {listed(adata.layers)}: see tl.split_counts.")
     source, genes = model.source_of(adata), list(model.gene_names if gene_list is None else map(str, gene_list))
+    if (n_bytes := 3 * 4 * adata.n_obs * len(genes)) > MAX_LAYER_BYTES:
+        raise ValueError(
+            f"The effects of {len(genes):,} genes in {adata.n_obs:,} cells, with intervals, would take "
+            f"{n_bytes / 2**30:.1f} GiB; expected at most 2: name fewer genes in gene_list."
+        )
     effect, sd = model.condition_effect(condition, reference, source, gene_list=genes, n_samples=n_samples, seed=seed)
     obs, names = adata.obs, adata.obs_names
     samples, conditions = labels_of(sample_key, obs, names, "sample_key"), obs[condition_key].astype(str)
@@ -254,6 +262,9 @@ def condition_effect(
     half = float(ndtri((1 + interval) / 2)) * np.sqrt(sd.astype(float) ** 2 + error**2)
     at = adata.var_names.get_indexer(genes)
     for ending, values in (("", effect), ("_low", effect - half), ("_high", effect + half)):
+        if 3 * 4 * adata.n_obs * adata.n_vars > MAX_LAYER_BYTES:
+            adata.obsm[key_added + ending] = pd.DataFrame(values.astype(np.float32), index=names, columns=genes)
+            continue
         layer = np.full(adata.shape, np.nan, dtype=np.float32)
         layer[:, at] = values
         adata.layers[key_added + ending] = layer

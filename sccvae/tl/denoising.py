@@ -57,7 +57,7 @@ def denoise(
         Name or names of modelled genes.
     transform_batch
         Batch to decode in. None: each cell's own. A name: that batch. Several names, or "all": the mean over them;
-        "all" removes batch effects.
+        "all" removes batch effects. Where conditions share no batch, it also removes the difference between them.
     interval
         Posterior probability of the interval, with equal tails.
     n_samples

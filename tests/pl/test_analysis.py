@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import anndata as ad
 import matplotlib as mpl
@@ -255,3 +256,16 @@ def test_dots_of_a_table_in_obsm_and_of_nothing(analysed):
         pl.dotplot(adata, genes, "cell_type", layer="none")
     with pytest.raises(KeyError, match=r"'typo' is not a column of adata.obs"):
         pl.dotplot(adata, genes, "typo")
+
+
+def test_dots_of_groups_that_share_no_batch_are_warned_of():
+    adata = simulate(200, 30, n_types=2, keep_truth=False, mean_library=100)
+    tl.integrate(adata, batch_key="batch", train_options={"max_epochs": 1})
+    genes, batches = list(adata.var_names[:2]), adata.obs["batch"].astype(str)
+    adata.obs["drug"] = np.where(batches == batches.iloc[0], "some", "none")
+    with pytest.warns(UserWarning, match=r"dotplot: none and some share no batch .*sample_key"):
+        pl.dotplot(adata, genes, "drug", layer="sccvae_corrected")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.dotplot(adata, genes, "drug")  # decoded in each cell's own batch
+        pl.dotplot(adata, genes, "cell_type", layer="sccvae_corrected")

@@ -113,6 +113,23 @@ def test_an_effect_can_be_written_to_a_file_and_read(tested, tmp_path):
     assert again.uns["condition_effect"]["by_label"].equals(adata.uns["condition_effect"]["by_label"])
 
 
+def test_effects_too_large_for_layers_are_tables_of_the_genes_asked_for(tested, monkeypatch):
+    adata, model = tested
+    monkeypatch.setattr("sccvae.tl.conditions.MAX_LAYER_BYTES", 3 * 4 * adata.n_obs * 10)
+    genes = list(adata.var_names[[7, 3]])
+    options = {"by": "cell_type", "n_samples": 5, "gene_list": genes, "key_added": "some", "copy": True}
+    found = sccvae.tl.condition_effect(adata, model, "drug", "none", **options)
+    assert "some" not in found.layers
+    for ending in ("", "_low", "_high"):
+        whole = adata.to_df(f"condition_effect{ending}")[genes]
+        np.testing.assert_allclose(found.obsm[f"some{ending}"][genes], whole, rtol=1e-5, atol=1e-5)
+    figure = sccvae.pl.condition_effect(found, genes[0], key="some", basis="z")
+    colours = figure.axes[0].collections[-1].get_array()
+    assert np.allclose(np.sort(colours), np.sort(found.obsm["some"][genes[0]]))
+    with pytest.raises(ValueError, match=r"effects of 50 genes in 600 cells, .* name fewer genes in gene_list"):
+        sccvae.tl.condition_effect(adata, model, "drug", "none")
+
+
 def test_what_is_no_condition_is_one_sentence(tested):
     adata, model = tested
     effect = sccvae.tl.condition_effect

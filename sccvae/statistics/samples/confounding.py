@@ -41,6 +41,17 @@ def sentence_of_groups(names: tuple[str, str], counts: np.ndarray, batches: list
     )
 
 
+def sentence_of_labels(labels: pd.Categorical, batches: pd.Series, what: str) -> str | None:
+    """Return a warning if two of the labels of cells share no batch; else None."""
+    counts = pd.crosstab(batches.to_numpy(), labels)
+    pairs = apart(counts.to_numpy())
+    if not pairs:
+        return None
+    pair = counts.iloc[:, list(pairs[0])]
+    first, second = map(str, pair.columns)
+    return sentence_of_groups((first, second), pair.to_numpy(), [str(name) for name in pair.index], what)
+
+
 def sentences(table: pd.DataFrame, batch: str, condition: str | None, label: str | None) -> list[str]:
     """Return a sentence for each pair of batch, condition and label that the cells do not tell apart.
 
