@@ -20,7 +20,7 @@ from sccvae.modules.count_distribution import CountDistribution
 from sccvae.modules.distributions import Gaussian
 from sccvae.modules.likelihoods import Decoded
 from sccvae.modules.vae import VAE
-from sccvae.statistics.differential_expression import Group
+from sccvae.statistics.differential_expression.groups import Group
 
 SAMPLED = 64  # cells whose x is sampled at once, from one random stream
 SUMMED = 256  # cells whose expression is summed at once

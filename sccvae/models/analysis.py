@@ -14,8 +14,9 @@ from sccvae.data.columns import position_of
 from sccvae.data.counts import Counts
 from sccvae.inference import conditions, correction, posterior, sums
 from sccvae.models.outputs import OutputsModel
-from sccvae.statistics import diagnostics, differential_expression
-from sccvae.statistics.differential_expression import Design
+from sccvae.statistics import diagnostics
+from sccvae.statistics.differential_expression import groups as over_cells
+from sccvae.statistics.differential_expression import tables
 from sccvae.statistics.predictive_checks import predictive_check
 from sccvae.statistics.samples import confounding
 from sccvae.statistics.samples import tables as over_samples
@@ -60,7 +61,7 @@ class AnalysisModel(OutputsModel):
         group2: str | None = None,
         idx1: Any = None,
         idx2: Any = None,
-        mode: differential_expression.Mode = "change",
+        mode: over_cells.Mode = "change",
         delta: float | None = 0.25,
         *,
         sample_key: str | Sequence[Any] | pd.Series | None = None,
@@ -169,12 +170,12 @@ class AnalysisModel(OutputsModel):
                 f"differential_expression needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
                 "expected 'zinb', 'nb' or 'poisson'."
             )
-        options = differential_expression.Options(mode, delta, pseudocount, fdr_target)
+        options = over_cells.Options(mode, delta, pseudocount, fdr_target)
         n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
         max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)
         counts, names, obs = self._cells_and_table(adata)
         labels = None if groupby is None else self._labels(groupby, obs, names, "groupby")
-        design = differential_expression.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
+        design = over_cells.design_of(labels, group1, group2, idx1, idx2, len(counts), names)
         check_choice("adjust", adjust, get_args(over_samples.Adjust))
         if sample_key is not None:
             study = self._study(counts, names, obs, design, sample_key, covariates, by, chunk_size)
@@ -191,14 +192,14 @@ class AnalysisModel(OutputsModel):
         groups = posterior.group_expression(
             self._vae, counts, design.cells, batches, n_samples, max_cells=max_cells, chunk_size=chunk_size, seed=seed
         )
-        return differential_expression.tables(groups, design, self.gene_names, options, seed=seed)
+        return tables.tables(groups, design, self.gene_names, options, seed=seed)
 
     def _study(
         self,
         counts: Counts,
         names: pd.Index,
         obs: pd.DataFrame | None,
-        groups: Design,
+        groups: over_cells.Design,
         sample_key: Any,
         covariates: Any,
         by: Any,
@@ -224,7 +225,7 @@ class AnalysisModel(OutputsModel):
         units = over_samples.Units(keys[:, 0], keys[:, 1], keys[:, 2], np.bincount(unit), observed, expected, detected)
         return over_samples.Study(units, groups, None if kinds is None else tuple(kinds.categories), described)
 
-    def _warn_of_batches(self, batches: np.ndarray, groups: Design) -> None:
+    def _warn_of_batches(self, batches: np.ndarray, groups: over_cells.Design) -> None:
         """Warn if two groups share no batch: the correction for batches can then remove their difference."""
         held = np.stack([np.bincount(batches[cells], minlength=len(self.batches)) for cells in groups.cells], axis=1)
         for first, second in groups.pairs:

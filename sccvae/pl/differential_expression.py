@@ -225,8 +225,8 @@ def dotplot(
 def _warn_of_batches(adata: AnnData, layer: str, groups: pd.Categorical) -> None:
     """Warn if the layer is the corrected expression of `tl.integrate`, and two groups share no batch."""
     key, _, corrected = layer.rpartition("_")
-    said = adata.uns.get(key) if corrected == "corrected" else None
-    batch_key = said.get("parameters", {}).get("batch_key") if hasattr(said, "get") else None
+    said: Any = adata.uns.get(key) if corrected == "corrected" else None
+    batch_key = said["parameters"].get("batch_key") if said is not None and "parameters" in said else None
     if batch_key in adata.obs:
         found = confounding.sentence_of_labels(groups, one_column(adata.obs, batch_key), "dotplot")
         if found is not None:

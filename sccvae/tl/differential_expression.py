@@ -10,7 +10,7 @@ from anndata import AnnData
 from sccvae.data.columns import labels_of
 from sccvae.data.matrix import check_adata
 from sccvae.models.sccvae import SCCVAE
-from sccvae.statistics.differential_expression import expected_fdr
+from sccvae.statistics.differential_expression.probability import expected_fdr
 from sccvae.validation.arguments import flag, limit, unless_none
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key, why_no_key

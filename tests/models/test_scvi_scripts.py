@@ -17,7 +17,7 @@ import sccvae
 from sccvae.models import signatures
 from sccvae.models.scvi_tools import scvi_names
 from sccvae.models.scvi_tools.scvi_attributes import ATTRIBUTES, PACKAGE
-from sccvae.statistics import differential_expression
+from sccvae.statistics.differential_expression import groups as differential_expression
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 MODELS = (sccvae.SCCVAE, sccvae.Autoencoder, sccvae.DenoisingAutoencoder)

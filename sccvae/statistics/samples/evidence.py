@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
-from sccvae.statistics.differential_expression import two_normals
+from sccvae.statistics.differential_expression.probability import widths
 from sccvae.statistics.samples.moderated import Effects
 
 N_SCALES = 9
@@ -164,14 +164,7 @@ def shared_error(other: Effects, abundance: np.ndarray) -> np.ndarray:
     in the expected counts of all samples, and the variation between samples does not include them. The narrower of two
     normals, fitted to the estimates of genes of similar abundance, has both errors.
     """
-    order = np.argsort(abundance, kind="stable")
-    size, width = [], []
-    for part in np.array_split(order, int(np.clip(len(order) // 100, 1, 8))):
-        size.append(float(np.log(abundance[part].mean() + 1)))
-        x = np.abs(other.estimate[part])
-        begin = max(float(np.median(x)) / 0.6745, 1e-3), max(2 * float(np.quantile(x, 0.95)), 2e-3), 0.1
-        width.append(float(np.log(two_normals(x, *begin, n_steps=100)[0])))
-    total = np.exp(np.interp(np.log(abundance + 1), size, width))
+    total = widths(other.estimate, abundance)
     return np.sqrt(np.maximum(total**2 - other.error**2, 0))
 
 

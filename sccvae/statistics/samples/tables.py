@@ -7,8 +7,9 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import false_discovery_control
 
-from sccvae.statistics.differential_expression import Design as Groups
-from sccvae.statistics.differential_expression import all_others, expected_fdr
+from sccvae.statistics.differential_expression.groups import Design as Groups
+from sccvae.statistics.differential_expression.groups import all_others
+from sccvae.statistics.differential_expression.probability import expected_fdr
 from sccvae.statistics.samples.comparison import Result, Sums, compare
 from sccvae.statistics.samples.design import FEW, LEAST_CELLS, Design, design_of
 from sccvae.validation.wording import warn

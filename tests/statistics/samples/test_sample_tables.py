@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sccvae.statistics.differential_expression import Design as Groups
+from sccvae.statistics.differential_expression.groups import Design as Groups
 from sccvae.statistics.samples import tables
 from sccvae.statistics.samples.comparison import Sums, compare
 from sccvae.statistics.samples.design import design_of
