@@ -71,6 +71,14 @@ MEASURES: dict[str, tuple[str, int | None, bool]] = {
     "novel_auc": ("AUC of new kind", 3, False),
     "novel_found": ("new kind found", 2, False),
     "known_kept": ("others accepted", 2, False),
+    "any": ("some call", 3, True),
+    "tpr": ("found", 3, False),
+    "lfc_bias": ("bias", 2, False),
+    "elsewhere": ("called elsewhere", 5, True),
+    "purity": ("neighbours of its type", 2, False),
+    "alarm": ("reported", 2, False),
+    "false": ("others reported", 2, True),
+    "total_kept": ("neighbours kept", 2, False),
 }
 NAMES = {"scvi": "scvi-tools, ZINB", "scvi-tuned": "scvi-tools, ZINB, tuned", "scvi-nb": "scvi-tools, NB, tuned"}
 NAMES |= {"harmony": "Harmony", "pca": "PCA", "wilcoxon": "Wilcoxon", "simulated": "simulated"}
@@ -340,6 +348,76 @@ def mapped() -> str:
     return markdown(["query", "method", "seeds", *(MEASURES[measure][0] for measure in measures)], lines)
 
 
+def mapped_queries() -> str:
+    """A row for each part and method: means over its queries, each with its own reference."""
+    rows, lines = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["missing"] is None], []
+    measures = ("acc", "f1", "ece", "knn_mix")
+    for part, name in (("donors", "pbmc_8donors, each donor"), ("simulated", "simulated, three batches")):
+        of_part = pick(rows, part=part)
+        methods = [method for method in MAPPED if pick(of_part, method=method)]
+        found = [[text(pick(of_part, method=k, measure=m)) for m in measures] for k in methods]
+        values = columns(found, [MEASURES[measure][2] for measure in measures])
+        for i, (method, of_method) in enumerate(zip(methods, values, strict=True)):
+            queries = len({row["conditions"]["query"] for row in pick(of_part, method=method)})
+            lines.append([name if i == 0 else "", MAPPED[method], str(queries), *of_method])
+    return markdown(["query", "method", "queries", *(MEASURES[measure][0] for measure in measures)], lines)
+
+
+def missing_genes() -> str:
+    """A row for each query: accuracy and macro F1 by the fraction of genes that it lacks, left out or zeros."""
+    rows, lines = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["part"] == "missing"], []
+    shares = (0.0, 0.1, 0.3, 0.5)
+    for name in dict.fromkeys(row["conditions"]["query"] for row in rows):
+        for i, (how, label) in enumerate((("left out", "left out"), ("zeros", "filled with zeros"))):
+            cells = [
+                text(pick(rows, query=name, method=how, measure=m, missing=k)) for m in ("acc", "f1") for k in shares
+            ]
+            lines.append([name if i == 0 else "", label, *cells])
+    heading = [f"{MEASURES[m][0]}, {100 * k:.0f} %" for m in ("acc", "f1") for k in shares]
+    return markdown(["query", "missing genes", *heading], lines)
+
+
+TESTED = {"sccvae-replicates": "sccvae", "pb-moderated": "moderated t", "pb-deseq2": "DESeq2", "pb-t": "t"}
+
+
+def donors(part: str) -> str:
+    """`main`: between and paired; `only`: means over the types; `sizes`: a row for each size and share."""
+    rows, lines = [row for row in read(RESULTS / "donors.jsonl") if row["conditions"]["part"] != "permuted"], []
+    signal = ("fdp", "tpr", "auprc", "lfc_bias")
+    if part == "main":
+        groups: list[tuple[dict, str]] = [({"part": name}, name) for name in ("between", "paired")]
+        measures = [("null", "any"), *(("signal", name) for name in signal), ("signal", "seconds")]
+    elif part == "only":
+        types = dict.fromkeys(row["conditions"]["only"] for row in rows if row["conditions"]["part"] == "only")
+        groups = [({"part": "only", "only": name}, name) for name in types]
+        measures = [("signal", name) for name in ("tpr", "auprc", "elsewhere")]
+    else:
+        sizes = [(0.5, 0.1), (2.0, 0.1), (1.0, 0.02), (1.0, 0.3)]
+        groups = [({"part": "sizes", "lfc": a, "share": b}, f"{a:g}, {b:g}") for a, b in sizes]
+        measures = [("signal", name) for name in signal]
+    for where, name in groups:
+        methods = [method for method in TESTED if pick(rows, method=method, **where)]
+        for i, method in enumerate(methods):
+            cells = [text(pick(rows, method=method, kind=kind, measure=m, **where)) for kind, m in measures]
+            seeds = str(count(pick(rows, method=method, **where)))
+            lines.append([name if i == 0 else "", TESTED[method], seeds, *cells])
+    first = {"main": "design", "only": "changed type", "sizes": "log2 fold change, share"}[part]
+    heading = ["seconds of a split" if m == "seconds" else MEASURES[m][0] for _, m in measures]
+    return markdown([first, "method", "seeds", *heading], lines)
+
+
+def over_correction() -> str:
+    """A row for each embedding: means over types that one batch alone holds; false reports with all types in all."""
+    rows, lines = read(RESULTS / "over_correction.jsonl"), []
+    whole = [row for row in rows if row["conditions"]["type"] == "whole"]
+    alone = [row for row in rows if row["conditions"]["type"] != "whole"]
+    for method in dict.fromkeys(row["method"] for row in alone):
+        cells = [text(pick(alone, method=method, measure=m)) for m in ("purity", "alarm", "false", "total_kept")]
+        lines.append([method, *cells, text(pick(whole, method=method, measure="false"))])
+    heading = [MEASURES[m][0] for m in ("purity", "alarm", "false", "total_kept")]
+    return markdown(["embedding", *heading, "reported, all types in all batches"], lines)
+
+
 def abundance(kind: str) -> str:
     """`simulated`: by samples per arm, at tau 0.3; `donors`: by method, without an effect and with cells left out."""
     rows = read(RESULTS / "abundance.jsonl")
@@ -599,6 +677,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "differential-expression-first": lambda: differential("first"),
     "labels": labelled,
     "mapping-tasks": mapped,
+    "mapping-queries": mapped_queries,
+    "mapping-missing": missing_genes,
+    "donors": lambda: donors("main"),
+    "donors-only": lambda: donors("only"),
+    "donors-sizes": lambda: donors("sizes"),
+    "over-correction": over_correction,
     "abundance-simulated": lambda: abundance("simulated"),
     "abundance-donors": lambda: abundance("donors"),
     "generation-digits": lambda: generation("digits"),

@@ -1,4 +1,4 @@
-"""Checks for over-correction of a trained model: see `statistics.correction_checks`."""
+"""Checks for over-correction of a trained model: see `statistics.checks.correction`."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from sccvae.data.counts import Counts
 from sccvae.inference import posterior
 from sccvae.kernels.parallel import alone
 from sccvae.modules.vae import VAE
-from sccvae.statistics import correction_checks
+from sccvae.statistics.checks import correction as correction_checks
 from sccvae.statistics.diagnostics import Check
 
 MOST_CELLS, MOST_BATCHES, LEAST_GENES = 5000, 10, 10  # that are checked; that expression is decoded in; of a model

@@ -1,6 +1,7 @@
 """Labels of cells from the joint density of z and label, and how likely z is in the reference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -8,16 +9,20 @@ import pandas as pd
 import torch
 
 from sccvae.data.counts import Counts
+from sccvae.data.schema import Schema
 from sccvae.inference import posterior
 from sccvae.kernels.parallel import alone
 from sccvae.modules.batch_offsets import batch_levels
 from sccvae.modules.latent_terms import LabelledPrior
 from sccvae.modules.vae import VAE
-from sccvae.statistics.calibration import Calibration
+from sccvae.statistics.calibration import Calibration, calibrated
+from sccvae.statistics.checks import labels as label_checks
+from sccvae.statistics.checks.mapping import check_depth, check_missing_genes, check_new_cells, check_offsets
 from sccvae.statistics.diagnostics import Check
-from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
+from sccvae.validation.wording import warn
 
 TOGETHER = 8192  # cells
+MOST_COMPARED = 20_000  # cells whose labels are compared with their counts
 MANY_MISSING = 0.3  # fraction of the reference's genes without which a cell may look new
 STORED = "reference."  # names of arrays begin with it
 _LARGEST = np.float32(2**15 - 1)
@@ -147,3 +152,28 @@ def table_of(
     reason[(new | open_) & (counts.log_total < calibration.log_total)] = "few molecules"
     columns = {"label": pd.Categorical(first, labels), "probability": sure, "novelty": 1 - p}
     return pd.DataFrame({**columns, "accepted": ~(new | open_), "reason": reason}, index=names)
+
+
+def without_contradicted(counts: Counts, schema: Schema, seed: int = 0) -> Counts:
+    """Return the cells without the labels of batches whose labels do not fit the cells, and warn of them."""
+    known = np.flatnonzero(counts.labels >= 0)
+    if len(schema.categories[0]) < 2 or not len(known) or schema.support != "counts":
+        return counts
+    if len(known) > MOST_COMPARED:
+        known = np.sort(np.random.default_rng(seed).choice(known, MOST_COMPARED, replace=False))
+    part = counts[known]
+    found = label_checks.agreement(part.matrix, part.labels, part.codes[:, 0], seed)
+    left_out = label_checks.contradicted(found)
+    if not len(left_out):
+        return counts
+    warn(label_checks.sentence(found, left_out, schema.categories[0], str(schema.labels_key)))
+    return replace(counts, labels=np.where(np.isin(counts.codes[:, 0], left_out), -1, counts.labels))
+
+
+def calibration_of(vae: VAE, counts: Counts, held_out: np.ndarray, n_samples: int, seed: int) -> Calibration:
+    """Return the calibration of labels and of novelty, from all cells and the `held_out` ones that have a label."""
+    every = labelled(vae, counts, 0, seed)
+    held_out = held_out[counts.labels[held_out] >= 0]
+    of_held = labelled(vae, counts[held_out], n_samples, seed)
+    labels, batches = counts.labels[held_out], counts.codes[held_out, 0]
+    return calibrated(of_held.probability, labels, every.density, counts.log_total, batches)

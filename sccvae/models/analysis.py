@@ -15,9 +15,9 @@ from sccvae.data.counts import Counts
 from sccvae.inference import conditions, correction, posterior, sums
 from sccvae.models.outputs import OutputsModel
 from sccvae.statistics import diagnostics
+from sccvae.statistics.checks.predictive import predictive_check
 from sccvae.statistics.differential_expression import groups as over_cells
 from sccvae.statistics.differential_expression import tables
-from sccvae.statistics.predictive_checks import predictive_check
 from sccvae.statistics.samples import confounding
 from sccvae.statistics.samples import tables as over_samples
 from sccvae.statistics.samples.design import check_covariates

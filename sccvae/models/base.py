@@ -21,6 +21,7 @@ from sccvae.data.origin import Annotation, is_training_data
 from sccvae.data.schema import Schema
 from sccvae.data.sources import Given
 from sccvae.inference import posterior
+from sccvae.inference.labels import without_contradicted
 from sccvae.io import storage
 from sccvae.kernels.reference import PLAIN, Kernels, for_device
 from sccvae.models.description import Description, understood
@@ -504,7 +505,7 @@ class BaseModel(TrainingModel):
 
     def _remember(self, given: Any, frame: AnnData, counts: Counts) -> None:
         """Keep the data for outputs that are given none; later changes of a given AnnData's `obs` are seen."""
-        self._counts, self._cell_names = counts, frame.obs_names.copy()
+        self._counts, self._cell_names = without_contradicted(counts, self._schema), frame.obs_names.copy()
         self._annotation = Annotation(frame, kept=frame is not given)
 
     def _check_trained(self) -> None:

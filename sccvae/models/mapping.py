@@ -20,7 +20,7 @@ from sccvae.data.origin import Elsewhere
 from sccvae.data.schema import Schema
 from sccvae.data.sources import Given
 from sccvae.inference import posterior
-from sccvae.inference.labels import STORED, Reference, checks_of_mapping, labelled, table_of
+from sccvae.inference.labels import STORED, Reference, calibration_of, checks_of_mapping, labelled, table_of
 from sccvae.io import storage
 from sccvae.kernels.reference import Kernels
 from sccvae.models.analysis import AnalysisModel
@@ -37,7 +37,7 @@ from sccvae.modules.batch_offsets import (
 )
 from sccvae.modules.gene_subset import fraction_of_counts, of_genes, put_back, with_genes
 from sccvae.modules.vae import VAE
-from sccvae.statistics.calibration import Calibration, calibrated
+from sccvae.statistics.calibration import Calibration
 from sccvae.statistics.diagnostics import Check
 from sccvae.statistics.neighbour_votes import vote
 from sccvae.validation.arguments import checked_seed, finite, flag, positive, real
@@ -420,7 +420,6 @@ class MappingModel(AnalysisModel):
 
     @property
     def _has_calibration(self) -> bool:
-        """Whether the calibration is known, or can be computed from the model's own data."""
         return self._calibration is not None or (self._counts is not None and not self.is_mapped)
 
     def _calibrated(self) -> Calibration:
@@ -432,12 +431,8 @@ class MappingModel(AnalysisModel):
                     "The reference was saved without the calibration of labels and loaded without data: load it as "
                     "SCCVAE.load(path, adata), or save it by save(path, with_reference=True)."
                 )
-            every = labelled(self._vae, counts, 0, self._seed)
             held_out = self._split(self._train_size)[1]
-            held_out = held_out[counts.labels[held_out] >= 0]
-            of_held = labelled(self._vae, counts[held_out], N_SAMPLES, self._seed)
-            labels, batches = counts.labels[held_out], counts.codes[held_out, 0]
-            self._calibration = calibrated(of_held.probability, labels, every.density, counts.log_total, batches)
+            self._calibration = calibration_of(self._vae, counts, held_out, N_SAMPLES, self._seed)
         return self._calibration
 
     def _after_training(self) -> None:
@@ -459,8 +454,7 @@ def _read(adata: AnnData, schema: Schema, options: dict[str, Any], vae: VAE) -> 
     matched = match(adata.var, schema.genes, gene_key=options["gene_key"], least=options["least_genes"])
     if matched.by != "names" or matched.missing or options["gene_key"] is not None:
         adata = with_columns(adata, schema.layer, schema.genes, matched.at)
-    counts = schema.read(adata)
-    counts = replace(counts, labels=np.full(len(counts), -1))
+    counts = replace(schema.read(adata), labels=np.full(adata.n_obs, -1))
     if not matched.missing:
         return counts, matched
     # The encoder scales counts to a common total: that of the genes found is the fraction that these have elsewhere.

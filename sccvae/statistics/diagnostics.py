@@ -1,7 +1,7 @@
 """Diagnostics of a trained model: goodness of fit, convergence, batch mixing, unexplained cells.
 
 Arrays in, tables and sentences out; no function takes a model. Each check has a value, an expected range and a
-sentence. `predictive_checks` compares the counts with the model's posterior predictive distribution.
+sentence. `checks.predictive` compares the counts with the model's posterior predictive distribution.
 """
 
 from collections.abc import Sequence

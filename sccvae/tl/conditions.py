@@ -260,19 +260,14 @@ def condition_effect(
     table.insert(2, "effect", _means(effect, labels, genes, table))
     error = _errors(table, labels, genes)
     half = float(ndtri((1 + interval) / 2)) * np.sqrt(sd.astype(float) ** 2 + error**2)
-    at = adata.var_names.get_indexer(genes)
     for ending, values in (("", effect), ("_low", effect - half), ("_high", effect + half)):
-        if 3 * 4 * adata.n_obs * adata.n_vars > MAX_LAYER_BYTES:
-            adata.obsm[key_added + ending] = pd.DataFrame(values.astype(np.float32), index=names, columns=genes)
-            continue
-        layer = np.full(adata.shape, np.nan, dtype=np.float32)
-        layer[:, at] = values
-        adata.layers[key_added + ending] = layer
+        _write(adata, key_added + ending, values.astype(np.float32), genes)
     adata.uns[key_added] = {
         "condition": condition, "reference": reference, "condition_key": condition_key, "sample_key": sample_key,
         "by": "" if by is None else by, "interval": interval, "genes": np.array(genes), "by_label": table,
     }  # fmt: skip
     if held_out is not None:
+        at = adata.var_names.get_indexer(genes)
         layers = [sp.csr_matrix(adata.X if k is None else adata.layers[k]) for k in (said.get("layer"), held_out)]
         found, inside = regions.tested(
             effect,
@@ -286,6 +281,15 @@ def condition_effect(
         adata.uns[key_added]["regions"] = frame.sort_values("pval")
         adata.obsm[f"{key_added}_regions"] = sp.csr_matrix(inside.T)
     return None
+
+
+def _write(adata: AnnData, key: str, values: np.ndarray, genes: list[str]) -> None:
+    """Write (cells, genes) values to a layer, or to a table in `obsm` if three layers would take more than 2 GiB."""
+    if 3 * 4 * adata.n_obs * adata.n_vars > MAX_LAYER_BYTES:
+        adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=genes)
+        return
+    adata.layers[key] = np.full(adata.shape, np.nan, dtype=np.float32)
+    adata.layers[key][:, adata.var_names.get_indexer(genes)] = values
 
 
 def _means(effect: np.ndarray, labels: np.ndarray, genes: list[str], table: pd.DataFrame) -> np.ndarray:

@@ -20,7 +20,7 @@ from sccvae import SCCVAE
 from sccvae.inference import posterior
 from sccvae.modules.distributions import log_standard_normal
 from sccvae.statistics import diagnostics
-from sccvae.statistics.mapping_checks import check_depth, check_missing_genes, check_new_cells, check_offsets
+from sccvae.statistics.checks.mapping import check_depth, check_missing_genes, check_new_cells, check_offsets
 
 SMALL = {"n_hidden": 32, "n_latent": 5, "prior_components": 6, "device": "cpu"}
 KINDS = ("A", "B", "C")

@@ -35,7 +35,7 @@ ARROWS = {
     "datasets": {"io"},
     "modules": {"corruption", "data", "kernels", "validation"},
     "training": {"data", "kernels", "modules"},
-    "inference": {"data", "kernels", "modules", "statistics"},
+    "inference": {"data", "kernels", "modules", "statistics", "validation"},
     "pl": {"data", "metrics", "statistics", "validation"},
     "report": {"io", "metrics", "pl", "validation"},
     "models": {

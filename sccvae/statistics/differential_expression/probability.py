@@ -8,7 +8,7 @@ from scipy.special import expit, ndtr
 
 SMALLEST_DELTA = 0.1  # log2 units: lower bound of a threshold fitted to the data
 DECODER_WEIGHT = 2.0  # of log odds from the decoder, beside those from the counts, in the order of genes
-MOST_AGREEMENT = 0.5  # log units: by how much a change in the decoder adds to the log odds
+MOST_AGREEMENT = 0.25  # log units: by how much a change in the decoder adds to the log odds
 APART = 1e-6  # log units, between genes of the same probability
 
 

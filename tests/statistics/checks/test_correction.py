@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from sccvae.statistics import correction_checks as checks
+from sccvae.statistics.checks import correction as checks
 
 ALONE = 5  # the kind that is in the first batch alone
 KINDS = np.repeat([*range(6), *range(5)], 80)

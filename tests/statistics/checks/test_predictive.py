@@ -11,7 +11,7 @@ from scipy import stats
 
 from sccvae.inference import posterior
 from sccvae.modules.count_distribution import CountDistribution
-from sccvae.statistics.predictive_checks import BINS, predictive_check, zero_interval
+from sccvae.statistics.checks.predictive import BINS, predictive_check, zero_interval
 
 
 def parameters(likelihood: str, shape=(7, 5), seed=0) -> CountDistribution:
