@@ -623,6 +623,29 @@ def test_simulate_writes_what_the_function_writes(tmp_path, monkeypatch, capsys)
     assert refused(capsys, "simulate", "-n", 0, "-o", "cells.h5ad") == "n_cells is 0; expected at least 1."
 
 
+def test_generate_writes_cells_of_a_saved_model(counts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["integrate", str(counts), "-o", "x.h5ad", "--batch-key", "batch", "--save-model", "model", *QUICK]) == 0
+    )
+    capsys.readouterr()
+    arguments = ["-n", "30", "--batch", "a", "b", "--library-size", "200", "--seed", "3", "--store-truth"]
+    assert main(["generate", "model", "-o", "new.h5ad", *arguments]) == 0
+    assert capsys.readouterr().out.endswith("written: new.h5ad\n")
+    new = ad.read_h5ad("new.h5ad")
+    model = sccvae.SCCVAE.load("model")
+    expected = model.generate(30, batch=["a", "b"], library_size=200.0, store_truth=True, seed=3)
+    assert (new.X != expected.X).nnz == 0
+    np.testing.assert_array_equal(new.layers["expected"], expected.layers["expected"])
+    assert main(["generate", "model", "-o", "like.zarr", "--like", str(counts), "--library-size", "c"]) == 0
+    assert ad.read_zarr("like.zarr").n_obs == 120
+    capsys.readouterr()
+    assert refused(capsys, "generate", "model", "-o", "new.h5ad").startswith("n_cells is None; expected a number")
+    assert refused(capsys, "generate", "model", "-o", str(counts), "--like", str(counts)).startswith(
+        "The output would replace"
+    )
+
+
 def test_top_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -349,57 +349,6 @@ def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matri
 
 @alone()
 @torch.no_grad()
-def generate(
-    vae: VAE,
-    codes: np.ndarray,
-    rng: np.random.Generator,
-    z: np.ndarray | None = None,
-    deviation: np.ndarray | None = None,
-) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray | None]:
-    """Generate cells under the covariates `codes`: x (cells, genes), z (cells, n_latent), l (cells,) or None.
-
-    z is sampled from the prior unless given. l is sampled from its prior unless `deviation`, (cells,), is given: log l
-    in standard deviations from its mean in the batch.
-    """
-    vae.eval()
-    a, device, parts, library = vae.architecture, vae.device, [], []
-    if z is None:
-        z = draw_z(vae, len(codes), rng)
-    if deviation is None and vae.likelihood.has_library:
-        deviation = rng.standard_normal(len(codes))
-    rng_of = streams(rng)
-    for part, rows in enumerate(chunks(len(codes), SAMPLED)):
-        x = Minibatch.of_covariates(codes[rows], a.n_continuous, a.n_genes).to(device)
-        log_l = None
-        if vae.likelihood.has_library:
-            log_l = draw_log_library(vae, x, rng, None if deviation is None else deviation[rows])
-            library.append(log_l.exp().cpu().numpy())
-        decoded = vae.decoder(torch.from_numpy(z[rows]).to(device), x)
-        parts.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
-    return sp.vstack(parts, format="csr"), z, np.concatenate(library) if library else None
-
-
-def draw_z(vae: VAE, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
-    """Draw n samples of the prior, (n, n_latent) float32; of p(z | label) if a label is given."""
-    if vae.prior is None:
-        return rng.standard_normal((n, vae.architecture.n_latent)).astype(np.float32)
-    return vae.prior.sample(n, rng, label)
-
-
-def draw_log_library(
-    vae: VAE, x: Minibatch, rng: np.random.Generator, deviation: np.ndarray | None = None
-) -> torch.Tensor:
-    """Sample log library sizes from the log-normal prior of each cell's batch, (cells,); of `x` only batches are read.
-
-    `deviation`, (cells,), in standard deviations, is sampled from N(0, 1) unless given.
-    """
-    prior = vae.library_prior(x)
-    deviation = rng.standard_normal(x.n_cells) if deviation is None else deviation
-    return prior.mean + prior.variance.sqrt() * torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
-
-
-@alone()
-@torch.no_grad()
 def elbo_terms(vae: VAE, counts: Counts, *, seed: int) -> np.ndarray:
     """Compute the ELBO's terms from one sample of z and l, (3, cells): reconstruction, KL of z, KL of l."""
     terms, noise = np.zeros((3, len(counts))), noise_of(vae, seed)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from sccvae.data.columns import position_of
 from sccvae.data.counts import Counts
 from sccvae.inference import conditions, correction, posterior, sums
-from sccvae.models.outputs import OutputsModel
+from sccvae.models.outputs.generation import GenerationModel
 from sccvae.statistics import diagnostics
 from sccvae.statistics.checks.predictive import predictive_check
 from sccvae.statistics.differential_expression import groups as over_cells
@@ -35,7 +35,7 @@ from sccvae.validation.arguments import (
 from sccvae.validation.wording import warn
 
 
-class AnalysisModel(OutputsModel):
+class AnalysisModel(GenerationModel):
     """The analyses of an `SCCVAE`."""
 
     def _own_checks(self, counts: Counts, seed: int) -> list[diagnostics.Check]:

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from sccvae.data.counts import Counts
 from sccvae.data.schema import learn
-from sccvae.inference import posterior
+from sccvae.inference import generation, posterior
 from sccvae.models.base import BaseModel
 from sccvae.models.plan import checked_plan
 from sccvae.models.signatures import with_history
@@ -278,8 +278,10 @@ class Autoencoder(AutoencodingModel):
         n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
         z, rng = self.sample_codes(n_cells, codes=codes, seed=seed), np.random.default_rng([seed, 1])
         profiles = self._draw_profiles(n_cells, batch, rng)
-        matrix, z, library = posterior.generate(self._vae, profiles, rng, z)
-        return self._generated(matrix, profiles, z, library)
+        library = generation.draw_log_library(self._vae, profiles, rng) if self.likelihood.has_library else None
+        latent = generation.Latent(profiles, None, z, library)
+        _, matrix, _ = next(generation.counts_of(self._vae, latent, rng, n_cells))
+        return self._generated(matrix, profiles, z, latent.library)
 
 
 def checked_scale(scale: float | None, gene_likelihood: str) -> float | None:

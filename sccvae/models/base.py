@@ -492,7 +492,7 @@ class BaseModel(TrainingModel):
         return profiles[rng.choice(len(profiles), size=n_cells, p=weights / weights.sum())]
 
     def _generated(
-        self, matrix: sp.csr_matrix, codes: np.ndarray, z: np.ndarray, library: np.ndarray | None
+        self, matrix: sp.csr_matrix, codes: np.ndarray, z: np.ndarray, library: np.ndarray | None, start: int = 0
     ) -> AnnData:
         """New cells as an AnnData: covariates and library size in `obs`, z in `obsm["X_sccvae"]`."""
         obs: dict[str, Any] = self._schema.columns_of(codes)
@@ -500,7 +500,7 @@ class BaseModel(TrainingModel):
             obs["sccvae_library"] = library
             if self._schema.size_factor_key is not None:
                 obs[self._schema.size_factor_key] = library / np.exp(self._schema.log_size_offset)
-        frame = pd.DataFrame(obs, index=[f"generated-{i}" for i in range(len(codes))])
+        frame = pd.DataFrame(obs, index=[f"generated-{start + i}" for i in range(len(codes))])
         return AnnData(matrix, obs=frame, var=pd.DataFrame(index=self.gene_names), obsm={"X_sccvae": z})
 
     def _remember(self, given: Any, frame: AnnData, counts: Counts) -> None:

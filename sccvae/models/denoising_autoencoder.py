@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from sccvae.corruption import Corruption, described, processes_for, understood
 from sccvae.data.counts import Minibatch
-from sccvae.inference import posterior
+from sccvae.inference import generation, posterior
 from sccvae.inference.noise import streams
 from sccvae.kernels.parallel import alone
 from sccvae.models.autoencoder import AutoencodingModel, checked_scale
@@ -218,8 +218,7 @@ class DenoisingAutoencoder(AutoencodingModel):
         codes = self._draw_profiles(n_chains, batch, rng)
         along = Minibatch.of_covariates(codes, 0, self._vae.architecture.n_genes)
         if self.likelihood.has_library:
-            log_size = posterior.draw_log_library(self._vae, along.to(self.device), rng)
-            along = along._replace(log_size=log_size.cpu())
+            along = along._replace(log_size=torch.from_numpy(generation.draw_log_library(self._vae, codes, rng)))
         return noise_start(self.likelihood.support, along.log_size.numpy(), along.n_genes, rng), along
 
     @alone()

@@ -196,3 +196,102 @@ def test_generated_cells_look_like_real_cells(adata, fit):
     assert np.corrcoef(np.log1p(real), np.log1p(drawn))[0, 1] > 0.9
     assert abs(drawn.sum() / real.sum() - 1) < 0.15
     assert abs((new.X != 0).mean() - (adata.X != 0).mean()) < 0.05
+
+
+# ------------------------------------------------------------------------------------- cells like others, depth, truth
+
+
+def test_cells_like_given_ones_resemble_them(model, adata):
+    few = adata[[3, 50]]
+    new = model.generate(41, like=few, seed=2)
+    z, expected = new.obsm["X_sccvae"], model.get_latent_representation(few)
+    nearest = ((z[:, None] - expected) ** 2).sum(2).argmin(1)
+    assert nearest[:20].mean() + 0.5 < nearest[21:].mean()  # 20 or 21 cells like the first come first
+    assert set(new.obs["batch"]) == set(few.obs["batch"].astype(str))
+    assert np.abs(np.log(new.obs["sccvae_library"].mean() / few.X.sum(1).mean())) < 0.3
+    one_each = model.generate(like=adata[:7], batch="b")
+    assert one_each.n_obs == 7
+    assert set(one_each.obs["batch"]) == {"b"}
+    again = model.generate(like=adata[:7], batch="b")
+    assert (one_each.X != again.X).nnz == 0
+
+
+def test_the_depth_of_new_cells_is_a_number_numbers_or_that_of_a_batch(model):
+    new = model.generate(600, library_size=500.0)
+    np.testing.assert_allclose(new.obs["sccvae_library"], 500, rtol=1e-5)
+    assert 0.8 < np.asarray(new.X.sum(1)).mean() / 500 < 1.05
+    each = np.geomspace(50, 5000, 600)
+    np.testing.assert_allclose(model.generate(600, library_size=each).obs["sccvae_library"], each, rtol=1e-5)
+    as_b = model.generate(3000, batch="a", library_size="b").obs
+    b = model.generate(3000, batch="b").obs["sccvae_library"]
+    assert set(as_b["batch"]) == {"a"}
+    assert abs(np.log(as_b["sccvae_library"]).mean() - np.log(b).mean()) < 0.05
+
+
+def test_covariates_of_new_cells_may_be_combined_anew(adata, fit):
+    some = adata.copy()
+    some.obs["age"] = np.linspace(20, 60, some.n_obs)
+    options = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
+    model = fit(some[(some.obs["batch"] != "a") | (some.obs["donor"] == "d1")].copy(), 2, batch_key="batch", **options)
+    donors = list(some.obs["donor"].astype("category").cat.categories)
+    new = model.generate(20, batch="a", covariates={"donor": donors[-1], "age": 33.0})
+    assert set(new.obs["batch"]) == {"a"}
+    assert set(new.obs["donor"]) == {donors[-1]}
+    assert (new.obs["age"] == 33).all()
+    young, old = (model.generate(20, covariates={"age": age}, library_size=1e4, seed=3).X for age in (20.0, 60.0))
+    assert (young != old).nnz > 0
+    alternating = model.generate(4, covariates={"donor": [donors[0], donors[1]] * 2}).obs["donor"]
+    assert alternating.tolist() == [donors[0], donors[1]] * 2
+
+
+def test_the_truth_of_new_cells_is_what_counts_were_drawn_from(labelled):
+    new = labelled.generate(3000, store_truth=True, library_size=800.0, label="type_1")
+    expected = new.layers["expected"]
+    assert expected.dtype == np.float32
+    assert abs(new.X.sum() / expected.sum() - 1) < 0.02
+    np.testing.assert_allclose(np.asarray(new.X.mean(0)).ravel(), expected.mean(0), rtol=0.25, atol=0.3)
+    assert set(new.obs["cell_type"]) == {"type_1"}
+    found = labelled.generate(500, store_truth=True).obs["cell_type"]
+    assert list(found.cat.categories) == list(labelled.describe()["parameters"]["labels"])
+    assert found.nunique() > 1
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    cells = sccvae.simulate.simulate(400, 40, n_types=3, seed=0)
+    model = sccvae.SCCVAE(cells, batch_key="batch", labels_key="cell_type")
+    model.train(20, progress_bar=False)
+    return model
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_new_cells_go_to_a_file_block_by_block(model, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("sccvae.models.outputs.generation.PER_BLOCK", 64)
+    options = {"seed": 5, "store_truth": True, "prior": "aggregate"}
+    assert model.generate(150, out=tmp_path / f"new.{suffix}", **options) is None
+    read = ad.read_h5ad if suffix == "h5ad" else ad.read_zarr
+    stored, whole = read(tmp_path / f"new.{suffix}"), model.generate(150, **options)
+    assert (stored.X != whole.X).nnz == 0
+    np.testing.assert_array_equal(stored.layers["expected"], whole.layers["expected"])
+    np.testing.assert_array_equal(stored.obsm["X_sccvae"], whole.obsm["X_sccvae"])
+    assert stored.obs_names.tolist() == whole.obs_names.tolist()
+    assert stored.obs["batch"].astype(str).tolist() == whole.obs["batch"].astype(str).tolist()
+
+
+def test_what_cannot_be_generated_is_one_sentence(model, adata, labelled):
+    for options, message in (
+        ({}, "n_cells is None; expected a number of cells, or cells to resemble"),
+        ({"n_cells": 5, "library_size": -3.0}, "library_size is -3; expected numbers above 0"),
+        ({"n_cells": 5, "library_size": [1.0, 2.0]}, r"shape \(2,\); expected a number, or one for each"),
+        ({"n_cells": 5, "library_size": "x"}, "Unknown batch 'x'"),
+        ({"n_cells": 5, "covariates": {"batch": "a"}}, "'batch': pass batch=; expected covariates of the model"),
+        ({"n_cells": 5, "covariates": {"sex": "f"}}, "covariates has 'sex'; expected covariates"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**options)
+    with pytest.raises((ValueError, KeyError), match="gene"):
+        model.generate(like=adata[:, :30])
+    with pytest.raises(ValueError, match="Unknown label 'x'"):
+        labelled.generate(5, label="x")
+    with pytest.raises(ValueError, match="label and like both say which cells"):
+        labelled.generate(5, label="type_1", like=adata)

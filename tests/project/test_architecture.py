@@ -44,7 +44,8 @@ ARROWS = {
     },
     "tl": {"data", "io", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
-    "__main__": {"__init__", "data", "demo", "io", "simulate", "tl", "validation"},
+    "command_line": {"__init__"},
+    "__main__": {"__init__", "command_line", "data", "demo", "io", "simulate", "tl", "validation"},
 }
 FLOORS, MOST_ARROWS, MOST_ENTRIES = 8, 60, 12
 # Imported when they are first used: numba takes half a second.

@@ -1,28 +1,23 @@
-"""Outputs of a trained `SCCVAE`."""
+"""Outputs of a trained `SCCVAE` for given cells."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
 
-from sccvae.data.columns import position_of
 from sccvae.data.counts import Counts
-from sccvae.inference import aggregate_prior, posterior
+from sccvae.inference import posterior
 from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
-from sccvae.models.description import Description
-from sccvae.modules.likelihoods import LIKELIHOODS
 from sccvae.modules.vae import VAE
 from sccvae.validation.arguments import (
-    check_choice,
     checked_library_size,
     checked_seed,
     flag,
@@ -43,7 +38,6 @@ class OutputsModel(BaseModel):
     """
 
     kind: ClassVar[str] = "SCCVAE"
-    _aggregate: aggregate_prior.Mixture | None = None  # fitted to the training cells' posteriors at the first use
 
     # -------------------------------------------------------------------------------------------------------- outputs
 
@@ -263,59 +257,6 @@ class OutputsModel(BaseModel):
         draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
         return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
 
-    def generate(
-        self,
-        n_cells: int,
-        *,
-        prior: Prior = "normal",
-        batch: str | Sequence[str] | None = None,
-        label: str | None = None,
-        seed: int = 0,
-    ) -> AnnData:
-        """Generate cells: z and library size from a prior, counts from the likelihood.
-
-        Parameters
-        ----------
-        prior
-            `normal`: z from the model's own prior (a mixture of Gaussians, or N(0, I) with `prior_components=0`),
-            library size from the batch's log-normal, as the model assumes. `aggregate`: both from a mixture of
-            Gaussians fitted to the posteriors of the training cells (`sccvae.inference.aggregate_prior`). The mixture
-            is fitted per batch and jointly with the library size, and has low density where there are no cells.
-        {generated_batch}
-            Batches and covariates come in the proportions of the training data, continuous covariates at their means.
-        label
-            Generate cells with this label, for models with `labels_key`: z from p(z | label). Needs `prior="normal"`.
-
-        Returns
-        -------
-        AnnData of counts (CSR) with the batch and covariates in `obs`, z in `obsm["X_sccvae"]` and the library size in
-        `obs["sccvae_library"]`.
-
-        Raises
-        ------
-        ValueError
-            `prior`, batch or label is unknown; or the model was saved without the mixture and loaded without data.
-
-        Examples
-        --------
-        >>> new = model.generate(100, prior="aggregate", batch="batch_0", seed=1)
-        >>> new.shape, new.obs["batch"].unique().tolist()
-        ((100, 50), ['batch_0'])
-        """
-        self._check_trained()
-        n_cells, seed = positive("n_cells", n_cells), checked_seed(seed)
-        check_choice("prior", prior, get_args(Prior))
-        rng = np.random.default_rng(seed)
-        codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
-        if label is not None:
-            z = posterior.draw_z(self._vae, n_cells, rng, self._code_of_label(label, prior))
-        elif prior == "aggregate":
-            profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
-            y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
-            z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
-        matrix, z, library = posterior.generate(self._vae, codes, rng, z, deviation)
-        return self._generated(matrix, codes, z, library)
-
     def get_elbo(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
     ) -> float | np.ndarray:
@@ -380,56 +321,6 @@ class OutputsModel(BaseModel):
     def _measured(self, counts: Counts) -> tuple[VAE, Counts, pd.Index]:
         """Network, counts and names of the genes that were measured in these cells: those of the likelihood."""
         return self._vae, counts, self.gene_names
-
-    def _code_of_label(self, label: Any, prior: Prior) -> int:
-        if not self._schema.labels:
-            raise ValueError(f"label is {label!r}, and the model has no labels; expected None: train with labels_key=.")
-        if prior != "normal":
-            raise ValueError(f"prior is {prior!r} with a label; expected 'normal', whose components have labels.")
-        return position_of(label, self._schema.labels, "label", self._schema.labels_key)
-
-    def _mixture(self) -> aggregate_prior.Mixture:
-        """Mixture fitted to the aggregate posterior; it is fitted to the data at the first call."""
-        if self._aggregate is None:
-            if self._counts is None:
-                raise ValueError(
-                    "This model was saved without its aggregate posterior and loaded without data to fit one to: load "
-                    "it as SCCVAE.load(path, adata), or pass prior='normal'."
-                )
-            profiles, index = np.unique(self._counts.codes, axis=0, return_inverse=True)
-            known = list(map(tuple, self._profiles))
-            at = np.array([known.index(tuple(p)) if tuple(p) in known else -1 for p in profiles.tolist()])
-            moments = posterior.aggregate(self._vae, self._counts)
-            self._aggregate = aggregate_prior.fit(*moments, at[index.ravel()], len(known), seed=self._seed)
-        return self._aggregate
-
-    def _after_training(self) -> None:
-        self._aggregate = None  # it was fitted to other posteriors
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and, if there are data to fit it to, the mixture of `generate(prior="aggregate")`."""
-        tensors = super()._tensors()
-        if self._aggregate is None and (self._counts is None or not self._rows):
-            return tensors
-        return tensors | {_STORED + name: torch.from_numpy(a) for name, a in self._mixture()._asdict().items()}
-
-    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
-        stored = {name.removeprefix(_STORED): t for name, t in tensors.items() if name.startswith(_STORED)}
-        super()._take({name: t for name, t in tensors.items() if not name.startswith(_STORED)})
-        if stored:
-            self._aggregate = aggregate_prior.Mixture(**{name: t.clone().numpy() for name, t in stored.items()})
-
-    @classmethod
-    def _expected(cls, found: Description, arrays: storage.Arrays) -> storage.Arrays:
-        """Arrays of every model, and those of the mixture if there is one, with as many components as its means."""
-        expected = super()._expected(found, arrays)
-        if any(name.startswith(_STORED) for name in arrays):
-            k = (*arrays.get(_STORED + "means", ("", ()))[1], 0)[0]
-            d = found.architecture.n_latent + LIKELIHOODS[found.architecture.gene_likelihood].has_library
-            shapes: dict[str, tuple[int, ...]]
-            shapes = {"weights": (len(found.profiles), k), "means": (k, d), "factors": (k, d, d)}
-            expected |= {_STORED + name: ("F64", shape) for name, shape in shapes.items()}
-        return expected
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, in types that `uns` of an AnnData and h5ad files can store.

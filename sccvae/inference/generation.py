@@ -1,0 +1,133 @@
+"""New cells: z and library size from a prior or from given cells, counts from the likelihood, block by block."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sccvae.data.counts import Counts, Minibatch
+from sccvae.inference import posterior
+from sccvae.inference.noise import streams
+from sccvae.inference.posterior import SAMPLED, chunks
+from sccvae.kernels.parallel import alone, each_alone
+from sccvae.modules.latent_terms import LabelledPrior
+from sccvae.modules.vae import VAE
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Decoder inputs of new cells.
+
+    Attributes
+    ----------
+    codes
+        (cells, 1 + categorical covariates) numbers of batches and covariates.
+    continuous
+        (cells, continuous covariates) float32, standardised; None takes their means.
+    z
+        (cells, n_latent) float32.
+    log_library
+        (cells,) float32; None if the likelihood has no library size.
+    """
+
+    codes: np.ndarray
+    continuous: np.ndarray | None
+    z: np.ndarray
+    log_library: np.ndarray | None
+
+    @property
+    def library(self) -> np.ndarray | None:
+        """Return the library sizes, (cells,)."""
+        return None if self.log_library is None else torch.from_numpy(self.log_library).exp().numpy()
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def part(self, rows: slice) -> "Latent":
+        """Return some of the cells."""
+        whole = self.codes, self.continuous, self.z, self.log_library
+        codes, continuous, z, log_library = (array if array is None else array[rows] for array in whole)
+        assert codes is not None
+        assert z is not None
+        return Latent(codes, continuous, z, log_library)
+
+    def minibatch(self, vae: VAE) -> Minibatch:
+        """Return the covariates on the device."""
+        x = Minibatch.of_covariates(self.codes, vae.architecture.n_continuous, vae.architecture.n_genes)
+        if self.continuous is not None:
+            x = x._replace(continuous=torch.from_numpy(np.ascontiguousarray(self.continuous)))
+        return x.to(vae.device)
+
+
+def draw_z(vae: VAE, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
+    """Draw n samples of the prior, (n, n_latent) float32; of p(z | label) if a label is given."""
+    if vae.prior is None:
+        return rng.standard_normal((n, vae.architecture.n_latent)).astype(np.float32)
+    return vae.prior.sample(n, rng, label)
+
+
+@torch.no_grad()
+def draw_log_library(
+    vae: VAE, codes: np.ndarray, rng: np.random.Generator, deviation: np.ndarray | None = None
+) -> np.ndarray:
+    """Sample log library sizes from the log-normal prior of each cell's batch, (cells,) float32.
+
+    `deviation`, (cells,), in standard deviations, is sampled from N(0, 1) unless given.
+    """
+    prior = vae.library_prior(Minibatch.of_covariates(codes, 0, vae.architecture.n_genes).to(vae.device))
+    deviation = rng.standard_normal(len(codes)) if deviation is None else deviation
+    noise = torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
+    return (prior.mean + prior.variance.sqrt() * noise).cpu().numpy()
+
+
+@alone()
+@torch.no_grad()
+def like(vae: VAE, counts: Counts, rng: np.random.Generator) -> Latent:
+    """Sample z and library size from the posteriors of given cells, one each, under their covariates."""
+    z = np.empty((len(counts), vae.architecture.n_latent), dtype=np.float32)
+    log_l = counts.log_size.astype(np.float32)
+    for rows, _, q_z, q_l in posterior.encode(vae, counts):
+        for q, out in ((q_z, z), (q_l, log_l)):
+            if q is not None:
+                mean, sd = q.mean.cpu().numpy(), q.variance.sqrt().cpu().numpy()
+                out[rows] = mean + sd * rng.standard_normal(mean.shape).astype(np.float32)
+    return Latent(counts.codes, counts.continuous, z, log_l if vae.likelihood.has_library else None)
+
+
+@each_alone
+@torch.no_grad()
+def counts_of(
+    vae: VAE, latent: Latent, rng: np.random.Generator, per_block: int, *, expected: bool = False
+) -> Iterator[tuple[slice, sp.csr_matrix, np.ndarray | None]]:
+    """Yield (rows, x, E[x]) for blocks of cells, (cells, genes) each; E[x] is None unless `expected`.
+
+    The samples do not depend on `per_block`, a multiple of `SAMPLED`.
+    """
+    vae.eval()
+    rng_of, part = streams(rng), 0
+    for block in chunks(len(latent), per_block):
+        drawn, means = [], []
+        for rows in chunks(block.stop - block.start, SAMPLED):
+            some = latent.part(slice(block.start + rows.start, block.start + rows.stop))
+            log_l = None if some.log_library is None else torch.from_numpy(some.log_library).to(vae.device)
+            decoded = vae.decoder(torch.from_numpy(some.z).to(vae.device), some.minibatch(vae))
+            drawn.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
+            if expected:
+                means.append(_expected(vae, decoded, log_l))
+            part += 1
+        yield block, sp.vstack(drawn, format="csr"), np.concatenate(means) if expected else None
+
+
+def _expected(vae: VAE, decoded, log_library: torch.Tensor | None) -> np.ndarray:
+    if log_library is not None:
+        return vae.likelihood.moments(decoded, log_library)[0].cpu().numpy()
+    return vae.likelihood.mean(decoded, log_library).cpu().numpy()
+
+
+@torch.no_grad()
+def labels_of(vae: VAE, z: np.ndarray) -> np.ndarray:
+    """Return the number of the most probable label of each z, (cells,)."""
+    assert isinstance(vae.prior, LabelledPrior)
+    return vae.prior.label_probabilities(torch.from_numpy(z).to(vae.device)).argmax(1).cpu().numpy()
