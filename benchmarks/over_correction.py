@@ -11,6 +11,8 @@ correction does that draws the type entirely.
 purity   fraction of the 15 neighbours of the type's cells, from all batches, that are of this type
 alarm    1 if a group of cells of that batch, most of which are of the type, is reported as drawn (`kinds_drawn`)
 false    number of groups that are reported, and hold another type
+alike    correlation of the profile of the type's group with that of the cells around it, the least if there are several;
+         `others_alike`: the least of groups of other types that lie among other batches
 kept     `neighbours_kept` of the group of the type; `total_kept`: of all groups
 
 One thread. What is in --out is not measured again.
@@ -26,7 +28,7 @@ import pandas as pd
 from rows import Log, default_out, gather
 from rows import read as read_rows
 
-UNITS = dict.fromkeys(("purity", "alarm", "false", "kept", "total_kept"), "1")
+UNITS = dict.fromkeys(("purity", "alarm", "false", "kept", "total_kept", "alike", "others_alike"), "1")
 N_NEIGHBOURS = 15
 
 
@@ -41,7 +43,8 @@ def drawn(z: np.ndarray, types: np.ndarray, batches: np.ndarray, kind: str, rng:
     """The embedding with the cells of a type moved to those of the nearest type in other batches."""
     mine = types == kind
     others = ~mine & (batches != batches[mine][0])
-    centres = {t: z[others & (types == t)].mean(0) for t in np.unique(types[others])}
+    sizes = pd.Series(types[others]).value_counts()
+    centres = {t: z[others & (types == t)].mean(0) for t in sizes.index[sizes >= 30]}
     nearest = min(centres, key=lambda t: float(((centres[t] - z[mine].mean(0)) ** 2).sum()))
     at = rng.choice(np.flatnonzero(others & (types == nearest)), mine.sum())
     moved = z.copy()
@@ -65,7 +68,10 @@ def checked(adata, z: np.ndarray, kind: str | None, seed: int) -> dict:
         "false": int((reported & ~mine).sum()),
         "total_kept": float(np.average(table["kept"], weights=table["cells"])),
     }
+    alike, lying = table["alike"].to_numpy(), (table["mixing"] > correction.MIXED).to_numpy()
+    found["others_alike"] = float(np.min(alike[lying & ~mine], initial=1))
     if kind is not None:
+        found["alike"] = float(np.min(alike[mine], initial=1))
         found |= {"purity": purity_of(z, types == kind), "alarm": float((reported & mine).any())}
         found["kept"] = float(table["kept"][mine].min()) if mine.any() else None
     return found
