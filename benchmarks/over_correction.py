@@ -11,7 +11,7 @@ correction does that draws the type entirely.
 purity   fraction of the 15 neighbours of the type's cells, from all batches, that are of this type
 alarm    1 if a group of cells of that batch, most of which are of the type, is reported as drawn (`kinds_drawn`)
 false    number of groups that are reported, and hold another type
-alike    correlation of the profile of the type's group with that of the cells around it, the least if there are several;
+alike    least correlation of the profile of a group of the type with that of the cells around it;
          `others_alike`: the least of groups of other types that lie among other batches
 kept     `neighbours_kept` of the group of the type; `total_kept`: of all groups
 
