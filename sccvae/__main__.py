@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sccvae.command_line import parser
-
 
 class Terminated(BaseException):
     """SIGTERM from the system or a batch queue; unlike Ctrl-C, training does not catch this exception."""
@@ -249,7 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0; 1 for bad input, a full disk or too little memory (one sentence on stderr); 130 for Ctrl-C; 143
     for SIGTERM.
     """
-    arguments = parser().parse_args(argv)
+    from sccvae import __version__
+    from sccvae.command_line import parser
+
+    arguments = parser(__version__).parse_args(argv)
     error_of = f"sccvae: error (process {rank}):" if (rank := _rank()) else "sccvae: error:"
     if rank:  # warnings are those of process 0
         logging.disable(logging.WARNING)

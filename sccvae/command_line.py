@@ -15,14 +15,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(version: str) -> argparse.ArgumentParser:
     """Return the parser of the arguments of `sccvae`."""
-    from sccvae import __version__
-
     top = argparse.ArgumentParser(
         prog="sccvae", description="Integrate and denoise single-cell counts with a variational autoencoder."
     )
-    top.add_argument("--version", action="version", version=f"sccvae {__version__}")
+    top.add_argument("--version", action="version", version=f"sccvae {version}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_integrate(commands)
     _add_map(commands)

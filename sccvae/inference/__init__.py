@@ -1,4 +1,4 @@
 """Outputs of a trained model, computed in chunks: arrays in, arrays out.
 
-May import `data`, `kernels`, `modules`, `statistics` and `validation`.
+May import `data`, `kernels`, `modules` and `statistics`.
 """

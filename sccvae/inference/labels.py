@@ -19,7 +19,6 @@ from sccvae.statistics.calibration import Calibration, calibrated
 from sccvae.statistics.checks import labels as label_checks
 from sccvae.statistics.checks.mapping import check_depth, check_missing_genes, check_new_cells, check_offsets
 from sccvae.statistics.diagnostics import Check
-from sccvae.validation.wording import warn
 
 TOGETHER = 8192  # cells
 MOST_COMPARED = 20_000  # cells whose labels are compared with their counts
@@ -166,7 +165,7 @@ def without_contradicted(counts: Counts, schema: Schema, seed: int = 0) -> Count
     left_out = label_checks.contradicted(found)
     if not len(left_out):
         return counts
-    warn(label_checks.sentence(found, left_out, schema.categories[0], str(schema.labels_key)))
+    label_checks.warn_of(found, left_out, schema.categories[0], str(schema.labels_key))
     return replace(counts, labels=np.where(np.isin(counts.codes[:, 0], left_out), -1, counts.labels))
 
 

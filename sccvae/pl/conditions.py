@@ -121,7 +121,8 @@ def _draw_labels(adata: AnnData, table: pd.DataFrame, params: Any) -> Figure:
         right.hlines(rows[mask], part["lfc_lower"], part["lfc_upper"], color=colour, linewidth=1)
         right.scatter(part["lfc"], rows[mask], s=12, color=colour, zorder=3, linewidths=0)
     right.axvline(0, color="0.75", linewidth=0.8, zorder=0)
-    reach = 1.1 * max(1.0, float(np.quantile(np.abs(table[["lfc_lower", "lfc_upper"]].to_numpy()), 0.95)))
+    ends = np.abs(table[["lfc_lower", "lfc_upper"]].to_numpy())  # of many labels few may be far out
+    reach = 1.1 * max(1.0, float(ends.max() if len(ends) <= 20 else np.quantile(ends, 0.95)))
     right.set_xlim(-reach, reach)
     right.set_xlabel("log2 fold change of odds", fontsize=SMALL)
     for ax in (left, right):
@@ -274,13 +275,12 @@ def _draw_volcano(ax: Axes, table: pd.DataFrame, gene: str) -> None:
         ax.scatter(change[mask], height[mask], s=5, color=colour, linewidths=0, rasterized=True)
     at = int(np.flatnonzero(table["gene"] == gene)[0])
     ax.scatter(change[at], height[at], s=26, facecolors="none", edgecolors="black", linewidths=1)
-    ax.annotate(
-        as_text(gene, 16), (change[at], height[at]), xytext=(0, 6), textcoords="offset points", ha="center",
-        fontsize=SMALL,
-    )  # fmt: skip
     reach = 1.15 * max(1.0, float(np.quantile(np.abs(change), 0.999)), abs(float(change[at])))
-    ax.set(xlim=(-reach, reach), ylim=(0, None))
-    ax.margins(y=0.12)
+    side = "left" if change[at] < -0.4 * reach else "right" if change[at] > 0.4 * reach else "center"
+    ax.annotate(
+        as_text(gene, 16), (change[at], height[at]), xytext=(0, 6), textcoords="offset points", ha=side, fontsize=SMALL
+    )
+    ax.set(xlim=(-reach, reach), ylim=(0, 1.15 * max(float(np.nanmax(height)), 0.1)))
     ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
     ax.set_xlabel("log2 fold change", fontsize=SMALL)
     ax.set_ylabel("-log10 p-value over samples", fontsize=SMALL)

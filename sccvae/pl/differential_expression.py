@@ -86,7 +86,7 @@ def volcano(
     sides = {side: _surest(called & (np.sign(change) == side), surprise, n_names) for side in (-1, 1)}
     names = {gene: as_text(rows.index[gene], 28 if ax is None else 14) for side in sides.values() for gene in side}
     # The figure is wider for long names, so that they do not cover the scale.
-    more = max(0.0, 0.06 * max(map(len, names.values()), default=0) - 0.6) if ax is None else 0.0
+    more = max(0.0, 0.07 * max(map(len, names.values()), default=0) - 0.5) if ax is None else 0.0
     figure, ax = axes_for(ax, 4.6 + 2 * more, 3.4)
     for mask, colour, name in (
         (~called, "0.75", "not called"),

@@ -35,7 +35,7 @@ ARROWS = {
     "datasets": {"io"},
     "modules": {"corruption", "data", "kernels", "validation"},
     "training": {"data", "kernels", "modules"},
-    "inference": {"data", "kernels", "modules", "statistics", "validation"},
+    "inference": {"data", "kernels", "modules", "statistics"},
     "pl": {"data", "metrics", "statistics", "validation"},
     "report": {"io", "metrics", "pl", "validation"},
     "models": {
@@ -44,7 +44,7 @@ ARROWS = {
     },
     "tl": {"data", "io", "metrics", "models", "statistics", "validation"},
     "demo": {"io", "metrics", "pl", "simulate", "statistics", "tl"},
-    "command_line": {"__init__"},
+    "command_line": set(),
     "__main__": {"__init__", "command_line", "data", "demo", "io", "simulate", "tl", "validation"},
 }
 FLOORS, MOST_ARROWS, MOST_ENTRIES = 8, 60, 12

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from sccvae.validation.wording import listed_names
+from sccvae.validation.wording import listed_names, warn
 
 LEAST_CELLS = 50  # with a label, of a batch that is compared
 PRIOR_COUNTS = 50.0  # of the profile of all cells, added to that of each label
@@ -85,11 +85,11 @@ def contradicted(found: np.ndarray) -> np.ndarray:
     return compared[found[compared] < LEAST_AGREEMENT * others]
 
 
-def sentence(found: np.ndarray, batches: np.ndarray, names: Sequence[str], key: str) -> str:
-    """Return the warning for the labels in the column `key` of some batches, from (batches,) agreements."""
+def warn_of(found: np.ndarray, batches: np.ndarray, names: Sequence[str], key: str) -> None:
+    """Warn of the labels in the column `key` of some batches, from (batches,) agreements."""
     wrong, right = max(float(found[batches].max()), 0.0), float(np.nanmedian(np.delete(found, batches)))
     where = listed_names([str(names[k]) for k in batches])
-    return (
+    warn(
         f"The values of {key!r} in {where} do not fit the cells: beyond chance, {wrong:.0%} of them agree with the "
         f"expression, in other batches {right:.0%}. The model is trained without them. Look whether they were mixed up."
     )
