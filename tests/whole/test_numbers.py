@@ -112,6 +112,11 @@ TABLE: dict[str, dict[str, Rule]] = {
     },
     "SCCVAE.generate": {"n_cells": COUNT, "seed": SEED},
     "SCCVAE.get_elbo": {"seed": SEED},
+    "SCCVAE.get_feature_correlation_matrix": {
+        "n_samples": whole(taken=2),
+        "rna_size_factor": real(100.0, 0, -1.0, 1e300),
+        "seed": SEED,
+    },
     "SCCVAE.get_marginal_ll": {"n_samples": COUNT, "seed": SEED},
     "SCCVAE.get_normalized_expression": {
         "library_size": real(100.0, 0, -1.0, 1e300),
