@@ -338,11 +338,11 @@ def count_distributions(
 
 @alone()
 @torch.no_grad()
-def predictive(vae: VAE, counts: Counts, *, seed: Sequence[int]) -> sp.csr_matrix:
-    """Sample x once for every cell, with z and l sampled from their posteriors, (cells, genes)."""
+def predictive(vae: VAE, counts: Counts, batch: int | None = None, *, seed: Sequence[int]) -> sp.csr_matrix:
+    """Sample x once for every cell, z and l from their posteriors, (cells, genes); in the cell's own batch for None."""
     rng = np.random.default_rng(seed)
     noise_seed, rng_of = int(rng.integers(2**62)), streams(rng)
-    draws = enumerate(decode(vae, counts, Request(n_samples=1, seed=noise_seed, chunk_size=SAMPLED)))
+    draws = enumerate(decode(vae, counts, Request((batch,), n_samples=1, seed=noise_seed, chunk_size=SAMPLED)))
     parts = [sp.csr_matrix(vae.likelihood.sample(d.decoded, d.log_library, rng_of(part))) for part, d in draws]
     return sp.vstack(parts, format="csr")
 

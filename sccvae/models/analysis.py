@@ -165,11 +165,7 @@ class AnalysisModel(GenerationModel):
         >>> table["n_samples1"].unique().tolist()
         [4]
         """
-        if self.likelihood.support != "counts":
-            raise ValueError(
-                f"differential_expression needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
-                "expected 'zinb', 'nb' or 'poisson'."
-            )
+        self._check_counts("differential_expression")
         options = over_cells.Options(mode, delta, pseudocount, fdr_target)
         n_samples, seed = whole("n_samples", n_samples, least=10, most=MOST), checked_seed(seed)
         max_cells, chunk_size = limit("max_cells", max_cells), unless_none(limit, "chunk_size", chunk_size)

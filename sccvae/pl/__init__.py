@@ -5,9 +5,10 @@ The AnnData and matplotlib's settings are not changed.
 
 from sccvae.pl.conditions import condition_effect, differential_abundance
 from sccvae.pl.diagnostics import diagnostics, history
-from sccvae.pl.differential_expression import dotplot, volcano
 from sccvae.pl.embedding import integration
 from sccvae.pl.generation import generation, images
+from sccvae.pl.genes.differential_expression import dotplot, volcano
+from sccvae.pl.genes.programs import gene_programs
 from sccvae.pl.latent import latent_grid, latent_scatter
 from sccvae.pl.lines import interpolation
 from sccvae.pl.mapping import mapping
@@ -20,6 +21,7 @@ __all__ = [
     "diagnostics",
     "differential_abundance",
     "dotplot",
+    "gene_programs",
     "generation",
     "gradient",
     "history",

@@ -90,9 +90,9 @@ def checked_seed(seed: Any, *, most: int = ANY) -> int:
     return read
 
 
-def checked_library_size(library_size: Any) -> float:
+def checked_library_size(library_size: Any, name: str = "library_size") -> float:
     """Return the library size, a factor of normalised expression, if it is a number of counts."""
-    return finite("library_size", library_size, "counts per cell, above 0 and at most 1e30", above=0, most=FLOAT32)
+    return finite(name, library_size, "counts per cell, above 0 and at most 1e30", above=0, most=FLOAT32)
 
 
 def float_dtype(name: str, value: Any) -> np.dtype:

@@ -55,7 +55,7 @@ def test_tl_and_pl_use_public_attributes_alone():
     example = "model._vae.x; self._y; a.b(model)._cells; model.__class__"
     assert private_attributes(ast.parse(example)) == {"model._vae", "a.b(model)._cells"}
     for room in ("tl", "pl"):
-        for path in (PACKAGE / room).glob("*.py"):
+        for path in (PACKAGE / room).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             assert private_attributes(ast.parse(text)) == set(), path
             assert "getattr(model" not in text

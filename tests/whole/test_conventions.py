@@ -53,6 +53,7 @@ TL = {
     "confounding_table": Row(lambda g: (g.adata, "batch"), returns=pd.DataFrame),
     "denoise": Row(lambda g: (g.adata, g.model, ["gene3", "gene7"]), {"n_samples": 20}, model=1),
     "differential_abundance": Row(lambda g: (g.adata, "sample", "arm"), {"n_neighbors": 20}),
+    "gene_programs": Row(lambda g: (g.adata, g.model), {"n_programs": 2, "max_cells": 60}, model=1),
     "gradient": Row(lambda g: (g.adata,), {"root": 0, "n_dcs": 5}),
     "hierarchy": Row(lambda g: (g.adata, "kind"), {"use_rep": "X_sccvae"}),
     "integrate": Row(lambda g: (g.adata,), {"batch_key": "batch", "model_options": TINY, "train_options": QUICK}),
@@ -77,6 +78,7 @@ PL = {
     "diagnostics": Row(lambda g: (g.diagnosis,), first="diagnosis"),
     "differential_abundance": Row(lambda g: (g.adata,), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "dotplot": Row(lambda g: (g.adata, ["gene3", "gene7"], "kind"), ax={}),
+    "gene_programs": Row(lambda g: (g.adata,), {"basis": "X_draw_graph_sccvae", "max_cells": 60}),
     "generation": Row(lambda g: (g.adata, g.adata), {"max_cells": 60}, first="real"),
     "gradient": Row(lambda g: (g.adata,), {"max_cells": 60}, ax={}),
     "history": Row(lambda g: (g.model.history,), first="history", ax={}),
@@ -134,6 +136,7 @@ def made(make_adata):
     conditioned = sccvae.SCCVAE(adata, batch_key="batch", condition_key="arm", **TINY)
     conditioned.train(**QUICK)
     tl.condition_effect(adata, conditioned, "stim", "ctrl", sample_key="sample", n_samples=2)
+    tl.gene_programs(adata, model, n_programs=2)
     tl.gradient(adata, root=0, n_dcs=5)
     tl.trends(adata, model, ["gene3", "gene7"], n_samples=20, n_points=10)
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")

@@ -97,6 +97,21 @@ def test_trends_along_a_pseudotime_without_spread_are_finite(held):
     assert finite(adata.uns["sccvae_trends"])
 
 
+def test_gene_programs_are_finite_or_one_sentence(held):
+    adata, model = held
+    try:
+        tl.gene_programs(adata, model)
+    except ValueError as error:
+        assert str(error).startswith("gene_programs found cells with one latent representation; expected cells")  # noqa: PT017
+        assert model.get_latent_representation().std(0).max() < 1e-4
+    else:
+        found = adata.uns["gene_programs"]
+        assert finite(found["programs"])
+        assert finite(found["table"])
+        assert finite(adata.varm["gene_programs"])
+        assert finite(adata.obsm["X_gene_programs"])
+
+
 @pytest.mark.parametrize("spread", [0, 1e-17, 1e-300, 1e30, 1e300])
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_scores_of_embeddings_of_any_magnitude(spread):

@@ -112,6 +112,11 @@ TABLE: dict[str, dict[str, Rule]] = {
     },
     "SCCVAE.generate": {"n_cells": COUNT, "seed": SEED},
     "SCCVAE.get_elbo": {"seed": SEED},
+    "SCCVAE.get_feature_correlation_matrix": {
+        "n_samples": whole(taken=2),
+        "rna_size_factor": real(100.0, 0, -1.0, 1e300),
+        "seed": SEED,
+    },
     "SCCVAE.get_marginal_ll": {"n_samples": COUNT, "seed": SEED},
     "SCCVAE.get_normalized_expression": {
         "library_size": real(100.0, 0, -1.0, 1e300),
@@ -198,6 +203,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     "metrics.silhouette_label": {"max_cells": MAX_CELLS, "seed": SEED},
     "pl.condition_effect": {"max_cells": CELLS, "seed": SEED_32},
     "pl.differential_abundance": {"max_cells": CELLS, "seed": SEED_32},
+    "pl.gene_programs": {"n_genes": LIMIT, "max_cells": CELLS, "seed": SEED_32},
     "pl.generation": {"max_cells": whole(2, huge=True, taken=40), "seed": SEED_32},
     "pl.gradient": {"max_cells": CELLS, "seed": SEED_32},
     "pl.images": {"shape": Rule(((2.0, np.int8(30)),), ((0, 60), (-2, -30), (1.5, 40), (True, 60), "ab", 60, None))},
@@ -239,6 +245,12 @@ TABLE: dict[str, dict[str, Rule]] = {
         "n_neighbors": whole(2, none=True),
         "n_neighborhoods": whole(2, none=True, taken=20),
         "interval": SHARE,
+        "seed": SEED,
+    },
+    "tl.gene_programs": {
+        "n_programs": whole(none=True, taken=2),
+        "n_genes": LIMIT,
+        "max_cells": whole(2, huge=True, taken=30),
         "seed": SEED,
     },
     "tl.gradient": {
@@ -319,6 +331,7 @@ def data(make_adata, tmp_path_factory):
     tl.store(adata, model)
     tl.transfer_labels(adata, model, reference_labels="kind")
     tl.hierarchy(adata, "kind", use_rep="X_sccvae")
+    tl.gene_programs(adata, model)
     adata.obs["sccvae_pseudotime"] = np.linspace(0, 1, 60)
     adata.obs["sample"], adata.obs["arm"] = (np.arange(60) % 6).astype(str), np.where(np.arange(60) % 6 < 3, "a", "b")
     tl.trends(adata, model, ["gene1", "gene2"], n_samples=20, n_points=3)
@@ -397,6 +410,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "metrics.silhouette_label": {"z": d.z, "labels": labels},
         "pl.condition_effect": {**layer, "gene": "gene1", "basis": "X_sccvae"},
         "pl.differential_abundance": {**layer, "basis": "X_sccvae"},
+        "pl.gene_programs": {**layer, "basis": "X_sccvae"},
         "pl.generation": {"real": d.adata, "generated": d.adata},
         "pl.gradient": {**layer, "basis": "X_sccvae"},
         "pl.images": {"rows": {"a": d.adata.X[:2]}, "shape": (6, 10)},
@@ -413,6 +427,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "tl.split_counts": {**layer, "copy": True},
         "tl.denoise": {**layer, "model": model, "genes": "gene1", "n_samples": 20},
         "tl.differential_abundance": {**layer, "sample_key": "sample", "condition_key": "arm", "copy": True},
+        "tl.gene_programs": {**layer, "model": model, "copy": True},
         "tl.gradient": {**layer, "root": 0, "layout": None},
         "tl.integrate": {**layer, "copy": True, "model_options": SMALL, "train_options": QUIET},
         "tl.map_query": {"query": d.adata, "model": model, "copy": True},

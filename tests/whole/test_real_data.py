@@ -84,6 +84,40 @@ def test_markers_of_cortex(real):
     assert set(best[:5]) >= {"Gad1", "Gad2"}
 
 
+def sides(adata, n: int = 20) -> list[set[str]]:
+    """The genes with the largest loadings of each program, for each sign."""
+    loadings = adata.varm["gene_programs"].T
+    return [set(adata.var_names[np.argsort(-sign * values)[:n]]) for values in loadings for sign in (1, -1)]
+
+
+MARKERS = {
+    "cortex": {
+        "interneurons": ["Gad1", "Gad2", "Slc32a1", "Slc6a1", "Dlx1", "Lhx6"],
+        "interneurons with somatostatin": ["Sst", "Npy", "Cort", "Nxph1", "Crhbp"],
+        "microglia": ["Mafb", "Lgmn", "Rgs10", "Apbb1ip", "Csk", "Sla", "Ctsd"],
+        "astrocytes": ["Atp1b2", "Cspg5", "Ntrk2", "Enho", "Slc1a4"],
+    },
+    "hematopoiesis_paul15": {
+        "erythroid": ["Hba-a2", "Car1", "Car2", "Gypa"],
+        "neutrophils": ["Mpo", "Elane", "Prtn3"],
+        "monocytes": ["Irf8", "Csf1r", "Ly86"],
+        "megakaryocytes": ["Pf4", "Itga2b"],
+        "basophils": ["Prss34", "Mcpt8"],
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "batch_key"), [("cortex", None), ("hematopoiesis_paul15", "batch")])
+def test_gene_programs_hold_published_markers(real, name, batch_key):
+    """At least two markers of each cell type are among the 20 largest loadings of one side of a program."""
+    adata = real(name)
+    model = trained(adata, 10, batch_key=batch_key)
+    sccvae.tl.gene_programs(adata, model)
+    found = {kind: max(len(side & set(genes)) for side in sides(adata)) for kind, genes in MARKERS[name].items()}
+    assert min(found.values()) >= 2, found
+    assert (adata.uns["gene_programs"]["programs"]["stability"][:3] > 0.9).all()
+
+
 def test_pbmc_3tech(real):
     adata = real("pbmc_3tech")
     model = trained(adata, 25, batch_key="batch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sccvae.data.counts import Counts
-from sccvae.inference import posterior
+from sccvae.inference import correlation, posterior
 from sccvae.io import arrays, storage
 from sccvae.models.base import BaseModel
 from sccvae.modules.vae import VAE
 from sccvae.validation.arguments import (
+    check_choice,
     checked_library_size,
     checked_seed,
     flag,
@@ -26,9 +27,6 @@ from sccvae.validation.arguments import (
     positive,
     unless_none,
 )
-
-Prior = Literal["normal", "aggregate"]
-_STORED = "aggregate."  # prefix of the mixture's arrays in a saved model
 
 
 class OutputsModel(BaseModel):
@@ -228,20 +226,32 @@ class OutputsModel(BaseModel):
         >>> mean.shape, bool((variance >= mean).all())
         ((100, 2), True)
         """
-        if self.likelihood.support != "counts":
-            raise ValueError(
-                f"moments_of needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, "
-                "expected 'zinb', 'nb' or 'poisson'."
-            )
+        self._check_counts("moments_of")
         counts, _ = self._cells(adata, indices)
         columns = self._schema.positions_of_genes(gene_list)
         _, mean, variance = zip(*posterior.gene_moments(self._vae, counts, columns), strict=True)
         return np.vstack(mean), np.vstack(variance)
 
     def posterior_predictive_sample(
-        self, adata: AnnData | None = None, indices: Any = None, *, n_samples: int | None = None, seed: int = 0
+        self,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        *,
+        n_samples: int | None = None,
+        transform_batch: str | None = None,
+        gene_list: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> sp.csr_matrix | np.ndarray:
         """Sample counts from p(x' | x): z and l from their posteriors, x' from the likelihood.
+
+        Parameters
+        ----------
+        adata, indices
+            As in `get_latent_representation`.
+        transform_batch
+            Name of one batch to sample in; None takes each cell's own. The library size stays that of the cell.
+        gene_list
+            Genes to return, in this order; None returns all. The values do not depend on it.
 
         Returns
         -------
@@ -254,8 +264,73 @@ class OutputsModel(BaseModel):
         """
         n_samples, seed = unless_none(positive, "n_samples", n_samples), checked_seed(seed)
         counts, _ = self._cells(adata, indices)
-        draws = [posterior.predictive(self._vae, counts, seed=[seed, k]) for k in range(n_samples or 1)]
-        return draws[0] if n_samples is None else np.stack([draw.toarray() for draw in draws])
+        columns = slice(None) if gene_list is None else self._schema.positions_of_genes(gene_list)
+        batches = self._batch_codes(transform_batch)
+        if len(batches) != 1:
+            raise ValueError(
+                f"transform_batch stands for {len(batches)} batches; expected the name of one, because a mean over "
+                "batches is no sample, or None for each cell's own."
+            )
+        draws = (posterior.predictive(self._vae, counts, *batches, seed=[seed, k]) for k in range(n_samples or 1))
+        if n_samples is None:
+            return next(draws)[:, columns]
+        return np.stack([draw[:, columns].toarray() for draw in draws])
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        n_samples: int = 10,
+        *,
+        rna_size_factor: float = 1000,
+        transform_batch: str | Sequence[str] | None = None,
+        correlation_type: correlation.CorrelationType = "spearman",
+        gene_list: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Correlation of genes over cells and samples of denoised expression, (genes, genes).
+
+        Denoised expression is the rate of the negative binomial: Gamma(theta) with mean `rna_size_factor` * rho, for
+        z from its posterior. It has no noise of counting and no zero inflation. The decoder itself makes genes
+        correlated, so that the matrix is no evidence of regulation.
+
+        Parameters
+        ----------
+        adata, indices
+            As in `get_latent_representation`.
+        n_samples, rna_size_factor
+            Samples for each cell; counts per cell, on which correlations do not depend.
+        transform_batch
+            Batch to decode in, as in `get_normalized_expression`; over several, correlations are averaged.
+        correlation_type
+            `spearman`, of ranks, or `pearson`.
+        gene_list
+            Genes to correlate; None takes all. Memory: 4 bytes x samples x cells x genes, and 24 bytes x genes x genes.
+
+        Returns
+        -------
+        DataFrame with the names of the genes. Genes whose samples are all equal have NaN.
+
+        Raises
+        ------
+        ValueError, KeyError
+            The memory would exceed 2 GiB; the likelihood is not one of counts; a batch or gene is unknown.
+
+        Examples
+        --------
+        >>> table = model.get_feature_correlation_matrix(gene_list=["gene_1", "gene_2"], n_samples=2)
+        >>> table.loc["gene_1", "gene_1"], table.shape
+        (np.float64(1.0), (2, 2))
+        """
+        self._check_counts("get_feature_correlation_matrix")
+        n_samples, seed = positive("n_samples", n_samples), checked_seed(seed)
+        size = checked_library_size(rna_size_factor, "rna_size_factor")
+        check_choice("correlation_type", correlation_type, get_args(correlation.CorrelationType))
+        counts, _ = self._cells(adata, indices)
+        genes = np.arange(counts.n_genes) if gene_list is None else self._schema.positions_of_genes(gene_list)
+        batches, options = self._batch_codes(transform_batch), {"n_samples": n_samples, "seed": seed}
+        found = correlation.correlation(self._vae, counts, genes, batches, size, correlation_type, **options)
+        return pd.DataFrame(found, index=self.gene_names[genes], columns=self.gene_names[genes])
 
     def get_elbo(
         self, adata: AnnData | None = None, indices: Any = None, *, return_mean: bool = True, seed: int = 0
@@ -321,6 +396,14 @@ class OutputsModel(BaseModel):
     def _measured(self, counts: Counts) -> tuple[VAE, Counts, pd.Index]:
         """Network, counts and names of the genes that were measured in these cells: those of the likelihood."""
         return self._vae, counts, self.gene_names
+
+    def _check_counts(self, method: str) -> None:
+        """Raise unless the likelihood is one of counts."""
+        if self.likelihood.support != "counts":
+            raise ValueError(
+                f"{method} needs a count likelihood; found gene_likelihood={self.likelihood.name!r}, expected 'zinb', "
+                "'nb' or 'poisson'."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Parameters, history and versions, in types that `uns` of an AnnData and h5ad files can store.

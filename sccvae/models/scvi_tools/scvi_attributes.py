@@ -23,7 +23,6 @@ ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("train_indices", "validation_indices", "test_indices"), _SPLIT),
     "convert_legacy_save": "Models of scvi-tools cannot be read, since the networks differ: train anew.",
     "minify_adata": "Outputs need no training data: {kind}.load(path) keeps the model alone.",
-    "get_feature_correlation_matrix": "Correlate the columns of posterior_predictive_sample(n_samples=...).",
     "get_aggregated_posterior": "Sample from a mixture fitted to it by generate(prior='aggregate').",
     "differential_abundance": "It is not here. metrics.embedding_scores measures the mixing of batches.",
     "get_batch_representation": "Each batch has its own offsets; there is no embedding of batches.",

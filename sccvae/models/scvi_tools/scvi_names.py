@@ -366,10 +366,6 @@ OUTPUTS: dict[str, Table] = {
         "test_mode": only("two", why="Genes that rise and genes that fall are judged together: leave it out."),
         "cred_interval_lvls": without("The table has lfc_std, lfc_min and lfc_max: leave it out."),
     },
-    "posterior_predictive_sample": {
-        "transform_batch": without("Each cell is drawn in its own batch: leave it out."),
-        "gene_list": without("All genes are sampled: choose columns by model.gene_names.get_indexer(genes)."),
-    },
     "get_likelihood_parameters": {
         "n_samples": only(1, why="Parameters are those at the posterior means: leave it out."),
         "give_mean": anything,  # one sample has no average

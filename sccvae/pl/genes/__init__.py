@@ -1,0 +1,4 @@
+"""Figures of genes: differential expression, gene programs.
+
+Functions of `sccvae.pl`.
+"""
