@@ -38,6 +38,7 @@ from sccvae.metrics.distances import (
     stacked,
     stream,
 )
+from sccvae.metrics.memorisation import Memorisation, memorisation
 from sccvae.validation.arguments import FLOAT32, MOST, SEEDS, checked_seed, finite, limit, unless_none, whole
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MMD",
+    "Memorisation",
     "PathLogDensity",
     "PrecisionCoverage",
     "gene_agreement",
     "line_log_density",
     "log_normalized",
+    "memorisation",
     "mmd",
     "path_log_density",
     "precision_coverage",

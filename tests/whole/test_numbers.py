@@ -176,6 +176,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         "max_cells": whole(6, huge=True, none=True, taken=30),
         "seed": SEED_32,
     },
+    "generation.memorisation": {"max_cells": MAX_CELLS, "seed": SEED},
     "generation.spurious": {"quantile": SHARE, "max_cells": MAX_CELLS, "seed": SEED},
     "generation.two_sample_auc": {
         "n_folds": whole(2, taken=3),
@@ -398,6 +399,7 @@ def run(d: SimpleNamespace, name: str, given: dict[str, Any]) -> Any:
         "generation.principal_components": pair,
         "generation.prior_fit": {"z": d.z, "n_permutations": 5},
         "generation.score_generator": counts,
+        "generation.memorisation": {"training": pair["real"], "held_out": pair["real"], "generated": pair["generated"]},
         "generation.spurious": pair,
         "generation.two_sample_auc": {**pair, "n_folds": 2},
         "metrics.batch_entropy": {"z": d.z, "batches": batches, **k},
