@@ -11,7 +11,7 @@ from sccvae.data.counts import Counts, Minibatch
 from sccvae.inference import posterior
 from sccvae.inference.noise import streams
 from sccvae.inference.posterior import SAMPLED, chunks
-from sccvae.kernels.parallel import alone, each_alone
+from sccvae.kernels.parallel import alone, each_alone, share
 from sccvae.modules.latent_terms import LabelledPrior
 from sccvae.modules.vae import VAE
 
@@ -103,21 +103,29 @@ def counts_of(
 ) -> Iterator[tuple[slice, sp.csr_matrix, np.ndarray | None]]:
     """Yield (rows, x, E[x]) for blocks of cells, (cells, genes) each; E[x] is None unless `expected`.
 
-    The samples do not depend on `per_block`, a multiple of `SAMPLED`.
+    The samples do not depend on `per_block`, about the number of cells of a block.
     """
     vae.eval()
-    rng_of, part = streams(rng), 0
-    for block in chunks(len(latent), per_block):
-        drawn, means = [], []
-        for rows in chunks(block.stop - block.start, SAMPLED):
-            some = latent.part(slice(block.start + rows.start, block.start + rows.stop))
-            log_l = None if some.log_library is None else torch.from_numpy(some.log_library).to(vae.device)
-            decoded = vae.decoder(torch.from_numpy(some.z).to(vae.device), some.minibatch(vae))
-            drawn.append(sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng_of(part))))
-            if expected:
-                means.append(_expected(vae, decoded, log_l))
-            part += 1
-        yield block, sp.vstack(drawn, format="csr"), np.concatenate(means) if expected else None
+    rng_of, parts = streams(rng), list(chunks(len(latent), SAMPLED))
+    together = -(-per_block // SAMPLED)
+    for start in range(0, len(parts), together):
+        rows = parts[start : start + together]
+
+        def draw(first: int, last: int, start: int = start) -> list[tuple[sp.csr_matrix, np.ndarray | None]]:
+            return [_drawn(vae, latent.part(parts[start + k]), rng_of(start + k), expected) for k in range(first, last)]
+
+        drawn = [part for some in share(draw, len(rows)) for part in some]
+        matrix = sp.vstack([x for x, _ in drawn], format="csr")
+        means = [mean for _, mean in drawn if mean is not None]
+        yield slice(rows[0].start, rows[-1].stop), matrix, np.concatenate(means) if expected else None
+
+
+def _drawn(vae: VAE, some: Latent, rng: np.random.Generator, expected: bool) -> tuple[sp.csr_matrix, np.ndarray | None]:
+    """Return the counts of some cells, and their expectation if it is wanted."""
+    log_l = None if some.log_library is None else torch.from_numpy(some.log_library).to(vae.device)
+    decoded = vae.decoder(torch.from_numpy(some.z).to(vae.device), some.minibatch(vae))
+    counts = sp.csr_matrix(vae.likelihood.sample(decoded, log_l, rng))
+    return counts, _expected(vae, decoded, log_l) if expected else None
 
 
 def _expected(vae: VAE, decoded, log_library: torch.Tensor | None) -> np.ndarray:
