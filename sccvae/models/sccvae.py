@@ -109,7 +109,8 @@ class SCCVAE(MappingModel):
         Penalty in nats for each expected zero-inflated count (`zinb`); 0 does not penalise zero inflation.
     prior_components
         Number of Gaussians in the prior of z, a learnt mixture (as Dilokthanakul et al. 2016,
-        https://arxiv.org/abs/1611.02648, marginalised). 0 takes N(0, I), which separates cell types less clearly.
+        https://arxiv.org/abs/1611.02648, marginalised). 0 takes N(0, I), which separates cell types less clearly. None
+        takes 30, and with labels three for each label if that is more.
     batch_mixing
         Weight of the batch penalty, from the end of the KL warm-up on. The penalty is the information in nats that the
         neighbours of a cell in the embedding give on its batch (`sccvae.modules.batch_penalty`). Values up to about 3
@@ -179,7 +180,7 @@ class SCCVAE(MappingModel):
         library: Library = "lognormal",
         encode_covariates: bool = True,
         dropout_cost: float = 0.02,
-        prior_components: int = 30,
+        prior_components: int | None = None,
         batch_mixing: float = 1.5,
         weight_precision: float = 100.0,
         thinning: float = 0.0,
@@ -220,7 +221,7 @@ class SCCVAE(MappingModel):
             library="observed" if size_factor_key is not None else library,
             encode_covariates=flag("encode_covariates", encode_covariates),
             dropout_cost=real("dropout_cost", dropout_cost),
-            prior_components=whole("prior_components", prior_components, most=MOST),
+            prior_components=_components(prior_components, len(schema.labels)),
             batch_mixing=real("batch_mixing", batch_mixing),
             weight_precision=real("weight_precision", weight_precision),
             thinning=real("thinning", thinning),
@@ -360,6 +361,11 @@ class SCCVAE(MappingModel):
             seed=seed,
             progress_bar=progress_bar,
         )
+
+
+def _components(given: int | None, n_labels: int) -> int:
+    """Check the number of Gaussians; None takes the default."""
+    return max(30, 3 * n_labels) if given is None else whole("prior_components", given, most=MOST)
 
 
 def _widths(n_hidden: int | Sequence[int]) -> int | tuple[int, int]:

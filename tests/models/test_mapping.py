@@ -499,3 +499,16 @@ def test_sentences_of_checks():
     assert check_offsets(levels[:2], 1, ["x", "y"]) is None
     assert check_depth(np.log([10.0, 20.0, 30.0]), np.log(100.0)).value == pytest.approx(0.2)
     assert check_missing_genes(None, np.array(["a"])).ok
+
+
+def test_many_labels_have_three_components_each():
+    cells = sccvae.simulate.simulate(300, 30, n_types=3, seed=0)
+    cells.obs["fine"] = [f"kind_{k % 12}" for k in range(300)]
+    few, many = (
+        sccvae.SCCVAE(cells, batch_key="batch", labels_key=key).describe()["parameters"]["prior_components"]
+        for key in ("cell_type", "fine")
+    )
+    assert (few, many) == (30, 36)
+    assert (
+        sccvae.SCCVAE(cells, labels_key="fine", prior_components=12).describe()["parameters"]["prior_components"] == 12
+    )

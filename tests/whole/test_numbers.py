@@ -84,7 +84,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         ),
         "dropout_rate": real(0.25, 1, -0.1, HUGE, none=True),
         "dropout_cost": WEIGHT,
-        "prior_components": whole(0),
+        "prior_components": whole(0, none=True),
         "batch_mixing": WEIGHT,
         "weight_precision": WEIGHT,
         "thinning": DROPOUT,

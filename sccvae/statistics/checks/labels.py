@@ -15,6 +15,7 @@ from sccvae.validation.wording import listed_names, warn
 LEAST_CELLS = 50  # with a label, of a batch that is compared
 PRIOR_COUNTS = 50.0  # of the profile of all cells, added to that of each label
 LEAST_AGREEMENT = 0.5  # of that of the other batches
+LEAST_SIGNAL = 0.2  # agreement of the other batches below which labels are not about expression
 
 
 def kappa(predicted: np.ndarray, given: np.ndarray) -> float:
@@ -77,12 +78,15 @@ def _sums(counts: sp.csr_matrix, cells: np.ndarray, labels: np.ndarray, n_labels
 
 
 def contradicted(found: np.ndarray) -> np.ndarray:
-    """Return the batches whose agreement is below half of the median of the others, from (batches,) agreements."""
+    """Return the batches whose agreement is below half of the median of the others, from (batches,) agreements.
+
+    None where the labels of the other batches do not agree with the expression either.
+    """
     compared = np.flatnonzero(np.isfinite(found))
     if len(compared) < 2:
         return np.zeros(0, dtype=int)
     others = np.array([np.median(found[compared[compared != k]]) for k in compared])
-    return compared[found[compared] < LEAST_AGREEMENT * others]
+    return compared[(found[compared] < LEAST_AGREEMENT * others) & (others >= LEAST_SIGNAL)]
 
 
 def warn_of(found: np.ndarray, batches: np.ndarray, names: Sequence[str], key: str) -> None:

@@ -49,6 +49,8 @@ def test_other_names_in_one_batch_and_few_cells_are_left_alone(cells):
     few = np.where((batches == 2) & (np.cumsum(batches == 2) > 40), -1, labels)
     assert np.isnan(checks.agreement(cells.X, few, batches, 0)[2])
     assert not len(checks.contradicted(np.array([0.1, np.nan])))
+    assert not len(checks.contradicted(np.array([0.0, 0.1, 0.12])))  # labels that are not about expression
+    assert list(checks.contradicted(np.array([0.1, 0.8, 0.3]))) == [0]
 
 
 def test_a_model_is_trained_without_them_and_says_so(cells):
