@@ -9,7 +9,7 @@ https://doi.org/10.1101/794289; Boyeau et al. 2023, https://doi.org/10.1073/pnas
     called: as many genes, most probable first, as keep the mean of 1 - proba_de at the false discovery rate
 
 Groups are compared by their means. Differences of random pairs of cells would mostly be differences within a group.
-Three corrections calibrate the probabilities:
+Three corrections calibrate the probabilities, and a fourth orders the genes:
 
 1. The decoder's parameters are estimates, and the posterior of z does not include their uncertainty. The counts of
    each group and batch are compared with the decoder's expectation, and the means carry the noise of the counts
