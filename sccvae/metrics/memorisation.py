@@ -26,6 +26,12 @@ class Memorisation(NamedTuple):
         AUC of a membership attack: a cell is taken for a training cell if a generated cell is near.
     error
         Standard error of both without copying, (1/12 (1/n + 1/m))^(1/2) for the smaller numbers n and m of cells.
+
+    Examples
+    --------
+    >>> from sccvae import generation
+    >>> generation.Memorisation(nearer=0.51, membership=0.5, error=0.02).membership
+    0.5
     """
 
     nearer: float
