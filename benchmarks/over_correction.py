@@ -62,7 +62,7 @@ def checked(adata, z: np.ndarray, kind: str | None, seed: int) -> dict:
     clusters = correction.cluster_batches(correction.halves(matrix, seed), batches, seed)
     table = correction.compared(logged, batches, z, clusters)
     labels = [pd.Series(types[clusters.label == k]).mode().iloc[0] for k in range(len(table))]
-    reported = (table["mixing"] > correction.MIXED) & (table["alike"] < correction.ALIKE)
+    reported = correction.is_drawn(table).to_numpy()
     mine = np.array(labels) == kind
     found = {
         "false": int((reported & ~mine).sum()),

@@ -25,6 +25,7 @@ N_NEIGHBOURS = 15
 N_GENES = 500  # most variable over clusters, by which profiles are compared
 MIXED = 0.3  # mixing, relative to random mixing, from which a cluster counts as lying among other batches
 ALIKE = 0.65  # correlation of profiles below which it is another kind
+LESS_ALIKE, FEW_KEPT = 0.75, 0.75  # or below which it is, if it keeps so few of its neighbours
 N_MARKERS, LEAST_CHANGE = 10, 1.0  # of a cluster; log2 units
 KEPT = 1 / 3  # of a marker's fold change
 
@@ -144,6 +145,12 @@ def compared(logged: sp.csr_matrix, batches: np.ndarray, z: np.ndarray, clusters
     )
 
 
+def is_drawn(table: pd.DataFrame) -> pd.Series:
+    """Return which clusters, rows of `compared`, lie among cells of another kind."""
+    other = (table["alike"] < ALIKE) | ((table["alike"] < LESS_ALIKE) & (table["kept"] < FEW_KEPT))
+    return (table["mixing"] > MIXED) & other
+
+
 def markers_kept(logged: sp.csr_matrix, clusters: Clusters, corrected: np.ndarray) -> np.ndarray:
     """Return the fraction of each cluster's markers that mark it in the corrected expression, (clusters,).
 
@@ -200,7 +207,7 @@ def checks_of_correction(
         f"{table['kept'].iloc[worst]:.0%}, those with {where[worst]}"
     )
     text += f". {knob}." if kept < EXPECTED["neighbours_kept"][0] else "."
-    drawn = table[(table["mixing"] > MIXED) & (table["alike"] < ALIKE)]
+    drawn = table[is_drawn(table)]
     said = "No kind of cells that one batch alone holds was drawn to other kinds."
     if len(drawn):
         first = int(drawn["alike"].idxmin())
