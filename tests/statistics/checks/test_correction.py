@@ -106,3 +106,8 @@ def test_examples_are_the_markers_of_a_cluster(logged, clusters):
         assert all(
             15 * kind <= int(word.strip("'").removeprefix("gene_")) < 15 * kind + 10 for word in words.split(", ")
         )
+
+
+def test_a_cluster_is_drawn_if_it_is_another_kind_or_less_alike_and_lost_its_neighbours():
+    rows = {"mixing": [0.9, 0.9, 0.9, 0.9, 0.1], "alike": [0.6, 0.7, 0.7, 0.9, 0.2], "kept": [1.0, 0.5, 0.9, 0.2, 0.2]}
+    assert checks.is_drawn(pd.DataFrame(rows)).tolist() == [True, True, False, False, False]
