@@ -362,7 +362,7 @@ def mapped_queries() -> str:
     rows, lines = [row for row in read(RESULTS / "mapping.jsonl") if row["conditions"]["missing"] is None], []
     measures = ("acc", "f1", "ece", "knn_mix")
     for part, name in (("donors", "pbmc_8donors, each donor"), ("simulated", "simulated, three batches")):
-        of_part = pick(rows, part=part)
+        of_part = [row for row in rows if has(row, part=part)]
         methods = [method for method in MAPPED if pick(of_part, method=method)]
         found = [[text(pick(of_part, method=k, measure=m)) for m in measures] for k in methods]
         values = columns(found, [MEASURES[measure][2] for measure in measures])
