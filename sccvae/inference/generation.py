@@ -38,6 +38,7 @@ class Latent:
     log_library: np.ndarray | None
 
     @property
+    @alone()
     def library(self) -> np.ndarray | None:
         """Return the library sizes, (cells,)."""
         return None if self.log_library is None else torch.from_numpy(self.log_library).exp().numpy()
@@ -61,6 +62,7 @@ class Latent:
         return x.to(vae.device)
 
 
+@alone()
 def draw_z(vae: VAE, n: int, rng: np.random.Generator, label: int | None = None) -> np.ndarray:
     """Draw n samples of the prior, (n, n_latent) float32; of p(z | label) if a label is given."""
     if vae.prior is None:
@@ -68,6 +70,7 @@ def draw_z(vae: VAE, n: int, rng: np.random.Generator, label: int | None = None)
     return vae.prior.sample(n, rng, label)
 
 
+@alone()
 @torch.no_grad()
 def draw_log_library(
     vae: VAE, codes: np.ndarray, rng: np.random.Generator, deviation: np.ndarray | None = None
@@ -134,6 +137,7 @@ def _expected(vae: VAE, decoded, log_library: torch.Tensor | None) -> np.ndarray
     return vae.likelihood.mean(decoded, log_library).cpu().numpy()
 
 
+@alone()
 @torch.no_grad()
 def labels_of(vae: VAE, z: np.ndarray) -> np.ndarray:
     """Return the number of the most probable label of each z, (cells,)."""

@@ -266,6 +266,6 @@ def test_dots_of_groups_that_share_no_batch_are_warned_of():
     with pytest.warns(UserWarning, match=r"dotplot: none and some share no batch .*sample_key"):
         pl.dotplot(adata, genes, "drug", layer="sccvae_corrected")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         pl.dotplot(adata, genes, "drug")  # decoded in each cell's own batch
         pl.dotplot(adata, genes, "cell_type", layer="sccvae_corrected")

@@ -66,5 +66,5 @@ def test_a_model_is_trained_without_them_and_says_so(cells):
     assert (model._counts.labels[rows] == -1).all()
     assert np.array_equal(model._counts.labels[~rows], mixed[~rows])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         sccvae.SCCVAE(cells, batch_key="batch", labels_key="cell_type")
