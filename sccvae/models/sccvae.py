@@ -2,19 +2,20 @@
 
 Its public methods, by the file that defines them:
 
-======== ========= ================================================================================================
-class    file      methods and properties
-======== ========= ================================================================================================
-SCCVAE   sccvae    train, cross_validate
-Mapping  mapping   load_query_data, is_mapped, predict, reference_cells, save
-Analysis analysis  differential_expression, condition_effect, diagnose, report
-Outputs  outputs   get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
-                   get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of, generate,
-                   posterior_predictive_sample, get_feature_correlation_matrix, describe
-Base     base      get_reconstruction, decode, save, load, source_of, history, gene_names, n_latent, batches,
-                   likelihood, device, adata, is_trained
-Training plan      resume
-======== ========= ================================================================================================
+========== ========== ===============================================================================================
+class      file       methods and properties
+========== ========== ===============================================================================================
+SCCVAE     sccvae     train, cross_validate
+Mapping    mapping    load_query_data, is_mapped, predict, reference_cells, save
+Analysis   analysis   differential_expression, condition_effect, diagnose, report
+Generation generation generate
+Outputs    posterior  get_latent_representation, get_normalized_expression, get_latent_library_size, get_elbo,
+                      get_likelihood_parameters, get_reconstruction_error, get_marginal_ll, moments_of,
+                      posterior_predictive_sample, get_feature_correlation_matrix, describe
+Base       base       get_reconstruction, decode, save, load, source_of, history, gene_names, n_latent, batches,
+                      likelihood, device, adata, is_trained
+Training   plan       resume
+========== ========== ===============================================================================================
 """
 
 import logging
