@@ -29,14 +29,6 @@ from rows import Log, default_out, gather
 from rows import read as read_rows
 
 UNITS = dict.fromkeys(("purity", "alarm", "false", "kept", "total_kept", "alike", "others_alike"), "1")
-N_NEIGHBOURS = 15
-
-
-def purity_of(z: np.ndarray, mine: np.ndarray) -> float:
-    from sklearn.neighbors import NearestNeighbors
-
-    at = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(z).kneighbors(return_distance=False)
-    return float(mine[at[mine]].mean())
 
 
 def drawn(z: np.ndarray, types: np.ndarray, batches: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -63,7 +55,7 @@ def checked(adata, z: np.ndarray, kind: str | None, seed: int) -> dict:
     table = correction.compared(logged, batches, z, clusters)
     labels = [pd.Series(types[clusters.label == k]).mode().iloc[0] for k in range(len(table))]
     reported = correction.is_drawn(table).to_numpy()
-    mine = np.array(labels) == kind
+    mine, of_type = np.array(labels) == kind, types == kind
     found = {
         "false": int((reported & ~mine).sum()),
         "total_kept": float(np.average(table["kept"], weights=table["cells"])),
@@ -72,7 +64,10 @@ def checked(adata, z: np.ndarray, kind: str | None, seed: int) -> dict:
     found["others_alike"] = float(np.min(alike[lying & ~mine], initial=1))
     if kind is not None:
         found["alike"] = float(np.min(alike[mine], initial=1))
-        found |= {"purity": purity_of(z, types == kind), "alarm": float((reported & mine).any())}
+        found |= {
+            "purity": float(correction.own_neighbours(z, of_type)[of_type].mean()),
+            "alarm": float((reported & mine).any()),
+        }
         found["kept"] = float(table["kept"][mine].min()) if mine.any() else None
     return found
 

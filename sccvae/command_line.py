@@ -83,7 +83,7 @@ def _add_map(commands) -> None:
         epilog="example: sccvae map model/ query.h5ad -o mapped.h5ad",
         formatter_class=_Help,
     )
-    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
+    _add_model(command)
     command.add_argument(
         "input", type=Path, help=f"{FORMATS}. A file whose matrices take more than half of the free memory is read and "
         "written in blocks: the output then has counts, obs, var and the results alone.",
@@ -109,7 +109,7 @@ def _add_report(commands) -> None:
         epilog="example: sccvae report model/ counts.h5ad -o report.html --label-key cell_type",
         formatter_class=_Help,
     )
-    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
+    _add_model(command)
     command.add_argument("input", type=Path, help=FORMATS)
     _add_output(command, ".html file to write")
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with batches, if not the model's own")
@@ -161,7 +161,7 @@ def _add_generate(commands) -> None:
         epilog="example: sccvae generate model/ -n 100000 -o cells.h5ad --batch batch_1",
         formatter_class=_Help,
     )
-    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
+    _add_model(command)
     command.add_argument("-n", "--n-cells", type=int, default=argparse.SUPPRESS, help="number of cells")
     _add_output(command, ".h5ad file or .zarr folder to write")
     command.add_argument("--prior", default=argparse.SUPPRESS, help="normal or aggregate: where z is drawn from")
@@ -173,6 +173,10 @@ def _add_generate(commands) -> None:
     )
     command.add_argument("--store-truth", action="store_true", help="also write the expected counts")
     _add_seed_and_device(command)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="folder with a saved model, as of integrate --save-model")
 
 
 def _add_output(command: argparse.ArgumentParser, what: str) -> None:

@@ -182,14 +182,14 @@ def moments_of(values: np.ndarray, dtype: Any) -> tuple[float, float]:
     return mean, spread if spread > rounding * largest else 1.0
 
 
-def standardised(values: np.ndarray, mean: float, scale: float, key: str, names: pd.Index) -> np.ndarray:
-    """Standardise numbers by mean and standard deviation of the training data, (cells,)."""
+def standardised(values: np.ndarray, mean: float, scale: float, where: str, names: pd.Index) -> np.ndarray:
+    """Standardise numbers by mean and standard deviation of the training data, (cells,); errors name `where`."""
     with np.errstate(over="ignore"):
         far = (values - mean) / scale
     bad = ~(np.abs(far) <= MOST_STANDARD)
     if bad.any():
         raise ValueError(
-            f"adata.obs[{key!r}] is {values[bad][0]:g} at cell {names[bad][0]!r}, more than {MOST_STANDARD:g} times "
+            f"{where} is {values[bad][0]:g} at cell {names[bad][0]!r}, more than {MOST_STANDARD:g} times "
             f"{scale:g} from {mean:g}, the mean of the training data ({bad.sum()} such cells); expected numbers of the "
             "same quantity and unit as in the training data."
         )

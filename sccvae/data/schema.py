@@ -253,8 +253,8 @@ class Schema:
         codes = self.codes_of(adata)
         continuous = np.zeros((adata.n_obs, len(self.means)), dtype=np.float32)
         for column, key in enumerate(self.continuous_covariate_keys):
-            moments = self.means[column], self.scales[column]
-            continuous[:, column] = standardised(numbers_of(adata, key), *moments, key, adata.obs_names)
+            moments, where = (self.means[column], self.scales[column]), f"adata.obs[{key!r}]"
+            continuous[:, column] = standardised(numbers_of(adata, key), *moments, where, adata.obs_names)
         log_size, labels = None, None
         if self.labels_key is not None and self.labels_key in adata.obs:
             labels = label_codes_of(adata, self.labels_key, self.labels)

@@ -7,8 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from sccvae.data.counts import Counts, Minibatch
-from sccvae.inference import posterior
+from sccvae.data.counts import Minibatch
 from sccvae.inference.noise import streams
 from sccvae.inference.posterior import SAMPLED, chunks
 from sccvae.kernels.parallel import alone, each_alone, share
@@ -48,11 +47,9 @@ class Latent:
 
     def part(self, rows: slice) -> "Latent":
         """Return some of the cells."""
-        whole = self.codes, self.continuous, self.z, self.log_library
-        codes, continuous, z, log_library = (array if array is None else array[rows] for array in whole)
-        assert codes is not None
-        assert z is not None
-        return Latent(codes, continuous, z, log_library)
+        continuous = None if self.continuous is None else self.continuous[rows]
+        log_library = None if self.log_library is None else self.log_library[rows]
+        return Latent(self.codes[rows], continuous, self.z[rows], log_library)
 
     def minibatch(self, vae: VAE) -> Minibatch:
         """Return the covariates on the device."""
@@ -83,20 +80,6 @@ def draw_log_library(
     deviation = rng.standard_normal(len(codes)) if deviation is None else deviation
     noise = torch.from_numpy(deviation.astype(np.float32)).to(vae.device)
     return (prior.mean + prior.variance.sqrt() * noise).cpu().numpy()
-
-
-@alone()
-@torch.no_grad()
-def like(vae: VAE, counts: Counts, rng: np.random.Generator) -> Latent:
-    """Sample z and library size from the posteriors of given cells, one each, under their covariates."""
-    z = np.empty((len(counts), vae.architecture.n_latent), dtype=np.float32)
-    log_l = counts.log_size.astype(np.float32)
-    for rows, _, q_z, q_l in posterior.encode(vae, counts):
-        for q, out in ((q_z, z), (q_l, log_l)):
-            if q is not None:
-                mean, sd = q.mean.cpu().numpy(), q.variance.sqrt().cpu().numpy()
-                out[rows] = mean + sd * rng.standard_normal(mean.shape).astype(np.float32)
-    return Latent(counts.codes, counts.continuous, z, log_l if vae.likelihood.has_library else None)
 
 
 @each_alone

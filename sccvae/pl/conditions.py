@@ -9,14 +9,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sccvae.data.columns import one_column
-from sccvae.pl.embedding import dot_size, dress, layout_of, sample
+from sccvae.pl.embedding import dot_size, draw_signed, dress, layout_of, sample
 from sccvae.pl.style import COLOURS, MEDIUM, MISSING, SMALL, as_text, colour_bar, new_figure, plot, style
 from sccvae.validation.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 MOST_LABELS = 100  # of a plot of abundance
@@ -148,7 +147,7 @@ def _draw_changes(layout: np.ndarray, lfc: np.ndarray, padj: np.ndarray, axis_na
     title = f"{as_text(params['condition'], 24)} against {as_text(params['reference'], 24)}"
     for ax, mask, name in zip(axes, (known, called), (title, f"adjusted p < {CALLED}"), strict=True):
         ax.scatter(*layout[~mask].T, s=dot_size(len(layout)), color=MISSING, linewidths=0, rasterized=True)
-        points = _draw_values(ax, layout, lfc, np.flatnonzero(mask), reach)
+        points = draw_signed(ax, layout, lfc, np.flatnonzero(mask), reach)
         dress(ax, axis_name)
         ax.set_title(name, fontsize=MEDIUM)
     colour_bar(figure, points, list(axes), "log2 fold change of odds", shrink=0.6, aspect=18, extend="both")
@@ -255,16 +254,9 @@ def _draw_effect(
     if inside is not None and not inside.all():
         size = 3 * dot_size(len(layout)) + 3
         ax.scatter(layout[inside, 0], layout[inside, 1], s=size, color="0.3", linewidths=0, rasterized=True)
-    points = _draw_values(ax, layout, effect, np.arange(len(layout)), reach)
+    points = draw_signed(ax, layout, effect, np.arange(len(layout)), reach)
     dress(ax, axis_name)
     colour_bar(figure, points, ax, "log2 fold change", shrink=0.6, aspect=18, extend="both")
-
-
-def _draw_values(ax: Axes, layout: np.ndarray, values: np.ndarray, cells: np.ndarray, reach: float) -> PathCollection:
-    """Draw some cells of a layout, blue to red from -reach to reach, the largest values last."""
-    order = cells[np.argsort(np.abs(values[cells]), kind="stable")]
-    options: Any = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "linewidths": 0, "rasterized": True}
-    return ax.scatter(layout[order, 0], layout[order, 1], c=values[order], s=dot_size(len(layout)), **options)
 
 
 def _draw_volcano(ax: Axes, table: pd.DataFrame, gene: str) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -227,6 +228,13 @@ def dress(ax: Axes, name: str) -> None:
     ax.set_xlabel(f"{name} 1", fontsize=SMALL, loc="left")
     ax.set_ylabel(f"{name} 2", fontsize=SMALL, loc="bottom")
     style(ax)
+
+
+def draw_signed(ax: Axes, layout: NDArray, values: NDArray, cells: NDArray, reach: float) -> PathCollection:
+    """Draw some cells of a layout, blue to red from -reach to reach, the largest values last."""
+    order = cells[np.argsort(np.abs(values[cells]), kind="stable")]
+    options: Any = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "linewidths": 0, "rasterized": True}
+    return ax.scatter(layout[order, 0], layout[order, 1], c=values[order], s=dot_size(len(layout)), **options)
 
 
 def draw_cells(ax: Axes, layout: NDArray, values: pd.Categorical) -> None:

@@ -20,6 +20,8 @@ from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
 from sccvae.validation.wording import listed, warn
 
+BYTES = 3 * 4  # of a cell and gene: the effect and both ends of its interval, float32
+
 
 @scanpy_like(instead={"copy": "nothing is written to adata, the table is returned"})
 def confounding_table(
@@ -236,7 +238,7 @@ def condition_effect(
     if held_out is not None and held_out not in adata.layers:
         raise KeyError(f"{held_out!r} is not in adata.layers, which has {listed(adata.layers)}: see tl.split_counts.")
     source, genes = model.source_of(adata), list(model.gene_names if gene_list is None else map(str, gene_list))
-    if (n_bytes := 3 * 4 * adata.n_obs * len(genes)) > MAX_LAYER_BYTES:
+    if (n_bytes := BYTES * adata.n_obs * len(genes)) > MAX_LAYER_BYTES:
         raise ValueError(
             f"The effects of {len(genes):,} genes in {adata.n_obs:,} cells, with intervals, would take "
             f"{n_bytes / 2**30:.1f} GiB; expected at most 2: name fewer genes in gene_list."
@@ -285,7 +287,7 @@ def condition_effect(
 
 def _write(adata: AnnData, key: str, values: np.ndarray, genes: list[str]) -> None:
     """Write (cells, genes) values to a layer, or to a table in `obsm` if three layers would take more than 2 GiB."""
-    if 3 * 4 * adata.n_obs * adata.n_vars > MAX_LAYER_BYTES:
+    if BYTES * adata.n_obs * adata.n_vars > MAX_LAYER_BYTES:
         adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=genes)
         return
     adata.layers[key] = np.full(adata.shape, np.nan, dtype=np.float32)

@@ -18,6 +18,7 @@ from sccvae.data.matrix import check_adata
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics import trends as curves
 from sccvae.statistics.seeded_scanpy import seeded
+from sccvae.tl.results import check_counts
 from sccvae.validation.arguments import MOST, SEEDS, checked_library_size, checked_seed, limit, whole
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key, distinct_texts, known_as
@@ -235,11 +236,7 @@ def trends(
     for name, mask in masks.items():
         if (n_cells := int((mask & np.isfinite(when)).sum())) < 10:
             raise ValueError(f"Lineage {name!r} has {n_cells} cells with a pseudotime; expected at least 10.")
-    if model.likelihood.support != "counts":
-        raise ValueError(
-            f"trends needs a count likelihood; found gene_likelihood={model.likelihood.name!r}, "
-            "expected 'zinb', 'nb' or 'poisson'."
-        )
+    check_counts(model, "trends")
     source = model.source_of(adata)
 
     def draw(number: int) -> np.ndarray:

@@ -66,6 +66,15 @@ def check_in_memory(given: Any, name: str = "adata") -> None:
     check_adata(given)
 
 
+def check_counts(model: SCCVAE, function: str) -> None:
+    """Raise unless the likelihood is one of counts."""
+    if model.likelihood.support != "counts":
+        raise ValueError(
+            f"{function} needs a count likelihood; found gene_likelihood={model.likelihood.name!r}, expected 'zinb', "
+            "'nb' or 'poisson'."
+        )
+
+
 def has_labels(model: SCCVAE) -> bool:
     """Return whether a model was trained with labels."""
     return bool(model.describe()["parameters"].get("labels"))

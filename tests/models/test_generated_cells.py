@@ -202,11 +202,16 @@ def test_generated_cells_look_like_real_cells(adata, fit):
 
 
 def test_cells_like_given_ones_resemble_them(model, adata):
-    few = adata[[3, 50]]
-    new = model.generate(41, like=few, seed=2)
-    z, expected = new.obsm["X_sccvae"], model.get_latent_representation(few)
-    nearest = ((z[:, None] - expected) ** 2).sum(2).argmin(1)
-    assert nearest[:20].mean() + 0.5 < nearest[21:].mean()  # 20 or 21 cells like the first come first
+    every = model.get_latent_representation()
+    far = ((every[:, None] - every) ** 2).sum(2)
+    few = adata[np.sort(np.unravel_index(far.argmax(), far.shape))]
+    new = model.generate(4001, like=few, seed=2)
+    z, (mean, variance) = new.obsm["X_sccvae"], model.get_latent_representation(few, return_dist=True)
+    nearest = ((z[:, None] - mean) ** 2).sum(2).argmin(1)
+    assert nearest[:2000].mean() + 0.5 < nearest[2001:].mean()  # 2,000 or 2,001 cells like the first come first
+    for drawn, centre, spread in zip((z[:2000], z[2001:]), mean, variance, strict=True):
+        np.testing.assert_allclose(drawn.mean(0), centre, atol=5 * np.sqrt(spread.max() / 2000))
+        np.testing.assert_allclose(drawn.var(0), spread, rtol=0.2)
     assert set(new.obs["batch"]) == set(few.obs["batch"].astype(str))
     assert np.abs(np.log(new.obs["sccvae_library"].mean() / few.X.sum(1).mean())) < 0.3
     one_each = model.generate(like=adata[:7], batch="b")

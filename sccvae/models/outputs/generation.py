@@ -104,17 +104,17 @@ class GenerationModel(OutputsModel):
         n_cells = None if n_cells is None else positive("n_cells", n_cells)
         seed, store_truth = checked_seed(seed), flag("store_truth", store_truth)
         check_choice("prior", prior, get_args(Prior))
-        rng = np.random.default_rng(seed)
+        if label is not None and like is not None:
+            raise ValueError("label and like both say which cells to generate; pass one of them.")
+        rng, code = np.random.default_rng(seed), None if label is None else self._code_of_label(label, prior)
         if like is not None:
-            if label is not None:
-                raise ValueError("label and like both say which cells to generate; pass one of them.")
             latent = self._like(like, n_cells, batch, rng)
         else:
             assert n_cells is not None
-            latent = self._from_prior(n_cells, prior, batch, label, rng)
+            latent = self._from_prior(n_cells, prior, batch, code, rng)
         latent, given = self._with_covariates(latent, covariates)
         latent = self._with_library(latent, library_size, rng)
-        blocks = self._blocks(latent, given, label, rng, store_truth, len(latent) if out is None else PER_BLOCK)
+        blocks = self._blocks(latent, given, code, rng, store_truth, len(latent) if out is None else PER_BLOCK)
         if out is None:
             return next(blocks)
         in_blocks.write(blocks, out, "out")
@@ -122,32 +122,41 @@ class GenerationModel(OutputsModel):
 
     # -------------------------------------------------------------------------------------------------------- details
 
-    def _from_prior(self, n_cells: int, prior: Prior, batch: Any, label: Any, rng: np.random.Generator) -> Latent:
-        codes, z, deviation = self._draw_profiles(n_cells, batch, rng), None, None
-        if label is not None:
-            z = generation.draw_z(self._vae, n_cells, rng, self._code_of_label(label, prior))
-        elif prior == "aggregate":
-            profiles, n_latent = list(map(tuple, self._profiles)), self._vae.architecture.n_latent
+    def _from_prior(
+        self, n_cells: int, prior: Prior, batch: Any, label: int | None, rng: np.random.Generator
+    ) -> Latent:
+        """Draw cells from a prior; `label` is the number of their label."""
+        codes = self._draw_profiles(n_cells, batch, rng)
+        if prior == "aggregate":
+            profiles = list(map(tuple, self._profiles))
             y = self._mixture().draw(np.array([profiles.index(tuple(code)) for code in codes.tolist()]), rng)
-            z, deviation = y[:, :n_latent].astype(np.float32), y[:, n_latent] if self.likelihood.has_library else None
-        if z is None:
-            z = generation.draw_z(self._vae, n_cells, rng)
-        log_library = None
-        if self.likelihood.has_library:
-            log_library = generation.draw_log_library(self._vae, codes, rng, deviation)
-        return Latent(codes, None, z, log_library)
+            return self._latent(codes, None, y, rng)
+        return self._latent(codes, None, generation.draw_z(self._vae, n_cells, rng, label), rng)
 
     def _like(self, cells: AnnData, n_cells: int | None, batch: Any, rng: np.random.Generator) -> Latent:
+        """Draw z and library size from the posteriors of given cells, each as often as any other."""
         counts, _ = self._cells(cells, None)
         n_cells = len(counts) if n_cells is None else n_cells
         rest = rng.choice(len(counts), n_cells % len(counts), replace=False)
         at = np.sort(np.concatenate([np.repeat(np.arange(len(counts)), n_cells // len(counts)), rest]))
-        latent = generation.like(self._vae, counts[at], rng)
+        mean, variance = posterior.aggregate(self._vae, counts)
+        y = mean[at] + np.sqrt(variance[at]) * rng.standard_normal((n_cells, mean.shape[1]))
+        latent = self._latent(counts.codes[at], counts.continuous[at], y, rng)
         if batch is None:
             return latent
         codes = latent.codes.copy()
         codes[:, 0] = rng.choice(np.array(self._batch_codes(batch)), n_cells)
         return replace(latent, codes=codes)
+
+    def _latent(
+        self, codes: np.ndarray, continuous: np.ndarray | None, y: np.ndarray, rng: np.random.Generator
+    ) -> Latent:
+        """Return decoder inputs; y is z, with the library size as `posterior.aggregate` gives it, or to be drawn."""
+        n_latent, log_library = self._vae.architecture.n_latent, None
+        if self.likelihood.has_library:
+            deviation = y[:, n_latent] if y.shape[1] > n_latent else None
+            log_library = generation.draw_log_library(self._vae, codes, rng, deviation)
+        return Latent(codes, continuous, y[:, :n_latent].astype(np.float32), log_library)
 
     def _with_covariates(
         self, latent: Latent, values: Mapping[str, Any] | None
@@ -163,23 +172,24 @@ class GenerationModel(OutputsModel):
             column = np.asarray(value)
             if column.ndim and len(column) != len(codes):
                 raise ValueError(
-                    f"covariates[{key!r}] has {len(column)} values; expected 1 or {len(codes)}, the cells."
+                    f"covariates[{key!r}] has {len(column)} values; expected one, or one for each of {len(codes)} cells."
                 )
             column = np.broadcast_to(column, len(codes))
             if key in schema.categorical_covariate_keys:
-                at = 1 + schema.categorical_covariate_keys.index(key)
-                number = {
-                    v: position_of(v, schema.categories[at], "value", key) for v in dict.fromkeys(column.tolist())
-                }
-                codes[:, at] = [number[v] for v in column.tolist()]
+                at, names = 1 + schema.categorical_covariate_keys.index(key), column.tolist()
+                number = {name: position_of(name, schema.categories[at], "value", key) for name in dict.fromkeys(names)}
+                codes[:, at] = [number[name] for name in names]
                 continue
+            if column.dtype.kind not in "biuf":
+                raise ValueError(f"covariates[{key!r}] is {column[0]!r}; expected numbers.")
             at = schema.continuous_covariate_keys.index(key)
             if continuous is None:
                 continuous = np.zeros((len(codes), len(schema.means)), dtype=np.float32)
             continuous = continuous.copy()
             given[key] = column.astype(np.float64)
             index = pd.RangeIndex(len(codes)).astype(str)
-            continuous[:, at] = standardised(given[key], schema.means[at], schema.scales[at], key, index)
+            where = f"covariates[{key!r}]"
+            continuous[:, at] = standardised(given[key], schema.means[at], schema.scales[at], where, index)
         return replace(latent, codes=codes, continuous=continuous), given
 
     def _with_library(self, latent: Latent, library_size: Any, rng: np.random.Generator) -> Latent:
@@ -206,7 +216,7 @@ class GenerationModel(OutputsModel):
         self,
         latent: Latent,
         given: Mapping[str, np.ndarray],
-        label: str | None,
+        label: int | None,
         rng: np.random.Generator,
         truth: bool,
         per_block: int,
@@ -220,11 +230,7 @@ class GenerationModel(OutputsModel):
             if expected is not None:
                 cells.layers["expected"] = expected
             if self._schema.labels and (truth or label is not None):
-                n = len(part)
-                if label is None:
-                    codes = generation.labels_of(self._vae, part.z)
-                else:
-                    codes = np.full(n, position_of(label, self._schema.labels, "label", self._schema.labels_key))
+                codes = generation.labels_of(self._vae, part.z) if label is None else np.full(len(part), label)
                 cells.obs[self._schema.labels_key] = pd.Categorical.from_codes(codes, list(self._schema.labels))
             yield cells
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from sccvae.pl.embedding import dot_size, dress, layout_of, sample
+from sccvae.pl.embedding import draw_signed, dress, layout_of, sample
 from sccvae.pl.style import (
     COLOURS,
     MEDIUM,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 MOST = 12  # programs that are drawn unless some are named
@@ -111,7 +110,8 @@ def gene_programs(
             left.set_xlabel("log2 fold change per SD", fontsize=SMALL)
         right = figure.add_subplot(grid[row, 2 * column + 1])
         drawn.append(right)
-        points = _draw_scores(right, layout, scores[:, number], axis_name)
+        points = draw_signed(right, layout, scores[:, number], np.arange(len(layout)), REACH)
+        dress(right, axis_name)
         _, variance, stability = table[["program", "variance", "stability"]].iloc[number]
         name = as_text(table["program"].iloc[number]).replace("_", " ")
         left.set_title(name, fontsize=MEDIUM, loc="left", fontweight="bold")
@@ -146,13 +146,3 @@ def _draw_loadings(ax: Axes, loadings: np.ndarray, genes: pd.Index, n_genes: int
     style(ax)
     ax.tick_params(axis="y", left=False, labelsize=font_for((height - 0.5) / len(top)))
     ax.locator_params(axis="x", nbins=3)
-
-
-def _draw_scores(ax: Axes, layout: np.ndarray, scores: np.ndarray, axis_name: str) -> PathCollection:
-    """Draw the cells of a layout, blue to red by score, the largest absolute scores last."""
-    order = np.argsort(np.abs(scores), kind="stable")
-    options: Any = {"cmap": "RdBu_r", "vmin": -REACH, "vmax": REACH, "linewidths": 0, "rasterized": True}
-    x, y = layout[order].T
-    points = ax.scatter(x, y, c=scores[order], s=dot_size(len(layout)), **options)
-    dress(ax, axis_name)
-    return points

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sccvae.statistics.checks.group_sums import sums_by_group
 from sccvae.statistics.diagnostics import EXPECTED, Check
 from sccvae.validation.wording import listed_names, shortened
 
@@ -160,13 +161,10 @@ def markers_kept(logged: sp.csr_matrix, clusters: Clusters, corrected: np.ndarra
         (clusters, genes) mean corrected expression of the cells of each cluster.
     """
     n_clusters = len(clusters.batch)
-    taken = np.flatnonzero(clusters.label >= 0)
-    shape = n_clusters, len(clusters.label)
-    member = sp.csr_matrix((np.ones(len(taken)), (clusters.label[taken], taken)), shape=shape)
-    sizes = np.asarray(member.sum(1))
+    sizes = np.bincount(clusters.label[clusters.label >= 0], minlength=n_clusters)[:, None]
     plain = logged.copy()
     plain.data = np.expm1(plain.data)
-    raw = np.asarray((member @ plain).todense()) / sizes
+    raw = sums_by_group(plain, clusters.label, n_clusters) / sizes
     corrected = corrected * np.median(raw.sum(1)) / corrected.sum(1, keepdims=True)
     found = np.ones(n_clusters)
     for cluster in range(n_clusters):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
+from sccvae.statistics.checks.group_sums import sums_by_group
 from sccvae.validation.wording import listed_names, warn
 
 LEAST_CELLS = 50  # with a label, of a batch that is compared
@@ -47,7 +48,7 @@ def agreement(counts: sp.csr_matrix, labels: np.ndarray, batches: np.ndarray, se
     n_batches, n_labels = int(batches.max()) + 1, int(labels.max()) + 1
     fold = np.random.default_rng(seed).integers(2, size=len(labels))
     known = np.flatnonzero(labels >= 0)
-    total = _sums(counts, known, labels, n_labels)
+    total = sums_by_group(counts, labels, n_labels)
     prior = PRIOR_COUNTS * total.sum(0) / max(total.sum(), 1)
 
     def predicted(cells: np.ndarray, profiles: np.ndarray) -> np.ndarray:
@@ -62,19 +63,13 @@ def agreement(counts: sp.csr_matrix, labels: np.ndarray, batches: np.ndarray, se
         if len(cells) < LEAST_CELLS:
             continue
         halves = [cells[fold[cells] == k] for k in (0, 1)]
-        sums = [_sums(counts, half, labels, n_labels) for half in halves]
+        sums = [sums_by_group(counts[half], labels[half], n_labels) for half in halves]
         others = total - sums[0] - sums[1]
         within = np.concatenate([predicted(halves[k], sums[1 - k]) for k in (0, 1)])
         shared = cells[others.sum(1)[labels[cells]] > 0]
         by_others = predicted(shared, others)
         found[batch] = max(kappa(within, labels[np.concatenate(halves)]), kappa(by_others, labels[shared]))
     return found
-
-
-def _sums(counts: sp.csr_matrix, cells: np.ndarray, labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """Return sums of the counts of some cells by label, (labels, genes)."""
-    member = sp.csr_matrix((np.ones(len(cells)), (labels[cells], cells)), shape=(n_labels, counts.shape[0]))
-    return np.asarray((member @ counts).todense())
 
 
 def contradicted(found: np.ndarray) -> np.ndarray:

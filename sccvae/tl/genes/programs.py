@@ -12,6 +12,7 @@ from anndata import AnnData
 from sccvae.data.matrix import check_adata
 from sccvae.models.sccvae import SCCVAE
 from sccvae.statistics import gene_programs as statistics
+from sccvae.tl.results import check_counts
 from sccvae.validation.arguments import checked_seed, limit, positive, unless_none
 from sccvae.validation.conventions import scanpy_like
 from sccvae.validation.names import check_key
@@ -115,11 +116,7 @@ def gene_programs(
     n_programs, n_genes = unless_none(positive, "n_programs", n_programs), limit("n_genes", n_genes)
     max_cells, seed = limit("max_cells", max_cells, least=2), checked_seed(seed)
     others = _checked(models, model)
-    if model.likelihood.support != "counts":
-        raise ValueError(
-            f"gene_programs needs a count likelihood; found gene_likelihood={model.likelihood.name!r}, expected "
-            "'zinb', 'nb' or 'poisson'."
-        )
+    check_counts(model, "gene_programs")
     cells = np.arange(adata.n_obs)
     if adata.n_obs > max_cells:
         cells = np.sort(np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False))
