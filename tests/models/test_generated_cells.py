@@ -289,7 +289,10 @@ def test_what_cannot_be_generated_is_one_sentence(model, adata, labelled):
         ({"n_cells": 5, "library_size": -3.0}, "library_size is -3; expected numbers above 0"),
         ({"n_cells": 5, "library_size": [1.0, 2.0]}, r"shape \(2,\); expected a number, or one for each"),
         ({"n_cells": 5, "library_size": "x"}, "Unknown batch 'x'"),
-        ({"n_cells": 5, "covariates": {"batch": "a"}}, "'batch': pass batch=; expected covariates of the model"),
+        (
+            {"n_cells": 5, "covariates": {"batch": "a"}},
+            r"has 'batch'; expected covariates of the model, .*: pass the batch as batch=",
+        ),
         ({"n_cells": 5, "covariates": {"sex": "f"}}, "covariates has 'sex'; expected covariates"),
     ):
         with pytest.raises(ValueError, match=message):

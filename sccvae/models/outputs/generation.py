@@ -167,12 +167,12 @@ class GenerationModel(OutputsModel):
         known = (*schema.categorical_covariate_keys, *schema.continuous_covariate_keys)
         for key, value in (values or {}).items():
             if key not in known:
-                advice = ": pass batch=" if key == schema.batch_key else ""
-                raise ValueError(f"covariates has {key!r}{advice}; expected covariates of the model: {list(known)}.")
+                advice = ": pass the batch as batch=" if key == schema.batch_key else ""
+                raise ValueError(f"covariates has {key!r}; expected covariates of the model, {list(known)}{advice}.")
             column = np.asarray(value)
             if column.ndim and len(column) != len(codes):
                 raise ValueError(
-                    f"covariates[{key!r}] has {len(column)} values; expected one, or one for each of {len(codes)} cells."
+                    f"covariates[{key!r}] has {len(column)} values; expected one, or one for each of the cells."
                 )
             column = np.broadcast_to(column, len(codes))
             if key in schema.categorical_covariate_keys:
@@ -181,7 +181,7 @@ class GenerationModel(OutputsModel):
                 codes[:, at] = [number[name] for name in names]
                 continue
             if column.dtype.kind not in "biuf":
-                raise ValueError(f"covariates[{key!r}] is {column[0]!r}; expected numbers.")
+                raise ValueError(f"covariates[{key!r}] is {column.tolist()[0]!r}; expected numbers.")
             at = schema.continuous_covariate_keys.index(key)
             if continuous is None:
                 continuous = np.zeros((len(codes), len(schema.means)), dtype=np.float32)
